@@ -1,0 +1,125 @@
+"""What makes a policy worth measuring: the arms of the evolutionary sampler.
+
+Every arm is a score of a batch of policies, higher is better, in units where 1 is a large difference. An arm named
+in `ARMS` gets its share of every batch of proposals. The arm `random` has no score: it draws, it does not evolve.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from amc_search.space import Cap, Policies, Predictor, Space, costs_of
+
+Scores = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """What an arm may look at.
+
+    Attributes:
+        predictor: fitted on all measured policies.
+        known: (n, d) policies measured or being measured.
+        spread: standard deviation of the measured accuracies, the unit of the predicted ones.
+    """
+
+    space: Space
+    caps: tuple[Cap, ...]
+    predictor: Predictor
+    known: Policies
+    spread: float
+
+
+def predict(predictor: Predictor, space: Space, policies: Policies) -> tuple[Scores, Scores]:
+    """Keep-counts (b, d) -> mean (b,), standard deviation (b,), without gradient."""
+    with torch.no_grad():
+        mean, std = predictor.predict(space.fractions(policies))
+    return mean.double().numpy(), std.double().numpy()
+
+
+def merit(policies: Policies, knowledge: Knowledge) -> Scores:
+    """Predicted accuracy with a small bonus for doubt: what the climb will ask about."""
+    mean, std = predict(knowledge.predictor, knowledge.space, policies)
+    return (mean + 0.5 * std) / knowledge.spread
+
+
+def disagreement(policies: Policies, knowledge: Knowledge) -> Scores:
+    """The predictor's own standard deviation."""
+    return predict(knowledge.predictor, knowledge.space, policies)[1] / knowledge.spread
+
+
+def distance(policies: Policies, knowledge: Knowledge) -> Scores:
+    """k-centre: how far the nearest known policy is, root mean square over groups of log fractions."""
+    scale = np.sqrt(len(knowledge.space))
+    nearest = torch.cdist(_log_fractions(policies, knowledge.space), _log_fractions(knowledge.known, knowledge.space))
+    score: Scores = (nearest.min(dim=-1).values / scale).numpy()
+    return 3 * score
+
+
+def seernet(policies: Policies, knowledge: Knowledge) -> Scores:
+    """Mean squared change of the prediction over the neighbours one step down in one group.
+
+    SeerNet's fitness, arXiv 2304.06393 and its `search.py`: groups at their lowest step give no neighbour, a policy
+    without neighbours scores 0.
+    """
+    space = knowledge.space
+    below = policies[:, None, :] - np.diag(space.low)
+    exists = policies > space.low
+    here, _ = predict(knowledge.predictor, space, policies)
+    there, _ = predict(knowledge.predictor, space, np.maximum(below, space.low).reshape(-1, len(space)))
+    change = np.where(exists, there.reshape(len(policies), -1) - here[:, None], 0.0)
+    score: Scores = (change**2).sum(axis=-1) / np.maximum(exists.sum(axis=-1), 1) / knowledge.spread**2
+    return score
+
+
+def shortfall(policies: Policies, knowledge: Knowledge) -> Scores:
+    """The penalty for leaving the neighbourhood of the tightest cap: smooth, 0 from 0.85 of it up to 1."""
+    use = costs_of(policies, knowledge.caps).max(axis=-1)
+    short: Scores = 20 * np.maximum(0.85 - use, 0.0) ** 2
+    return short
+
+
+def _log_fractions(policies: Policies, space: Space) -> torch.Tensor:
+    return torch.as_tensor(np.log(policies / space.high))
+
+
+SCORES: dict[str, Callable[[Policies, Knowledge], Scores]] = {
+    "merit": merit,
+    "disagreement": disagreement,
+    "distance": distance,
+    "seernet": seernet,
+}
+
+# Default shares of a batch. Exploitation leads, because the best predicted policies are the ones that will be asked
+# for; the random arm is never left out (section 2.2 of our notes: SeerNet's own score alone does worse than random).
+ARMS: dict[str, float] = {"merit": 0.6, "disagreement": 0.15, "distance": 0.1, "random": 0.15}
+
+# What `acquisition=` names. "seernet" is the paper's way, for comparison: its score alone, with our random share.
+ACQUISITIONS: dict[str, Mapping[str, float]] = {
+    "informative": ARMS,
+    "seernet": {"seernet": 1 - ARMS["random"], "random": ARMS["random"]},
+}
+
+
+def quotas(arms: Mapping[str, float], count: int, offset: float = 0.5) -> dict[str, int]:
+    """Shares (any positive sum) -> policies an arm, summing to count.
+
+    Systematic sampling: each arm gets its exact share rounded down or up, and over offsets drawn evenly from [0, 1) its
+    exact share on average, so that a small share is not lost in small batches.
+
+    Raises:
+        ValueError: an arm has no score, a share is negative, or all are zero.
+    """
+    unknown = sorted(set(arms) - {*SCORES, "random"})
+    if unknown:
+        raise ValueError(f"arms must be among {sorted(SCORES)} or 'random', but got {unknown}")
+    total = sum(arms.values())
+    if min(arms.values(), default=0.0) < 0 or not total > 0:
+        raise ValueError(f"the shares of the arms must be >= 0 and not all 0, but got {dict(arms)}")
+    ends = np.floor(np.cumsum([0.0, *arms.values()]) / total * count + offset + 1e-9).astype(int)
+    return dict(zip(arms, np.diff(ends).tolist(), strict=True))

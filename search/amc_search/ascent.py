@@ -1,0 +1,198 @@
+"""The climb: from a fitted predictor and caps to the policies that should be best under them.
+
+Many starts climb the lower confidence bound in one batch, then each becomes legal integers, spends what is left of
+the cap and exchanges steps between groups. No trial is measured.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from amc_search.design import SPREADS, at_costs, distinct
+from amc_search.moves import Bound, exchange, fill
+from amc_search.repair import Reals, check_reachable, repair, uniform, use_of
+from amc_search.space import Cap, Policies, Predictor, Space
+
+# Of the tightest cap: a candidate that uses less comes after all that use more.
+ENOUGH_USE = 0.97
+# A space this small is not climbed but enumerated: the answer is then exact for the predictor.
+ENUMERABLE = 4096
+# Policies that are polished: fill and exchange cost d predictions a step for each of them.
+POLISHED = 16
+
+LEARNING_RATE = 0.03  # in kept fractions, decayed to a tenth
+BETA1, BETA2 = 0.9, 0.99
+# The weight of the log barrier in units of the bound's spread over the starts: annealed geometrically.
+BARRIER = (0.1, 1e-3)
+# Below this slack the log barrier continues as its tangent parabola: finite outside, so a step too far comes back.
+SLACK = 0.01
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """What a climb found, best first.
+
+    Attributes:
+        policies: (k, d) legal, under every cap, distinct.
+        mean: (k,) predicted accuracy.
+        std: (k,) its predicted standard deviation.
+        use: (k,) cost in units of the tightest cap, at most 1.
+    """
+
+    policies: Policies
+    mean: Reals
+    std: Reals
+    use: Reals
+
+    def __len__(self) -> int:
+        return len(self.policies)
+
+
+def climb(
+    predictor: Predictor,
+    space: Space,
+    caps: tuple[Cap, ...],
+    *,
+    starts: int = 256,
+    steps: int = 80,
+    kappa: float = 1.0,
+    seed: int = 0,
+    warm: Policies | None = None,
+    top: int = 8,
+) -> Candidates:
+    """The policies with the best lower confidence bound mean - kappa * std under all caps.
+
+    Order: policies that use at least 97 % of the tightest cap first, then by the bound. Each is filled until no
+    single step fits, so only a grid too coarse for it leaves the first below 97 %. A space of at most 4096 policies
+    is enumerated instead of climbed.
+
+    Args:
+        predictor: fitted.
+        space: what is legal.
+        caps: all hold.
+        starts: points that climb side by side.
+        steps: of Adam.
+        kappa: caution.
+        seed: the same seed and predictor give the same candidates.
+        warm: (m, d) the best measured policies, best first; the first quarter of the starts at most. Over a cap they
+            are shrunk.
+        top: how many to return at most.
+
+    Returns:
+        1 to `top` candidates.
+
+    Raises:
+        CapUnreachable: the smallest policy is over a cap.
+        ValueError: there is no cap, or starts, steps or top are not positive.
+    """
+    if not caps or min(starts, steps, top) < 1:
+        got = f"{len(caps)} caps, {starts=}, {steps=}, {top=}"
+        raise ValueError(f"caps, starts, steps and top must be at least one, but got {got}")
+    check_reachable(space, caps)
+    rng = np.random.default_rng(seed)
+    bound = Bound(predictor, space, kappa)
+    if np.prod(space.levels.astype(np.float64)) <= ENUMERABLE:
+        every = _every_policy(space)
+        return _ranked(every[use_of(every, caps) <= 1], bound, caps, top)
+    warm = space.low[None][:0] if warm is None else warm[: max(1, starts // 4)]
+    known = np.concatenate([uniform(space, caps)[None], repair(warm, space, caps)])
+    points = _inside(known, space, caps, starts, rng)
+    climbed = repair(_ascend(points, bound, caps, steps) * space.high, space, caps)
+    found = distinct(np.concatenate([climbed, known]))
+    found = found[np.argsort(-bound(found), kind="stable")]
+    polished = _polish(found[: max(POLISHED, top)], bound, caps, rng)
+    return _ranked(polished, bound, caps, top)
+
+
+def _polish(policies: Policies, bound: Bound, caps: tuple[Cap, ...], rng: np.random.Generator) -> Policies:
+    """Fill, exchange, fill what the exchange freed."""
+    # Where the bound peaks well inside the caps, single steps would take long: scale up first.
+    inner = use_of(policies, caps) < 0.9
+    policies = policies.copy()
+    policies[inner] = at_costs(policies[inner].astype(np.float64), bound.space, caps, np.ones(int(inner.sum())))
+    filled = distinct(fill(policies, bound, caps))
+    filled = fill(_tightened(filled, bound.space, caps), bound, caps)
+    return fill(exchange(filled, bound, caps, rng=rng, keep_use=ENOUGH_USE), bound, caps)
+
+
+def _tightened(policies: Policies, space: Space, caps: tuple[Cap, ...]) -> Policies:
+    """Where filling stopped below 97 % of the cap, trade steps between groups, whatever their merit, to come closer."""
+    policies = policies.copy()
+    for row in np.flatnonzero(use_of(policies, caps) < ENOUGH_USE):
+        for _ in range(2 * len(space)):
+            use = use_of(policies[row : row + 1], caps)[0]
+            grow = np.diag(space.low)
+            tried = policies[row] + grow[:, None, :] * np.array([1, 2, 3])[:, None, None, None] - grow[None, None]
+            tried = tried.reshape(-1, len(space))
+            tried = tried[space.is_legal(tried)]
+            uses = use_of(tried, caps)
+            uses[uses > 1] = 0
+            if use >= ENOUGH_USE or not uses.max(initial=0) > use:
+                break
+            policies[row] = tried[uses.argmax()]
+    return policies
+
+
+def _ranked(policies: Policies, bound: Bound, caps: tuple[Cap, ...], top: int) -> Candidates:
+    policies = distinct(policies)
+    use, value = use_of(policies, caps), bound(policies)
+    best = np.lexsort((-value, -np.minimum(use, ENOUGH_USE)))[:top]
+    with torch.no_grad():
+        mean, std = bound.predictor.predict(bound.space.fractions(policies[best]))
+    return Candidates(policies[best], mean.double().numpy(), std.double().numpy(), use[best])
+
+
+def _every_policy(space: Space) -> Policies:
+    """All legal policies, (product of levels, d)."""
+    levels = np.indices(tuple(space.levels)).reshape(len(space), -1).T + 1
+    return levels * space.low
+
+
+def _inside(known: Policies, space: Space, caps: tuple[Cap, ...], starts: int, rng: np.random.Generator) -> Reals:
+    """Fractions (starts, d) to start from: the known policies, the rest spread; all pulled just inside the caps."""
+    spread = rng.choice((*SPREADS, 1.2), size=(max(starts - len(known), 0), 1))
+    drawn = space.high * np.exp(spread * rng.uniform(-1, 1, (len(spread), len(space))))
+    counts = np.concatenate([known[:starts].astype(np.float64), drawn])
+    landed = at_costs(counts, space, caps, rng.uniform(0.9, 1 - SLACK, len(counts)))
+    return landed / space.high
+
+
+def _ascend(points: Reals, bound: Bound, caps: tuple[Cap, ...], steps: int) -> Reals:
+    """Adam on bound + weight * barrier for all rows at once; fractions are kept in range by clamping."""
+    space = bound.space
+    x = torch.as_tensor(points).float()
+    high = torch.as_tensor(space.high, dtype=torch.float64)
+    lowest = torch.as_tensor(space.low / space.high).float()
+    with torch.no_grad():
+        unit = float(torch.nan_to_num(bound.of(x)).std(correction=0)) + 1e-4
+    first, second = torch.zeros_like(x), torch.zeros_like(x)
+    for step in range(steps):
+        done = step / max(steps - 1, 1)
+        weight = unit * BARRIER[0] * (BARRIER[1] / BARRIER[0]) ** done
+        x = x.detach().requires_grad_()
+        value = bound.of(x) + weight * _barrier(x.double() * high, caps).float()
+        (gradient,) = torch.autograd.grad(value.sum(), x)
+        gradient = torch.nan_to_num(gradient, posinf=0.0, neginf=0.0)
+        first = BETA1 * first + (1 - BETA1) * gradient
+        second = BETA2 * second + (1 - BETA2) * gradient**2
+        unbiased = first / (1 - BETA1 ** (step + 1))
+        scale = (second / (1 - BETA2 ** (step + 1))).sqrt() + 1e-8
+        rate = LEARNING_RATE * 0.1**done
+        x = torch.clamp(x.detach() + rate * unbiased / scale, min=lowest, max=torch.ones(()))
+    fractions: Reals = x.double().numpy()
+    return fractions
+
+
+def _barrier(counts: Tensor, caps: tuple[Cap, ...]) -> Tensor:
+    """Sum over caps of log(slack), slack = 1 - cost / limit, (b,): 0 far inside, continued smoothly below SLACK."""
+    total = torch.zeros(len(counts), dtype=counts.dtype)
+    for cap in caps:
+        slack = 1 - cap.cost(counts) / cap.limit
+        beyond = (slack - SLACK) / SLACK
+        log = torch.log(slack.clamp(min=SLACK))
+        total = total + log + torch.where(slack < SLACK, beyond - beyond**2 / 2, torch.zeros_like(beyond))
+    return total

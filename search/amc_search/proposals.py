@@ -1,0 +1,182 @@
+"""Which policies to measure next, as a function of arrays: no study, no file, no state.
+
+Symbols: d groups, n measured policies, m pending ones (being measured elsewhere), k proposals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from amc_search.acquisition import ARMS, SCORES, Knowledge, Scores, quotas, shortfall
+from amc_search.design import random_policies
+from amc_search.evolution import POPULATION, evolve
+from amc_search.repair import check_reachable, repair, uniform, use_of
+from amc_search.space import Cap, Policies, Predictor, Space
+
+# A pick repels its neighbourhood, so that a batch is not eight times the same idea: its reach, as a root mean square
+# over groups of log fractions, and its strength in units of an arm's score.
+REACH = 0.06
+STRENGTH = 1.0
+
+
+def propose(
+    space: Space,
+    caps: tuple[Cap, ...],
+    policies: Policies,
+    accuracy: NDArray[np.float64],
+    pending: Policies,
+    *,
+    predictor: Predictor | None,
+    count: int = 8,
+    arms: Mapping[str, float] = ARMS,
+    seed: int | tuple[int, ...] = 0,
+) -> Policies:
+    """The next `count` policies to measure: the arms of `propose_by_arm`, the largest share first.
+
+    Returns:
+        (k, d) legal, under every cap, distinct, none measured or pending; k < count only where no other is left.
+    """
+    chosen = propose_by_arm(
+        space, caps, policies, accuracy, pending, predictor=predictor, count=count, arms=arms, seed=seed
+    )
+    return np.concatenate(list(chosen.values()))
+
+
+def propose_by_arm(
+    space: Space,
+    caps: tuple[Cap, ...],
+    policies: Policies,
+    accuracy: NDArray[np.float64],
+    pending: Policies,
+    *,
+    predictor: Predictor | None,
+    count: int = 8,
+    arms: Mapping[str, float] = ARMS,
+    seed: int | tuple[int, ...] = 0,
+) -> dict[str, Policies]:
+    """The next policies to measure, by the arm that chose them.
+
+    Args:
+        space: what is legal.
+        caps: all hold.
+        policies: (n, d) measured.
+        accuracy: (n,) their accuracies in [0, 1], higher is better, no NaN.
+        pending: (m, d) being measured; never proposed, and kept away from by the arm `distance`.
+        predictor: fitted on the measured policies; None while there is too little to fit: all arms are random then.
+        count: how many.
+        arms: names of `SCORES` or "random" -> share of the batch.
+        seed: the same seed and arrays give the same policies.
+
+    Returns:
+        arm -> (k_arm, d) policies: legal, under every cap, distinct, none measured or pending. The sum of k_arm is
+        count, less only where the feasible policies are exhausted.
+
+    Raises:
+        CapUnreachable: the smallest policy is over a cap.
+        ValueError: there is no cap, an arm is unknown, or shares are not shares.
+    """
+    if not caps:
+        raise ValueError("at least one cap must be given, but got none: without a cap the dense network is best")
+    check_reachable(space, caps)
+    rng = np.random.default_rng(seed)
+    shares = quotas(arms, count, rng.random())
+    known = np.concatenate([policies, pending]).astype(np.int64)
+    taken = {policy.tobytes() for policy in known}
+    picked: list[NDArray[np.int64]] = []
+    chosen: dict[str, Policies] = {}
+    for arm in sorted(shares, key=lambda arm: -shares[arm]):
+        pool, scores = _random_pool(space, caps, rng), np.zeros(POPULATION)
+        if arm != "random" and predictor is not None and len(policies):
+            spread = max(float(np.std(accuracy)), 1e-6)
+            knowledge = Knowledge(space, caps, predictor, known, spread)
+            best = policies[np.argsort(-accuracy, kind="stable")]
+            pool, scores = _evolved(arm, knowledge, best, rng)
+        chosen[arm] = _pick(pool, scores, shares[arm], space, taken, picked)
+        missing = shares[arm] - len(chosen[arm])
+        if missing:
+            spare = list(unseen(space, caps, taken, missing))
+            taken.update(policy.tobytes() for policy in spare)
+            chosen[arm] = np.concatenate([chosen[arm], np.array(spare, dtype=np.int64).reshape(-1, len(space))])
+    return chosen
+
+
+def unseen(
+    space: Space,
+    caps: tuple[Cap, ...],
+    taken: Iterable[bytes],
+    count: int,
+    start: NDArray[np.int64] | None = None,
+) -> Iterator[NDArray[np.int64]]:
+    """Feasible policies not in `taken`, (d,) each, at most `count`, found even where few are left.
+
+    Breadth first by single steps from `start`, a feasible policy, by default the uniform one. What is under monotone
+    caps is connected by single steps (every feasible policy can step down to the smallest), so walking through taken
+    policies alone finds a free one if there is any, after at most as many expansions as there are taken ones.
+    """
+    used = set(taken)
+    frontier = (uniform(space, caps) if start is None else start)[None]
+    visited = {frontier[0].tobytes()}
+    steps = np.concatenate([np.diag(space.low), -np.diag(space.low)])
+    while len(frontier):
+        onward: list[NDArray[np.int64]] = []
+        for policy in frontier:
+            if policy.tobytes() not in used:
+                yield policy
+                used.add(policy.tobytes())
+                count -= 1
+                if count <= 0:
+                    return
+            near = policy + steps
+            near = near[space.is_legal(near)]
+            for neighbour in near[use_of(near, caps) <= 1]:
+                if neighbour.tobytes() not in visited:
+                    visited.add(neighbour.tobytes())
+                    onward.append(neighbour)
+        frontier = np.array(onward, dtype=np.int64).reshape(-1, len(space))
+
+
+def _evolved(arm: str, knowledge: Knowledge, best: Policies, rng: np.random.Generator) -> tuple[Policies, Scores]:
+    """The arm's last population; half of it starts from the best measured."""
+
+    def fitness(batch: Policies) -> Scores:
+        return SCORES[arm](batch, knowledge) - shortfall(batch, knowledge)
+
+    return evolve(knowledge.space, knowledge.caps, fitness, best[: POPULATION // 4], rng)
+
+
+def _random_pool(space: Space, caps: tuple[Cap, ...], rng: np.random.Generator) -> Policies:
+    return repair(random_policies(space, caps, POPULATION, rng), space, caps)
+
+
+def _pick(
+    pool: Policies,
+    scores: Scores,
+    count: int,
+    space: Space,
+    taken: set[bytes],
+    picked: list[NDArray[np.int64]],
+) -> Policies:
+    """The best of the pool not taken, one after the other, each repelled by those picked; adds to both last lists."""
+    free = np.array([policy.tobytes() not in taken for policy in pool], dtype=np.bool_)
+    pool, value = pool[free], scores[free].copy()
+    for other in picked:
+        value -= _repulsion(pool, other, space)
+    chosen: list[NDArray[np.int64]] = []
+    while len(chosen) < count and len(pool):
+        best = pool[int(np.argmax(value))]
+        chosen.append(best)
+        picked.append(best)
+        taken.add(best.tobytes())
+        value -= _repulsion(pool, best, space)
+        others = (pool != best).any(axis=-1)
+        pool, value = pool[others], value[others]
+    return np.array(chosen, dtype=np.int64).reshape(-1, len(space))
+
+
+def _repulsion(pool: Policies, centre: NDArray[np.int64], space: Space) -> Scores:
+    apart = np.sqrt((np.log(pool / centre) ** 2).mean(axis=-1))
+    push: Scores = STRENGTH * np.exp(-((apart / REACH) ** 2))
+    return push

@@ -1,0 +1,123 @@
+import random
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from amc_search import ARMS, Space, propose, propose_by_arm, repair, use_of
+from amc_search.acquisition import SCORES, Knowledge, quotas, seernet
+from amc_search.proposals import unseen
+from tests.search.world import Macs, assert_lawful, cap_at, chain, fitted_ridge, worlds
+
+
+def measured(space, caps, count, seed=0):
+    rng = np.random.default_rng(seed)
+    policies = repair(rng.uniform(0.1, 1, (count, len(space))) * space.high, space, caps)
+    return policies, rng.uniform(0.5, 0.9, count)
+
+
+@settings(max_examples=15, deadline=None)
+@given(world=worlds(), seed=st.integers(0, 1000), arm=st.sampled_from([*SCORES, "random"]))
+def test_proposals_are_lawful_and_new_whatever_the_arm(world, seed, arm):
+    """Legal, under every cap, distinct, neither measured nor pending."""
+    space, caps = world
+    known, accuracy = measured(space, caps, 8, seed)
+    found = propose(
+        space,
+        caps,
+        known[:5],
+        accuracy[:5],
+        known[5:],
+        predictor=fitted_ridge(space),
+        count=4,
+        arms={arm: 1},
+        seed=seed,
+    )
+    assert_lawful(found, space, caps)
+    keys = {policy.tobytes() for policy in found}
+    assert len(keys) == len(found) <= 4
+    assert not keys & {policy.tobytes() for policy in known}
+
+
+def test_fewer_are_proposed_only_where_the_feasible_policies_are_exhausted():
+    """In a space of nine policies under a cap that allows six, all six are found and no more."""
+    space = Space(("a", "b"), (3, 3), (1, 1))
+    cost = Macs(*(torch.eye(2, dtype=torch.float64) for _ in range(2)))
+    every = np.array([(a, b) for a in (1, 2, 3) for b in (1, 2, 3)])
+    caps = (cap_at(space, cost, 0.55),)
+    feasible = int((use_of(every, caps) <= 1).sum())
+    none = every[:0]
+    found = propose(space, caps, none, np.zeros(0), none, predictor=None, count=20)
+    assert len(found) == feasible == len(np.unique(found, axis=0))
+    known = found[: feasible - 1]
+    assert list(map(tuple, unseen(space, caps, {p.tobytes() for p in known}, 5))) == [tuple(found[-1])]
+
+
+def test_every_arm_gets_its_share_near_the_cap():
+    """A batch holds each arm's quota, and nearly all of it costs 0.8 to 1 times the tightest cap."""
+    space, cost = chain(12)
+    caps = (cap_at(space, cost, 0.3),)
+    known, accuracy = measured(space, caps, 20)
+    chosen = propose_by_arm(space, caps, known, accuracy, known[:0], predictor=fitted_ridge(space), count=20)
+    assert {arm: len(policies) for arm, policies in chosen.items()} == {
+        arm: round(20 * share) for arm, share in ARMS.items()
+    }
+    assert (use_of(np.concatenate(list(chosen.values())), caps) > 0.8).mean() > 0.9
+
+
+@pytest.mark.parametrize("arm", ["merit", "disagreement", "distance", "seernet"])
+def test_an_arm_proposes_what_scores_higher_than_random(arm):
+    """Evolution raises the score that it evolves for."""
+    space, cost = chain(12)
+    caps = (cap_at(space, cost, 0.3),)
+    known, accuracy = measured(space, caps, 20)
+    ridge = fitted_ridge(space)
+    knowledge = Knowledge(space, caps, ridge, known, float(accuracy.std()))
+    evolved, drawn = (
+        propose(space, caps, known, accuracy, known[:0], predictor=ridge, arms={name: 1}, seed=2)
+        for name in (arm, "random")
+    )
+    assert SCORES[arm](evolved, knowledge).mean() > SCORES[arm](drawn, knowledge).mean()
+
+
+def test_the_papers_score_is_the_mean_squared_change_one_step_down():
+    """Against the definition, written as a loop."""
+    space, cost = chain(4)
+    ridge = fitted_ridge(space)
+    policies = np.stack([space.high, space.low, np.where(np.arange(4) < 2, space.low, space.high)])
+    knowledge = Knowledge(space, (cap_at(space, cost, 1),), ridge, policies, 1.0)
+
+    def predicted(policy):
+        return float(ridge.predict(space.fractions(policy[None]))[0][0])
+
+    for policy, score in zip(policies, seernet(policies, knowledge), strict=True):
+        changes = []
+        for group in np.flatnonzero(policy > space.low):
+            below = policy.copy()
+            below[group] -= space.low[group]
+            changes.append((predicted(below) - predicted(policy)) ** 2)
+        assert score == pytest.approx(np.mean(changes) if changes else 0.0, rel=1e-3, abs=1e-12)
+
+
+def test_same_seed_same_proposals_and_no_global_randomness():
+    """Proposals are a function of their arguments, and the global generators are where they were."""
+    space, cost = chain(8)
+    caps = (cap_at(space, cost, 0.3),)
+    known, accuracy = measured(space, caps, 12)
+    before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
+    one, other, third = (
+        propose(space, caps, known, accuracy, known[:0], predictor=fitted_ridge(space), seed=seed) for seed in (1, 1, 2)
+    )
+    np.testing.assert_array_equal(one, other)
+    assert (one != third).any()
+    assert random.getstate() == before[0] and np.random.get_state()[1].tolist() == before[1]
+    assert torch.equal(torch.get_rng_state(), before[2])
+
+
+@pytest.mark.parametrize("arms", [{"luck": 1.0}, {"merit": -1.0, "random": 2.0}, {"merit": 0.0}, {}])
+def test_shares_must_be_shares(arms):
+    """Unknown arms and impossible shares are refused."""
+    with pytest.raises(ValueError, match="arms"):
+        quotas(arms, 8)
