@@ -1,0 +1,224 @@
+"""The predictor of the product: an additive ridge, an ensemble of small networks on top, calibrated spread.
+
+Notation in this package
+n: measured policies. b: policies asked about. d: groups. m: members of the ensemble. K: folds.
+x: kept fractions (b, d) in [0, 1].
+F: features (b, 2d): x and exp(-4 x), standardised on the measured policies.
+y: accuracy in [0, 1]. z: score, the scale of the link on which accuracy is nearly additive; y = link.accuracy(z).
+f: additive part, (b,) in score. g_j: network j of m, (b,) in score. mean = link.accuracy(f + mean_j g_j).
+h: leverage (b,), variance of f over the noise variance; grows with the distance from the measured policies.
+sigma: noise, in score, from leave-one-out residuals.
+v: sigma^2 h + var_j g_j (b,), what is not known because too little was measured. sigma^2: what no model would know.
+s: slope of the link, accuracy per score. std^2 = scale^2 (s^2 sigma^2 + max(s, s_typical)^2 v).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from amc_predictor import conformal
+from amc_predictor.additive import Additive, Scaling, choose, fit_additive
+from amc_predictor.examples import checked_examples, checked_policies, fold_of_each
+from amc_predictor.link import Link, candidate_links
+from amc_predictor.networks import Networks, Training, train
+from amc_predictor.ranks import Ranks
+
+NOISE_FLOOR = 1e-4  # of accuracy: labels that happen to agree are no proof of certainty
+SCALE_FLOOR = 0.1
+RANK_TENSORS = ("accuracy", "mean", "std", "low", "high", "fold")
+MODEL_TENSORS = (
+    *("center", "width", "link", "intercept", "weights", "root", "base"),
+    *("inner", "bias", "outer", "noise", "slope", "scale"),
+)
+
+
+@dataclass(frozen=True)
+class Model:
+    """One fitted ensemble: kept fractions -> mean and standard deviation.
+
+    Attributes:
+        scaling: kept fractions to features.
+        link: score to accuracy.
+        additive: f and h.
+        networks: g, m of them.
+        noise: () sigma.
+        slope: () s_typical.
+        scale: () of the standard deviation.
+    """
+
+    scaling: Scaling
+    link: Link
+    additive: Additive
+    networks: Networks
+    noise: Tensor
+    slope: Tensor
+    scale: Tensor
+
+    @property
+    def groups(self) -> int:
+        return self.networks.inner.shape[1]
+
+    def __call__(self, policies: Tensor) -> tuple[Tensor, Tensor]:
+        """(b, d) float64 -> mean (b,), std (b,)."""
+        features = self.scaling(policies)
+        outputs = self.networks(features[:, : self.groups])
+        learned = outputs.mean(dim=0)
+        score = self.additive.score(features) + learned
+        unknown = self.noise.square() * self.additive.leverage(features) + (outputs - learned).square().mean(dim=0)
+        slope = self.link.slope(score)
+        variance = (slope * self.noise).square() + torch.maximum(slope, self.slope).square() * unknown
+        return self.link.accuracy(score), self.scale * variance.sqrt()
+
+    def tensors(self) -> dict[str, Tensor]:
+        link = torch.tensor([self.link.bounded, self.link.floor, self.link.ceiling], dtype=torch.float64)
+        parts = vars(self.scaling) | vars(self.additive) | vars(self.networks)
+        return parts | {"link": link, "noise": self.noise, "slope": self.slope, "scale": self.scale}
+
+    @classmethod
+    def of_tensors(cls, tensors: dict[str, Tensor]) -> Model:
+        bounded, floor, ceiling = tensors["link"].tolist()
+        return cls(
+            Scaling(tensors["center"], tensors["width"]),
+            Link(bool(bounded), floor, ceiling),
+            Additive(*(tensors[name] for name in ("intercept", "weights", "root", "base"))),
+            Networks(*(tensors[name] for name in ("inner", "bias", "outer"))),
+            *(tensors[name] for name in ("noise", "slope", "scale")),
+        )
+
+
+class EnsemblePredictor:
+    """Additive ridge, plus an ensemble of small networks, with spread calibrated on out-of-fold errors.
+
+    One fit trains the final networks and those of all folds in one batch. The folds' predictions choose the stopping
+    step, scale the standard deviation, give the conformal scores, and are kept as `ranks`. Same seed and same data
+    give bit-identical predictions; the global random state is not touched.
+
+    Args:
+        members: networks in the ensemble.
+        hidden: units of each.
+        seed: draws folds, initial weights and bootstraps.
+        folds: at most this many for calibration; fewer where n is smaller.
+        training: settings of the networks.
+
+    Attributes:
+        ranks: out-of-fold judgement of the last fit. Link and stopping step were chosen with all
+            labels in view, so it is slightly kind; `cross_validate` is not.
+    """
+
+    ranks: Ranks
+
+    def __init__(
+        self, members: int = 8, hidden: int = 32, seed: int = 0, folds: int = 5, training: Training | None = None
+    ) -> None:
+        if members < 1 or hidden < 1:
+            raise ValueError(f"members and hidden must be at least 1, got {members=}, {hidden=}")
+        if folds < 2:
+            raise ValueError(f"folds must be at least 2, got {folds}")
+        self.members, self.hidden, self.seed, self.folds = members, hidden, seed, folds
+        self.training = training or Training()
+        self._model: Model | None = None
+
+    def fit(self, policies: Tensor, accuracy: Tensor) -> None:
+        """Learn from kept fractions (n, d) in [0, 1] and accuracies (n,) in [0, 1]; forgets earlier fits.
+
+        Raises:
+            ValueError: fewer than 4 policies, shapes that do not match, values not finite or outside [0, 1].
+        """
+        inputs, labels = checked_examples(policies, accuracy)
+        fold = fold_of_each(len(labels), self.folds, self.seed)
+        with torch.no_grad():
+            *apart, whole = self._models(inputs, labels, fold)
+            mean, std = torch.empty_like(labels), torch.empty_like(labels)
+            for number, model in enumerate(apart):
+                held = fold == number
+                mean[held], std[held] = model(inputs[held])
+            scale = ((labels - mean) / std).square().mean().sqrt().clamp_min(SCALE_FLOOR)
+            std = std * scale
+            low, high = conformal.cross_interval(mean, std, labels, fold, 0.9)
+        self._model = replace(whole, scale=scale)
+        self.ranks = Ranks.of(labels, mean, std, low, high, fold)
+
+    def predict(self, policies: Tensor) -> tuple[Tensor, Tensor]:
+        """Kept fractions (b, d) in [0, 1] -> mean (b,), standard deviation (b,) > 0, in the fractions' dtype.
+
+        The standard deviation is that of a new measurement about the mean: noise, and what too few policies left
+        unknown, scaled to the size of the out-of-fold errors. Both are differentiable in the fractions.
+        """
+        mean, std = self._fitted()(checked_policies(policies, self._fitted().groups))
+        return mean.to(policies.dtype), std.to(policies.dtype)
+
+    def interval(self, policies: Tensor, coverage: float = 0.9) -> tuple[Tensor, Tensor]:
+        """Kept fractions (b, d) -> low (b,), high (b,), which hold a new measurement about `coverage` of the time.
+
+        Holds for policies drawn like the measured ones; for policies that an ascent chose it is a guide. The ends lie
+        in [0, 1]; fewer measured policies than the coverage needs (9 for 0.9) give the whole of [0, 1].
+        """
+        mean, std = self._fitted()(checked_policies(policies, self._fitted().groups))
+        scores = (self.ranks.accuracy - self.ranks.mean).abs() / self.ranks.std
+        low, high = conformal.interval(mean, std, scores, coverage)
+        return low.to(policies.dtype), high.to(policies.dtype)
+
+    def state(self) -> dict[str, Tensor]:
+        """All that `from_state` needs, as tensors: predictions, intervals and ranks survive exactly."""
+        tensors = {f"ranks.{name}": getattr(self.ranks, name) for name in RANK_TENSORS}
+        return tensors | {f"model.{name}": tensor for name, tensor in self._fitted().tensors().items()}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Tensor]) -> Self:
+        """The fitted predictor that `state` came from; `fit` on it starts afresh with the default settings."""
+        model = {name.removeprefix("model."): state[name] for name in state if name.startswith("model.")}
+        missing = set(RANK_TENSORS) - {name.removeprefix("ranks.") for name in state}
+        if missing or model.keys() != set(MODEL_TENSORS):
+            raise ValueError(f"a predictor's state has tensors model.* and ranks.*, got {sorted(state)}")
+        members, _, hidden = model["inner"].shape
+        predictor = cls(members=members, hidden=hidden)
+        predictor._model = Model.of_tensors(model)
+        predictor.ranks = Ranks.of(*(state[f"ranks.{name}"] for name in RANK_TENSORS))
+        return predictor
+
+    def _fitted(self) -> Model:
+        if self._model is None:
+            raise RuntimeError("fit the predictor before asking it")
+        return self._model
+
+    def _models(self, inputs: Tensor, labels: Tensor, fold: Tensor) -> list[Model]:
+        """One model a fold, which has not seen it, then the model of everything."""
+        scaling = Scaling.of(inputs)
+        features = scaling(inputs)
+        link = choose(features, labels, candidate_links(labels)).link
+        folds = int(fold.max()) + 1
+        seen = torch.stack([fold != number for number in range(folds + 1)])  # the last row sees every policy
+        score = link.score(labels)
+        choices = [choose(features[rows], labels[rows], [link]) for rows in seen]
+        additives = [fit_additive(features[r], score[r], choice) for r, choice in zip(seen, choices, strict=True)]
+        networks = self._networks(features, labels, torch.stack([a.score(features) for a in additives]), seen, link)
+        models = []
+        for index, additive in enumerate(additives):
+            part = slice(index * self.members, (index + 1) * self.members)
+            own = Networks(*(parameter[part].double() for parameter in networks.parameters()))
+            slope = link.slope(additive.score(features)).mean()
+            noise = torch.as_tensor(choices[-1].noise, dtype=torch.float64).clamp_min(NOISE_FLOOR / slope)
+            models.append(Model(scaling, link, additive, own, noise, slope, torch.ones_like(slope)))
+        return models
+
+    def _networks(self, features: Tensor, labels: Tensor, offset: Tensor, seen: Tensor, link: Link) -> Networks:
+        """Train the networks of all folds, and of everything, at once: (K + 1) times `members` of them."""
+        generator = torch.Generator().manual_seed(self.seed)
+        count, groups = len(seen) * self.members, features.shape[1] // 2
+        chance = seen.float().repeat_interleave(self.members, dim=0)
+        draws = torch.multinomial(chance, len(labels), replacement=True, generator=generator)
+        weight = torch.zeros_like(chance).scatter_add_(1, draws, torch.ones_like(chance))
+        return train(
+            Networks.untrained(count, groups, self.hidden, generator),
+            inputs=features[:, :groups].float(),
+            offset=offset.float().repeat_interleave(self.members, dim=0),
+            accuracy=labels.float(),
+            weight=weight,
+            held=(1 - chance) / self.members,
+            link=link,
+            training=self.training,
+        )

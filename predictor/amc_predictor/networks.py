@@ -1,0 +1,100 @@
+"""The learned part: many small networks on what the additive part leaves over, trained in one batch.
+
+Symbols: m networks at once, n policies, d groups, h hidden units.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from amc_predictor.link import Link
+
+EVERY = 10  # steps between two looks at the held-out error
+PATIENCE = 40  # steps without a lower held-out error after which training ends
+GAIN = 0.98  # networks must cut the held-out squared error to this share of what they find, or stay silent
+
+
+@dataclass(frozen=True)
+class Networks:
+    """m networks Linear(d, h)-tanh-Linear(h, 1) with no output bias; tanh keeps them bounded far from the data.
+
+    Attributes:
+        inner: (m, d, h).
+        bias: (m, 1, h).
+        outer: (m, h, 1).
+    """
+
+    inner: Tensor
+    bias: Tensor
+    outer: Tensor
+
+    @classmethod
+    def untrained(cls, count: int, groups: int, hidden: int, generator: torch.Generator) -> Networks:
+        """Random inner layers, outer layers at zero: before training every network says 0."""
+        inner = torch.randn(count, groups, hidden, generator=generator) / groups**0.5
+        bias = torch.randn(count, 1, hidden, generator=generator)
+        return cls(inner, bias, torch.zeros(count, hidden, 1))
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """Standardised inputs (b, d) -> outputs (m, b)."""
+        hidden = torch.matmul(inputs, self.inner).add(self.bias).tanh()
+        return torch.matmul(hidden, self.outer).squeeze(-1)
+
+    def parameters(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.inner, self.bias, self.outer
+
+
+@dataclass(frozen=True)
+class Training:
+    """How networks are trained: AdamW, full batch, the step with the least held-out error kept."""
+
+    steps: int = 150
+    learning_rate: float = 0.003
+    weight_decay: float = 0.1
+
+
+def train(
+    networks: Networks, inputs: Tensor, offset: Tensor, accuracy: Tensor, weight: Tensor, held: Tensor, link: Link,
+    training: Training,
+) -> Networks:
+    """Train all networks at once on weighted squared error of accuracy; return them at the best step.
+
+    Step 0, where the networks say nothing, is among those tried: what the networks cannot learn they do not spoil.
+
+    Args:
+        networks: m untrained ones.
+        inputs: (n, d) standardised.
+        offset: (m, n) scores of each network's additive part.
+        accuracy: (n,).
+        weight: (m, n) how often each network's bootstrap drew each policy, 0 where held out.
+        held: (m, n) 1 where the network's output counts as held-out prediction of the policy, else 0.
+        link: from score to accuracy.
+        training: settings.
+    """
+    parameters = [parameter.clone().requires_grad_() for parameter in networks.parameters()]
+    current = Networks(*parameters)
+    optimizer = torch.optim.AdamW(parameters, lr=training.learning_rate, weight_decay=training.weight_decay)
+    silent = torch.inf
+    unit = accuracy.var(correction=0).clamp_min(1e-6) * weight.sum(dim=1, keepdim=True)
+    lowest, lowest_step, best = torch.inf, 0, networks
+    for step in range(training.steps + 1):
+        with torch.enable_grad():
+            output = current(inputs)
+            loss = (weight * (link.accuracy(offset + output) - accuracy).square() / unit).sum()
+        if step % EVERY == 0:
+            mean = (held * (offset + output.detach())).sum(dim=0) / held.sum(dim=0)
+            missed = float((link.accuracy(mean) - accuracy).square().mean())
+            silent = missed if step == 0 else silent
+            if missed < lowest:
+                lowest, lowest_step = missed, step
+                if missed < GAIN * silent:
+                    best = Networks(*(parameter.detach().clone() for parameter in parameters))
+            elif step - lowest_step >= PATIENCE:
+                break
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    return best

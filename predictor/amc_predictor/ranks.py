@@ -1,0 +1,74 @@
+"""How well a predictor orders policies it has not seen, and how honest its intervals are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Judgement of a predictor on policies held out of its fit.
+
+    Attributes:
+        kendall: tau-b of predicted against true accuracy, in [-1, 1]; 0 where either is constant.
+        spearman: rank correlation, likewise.
+        rmse: root mean squared error, in accuracy (0.01 is one point).
+        coverage_90: share of the labels inside their 90 % interval.
+        accuracy: (n,) true labels, in the order they were given.
+        mean: (n,) out-of-fold predictions.
+        std: (n,) their standard deviations.
+        low: (n,) lower ends of the 90 % intervals.
+        high: (n,) upper ends.
+        fold: (n,) int64, the fold each policy was held out in.
+    """
+
+    kendall: float
+    spearman: float
+    rmse: float
+    coverage_90: float
+    accuracy: Tensor
+    mean: Tensor
+    std: Tensor
+    low: Tensor
+    high: Tensor
+    fold: Tensor
+
+    @classmethod
+    def of(cls, accuracy: Tensor, mean: Tensor, std: Tensor, low: Tensor, high: Tensor, fold: Tensor) -> Ranks:
+        """The judgement that follows from out-of-fold predictions, all (n,)."""
+        return cls(
+            kendall=kendall(mean, accuracy),
+            spearman=spearman(mean, accuracy),
+            rmse=float((mean - accuracy).square().mean().sqrt()),
+            coverage_90=float(((low <= accuracy) & (accuracy <= high)).double().mean()),
+            accuracy=accuracy,
+            mean=mean,
+            std=std,
+            low=low,
+            high=high,
+            fold=fold,
+        )
+
+
+def kendall(first: Tensor, second: Tensor) -> float:
+    """Kendall's tau-b of two (n,) arrays; 0 where either is constant. Memory n^2 bytes."""
+    left = (first[:, None] - first).sign().to(torch.int8)
+    right = (second[:, None] - second).sign().to(torch.int8)
+    untied = float((left != 0).sum()) * float((right != 0).sum())
+    return float((left * right).sum()) / untied**0.5 if untied else 0.0
+
+
+def spearman(first: Tensor, second: Tensor) -> float:
+    """Spearman's rho of two (n,) arrays, ties at their mean rank; 0 where either is constant."""
+    left, right = (_mean_ranks(values) for values in (first, second))
+    norm = float(left.norm() * right.norm())
+    return float(left @ right) / norm if norm else 0.0
+
+
+def _mean_ranks(values: Tensor) -> Tensor:
+    """(n,) -> (n,) centred ranks."""
+    below = (values[:, None] > values).sum(dim=1) - (values[:, None] < values).sum(dim=1)
+    return below.double()
