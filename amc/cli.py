@@ -1,0 +1,239 @@
+"""The command line: every command parses, calls one function, prints. Data on stdout, progress and errors on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from amc.errors import AmcError
+
+app = typer.Typer(
+    name="amc",
+    help="Make a trained network fit a device: the best per-layer policy under a cap, from few measured trials.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    epilog="Exit codes: 0 done; 1 unexpected; 2 bad usage, recipe, data or network; 3 budget cannot be met; "
+    "4 gate failed; 130 interrupted (the same command goes on).",
+)
+
+RecipeOption = Annotated[str | None, typer.Option("--recipe", "-r", help="A built-in recipe or a TOML file.")]
+ModelOption = Annotated[
+    str | None, typer.Option("--model", "-m", help="resnet20, a torchvision name, timm:NAME, or package.module:factory.")
+]
+WeightsOption = Annotated[str | None, typer.Option(help="FILE, default, or none (random).")]
+DataOption = Annotated[
+    str | None, typer.Option(help="fashion-mnist-10k, fashion-mnist, imagefolder:FOLDER, cifar10:FOLDER, idx:FOLDER.")
+]
+BudgetOption = Annotated[
+    list[str] | None,
+    typer.Option("--budget", "-b", help="1.2GFLOPs (1 FLOP = 1 multiply-add), 600M, 40%, 2.5Mparams, 9MB; several hold at once."),
+]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", "-s", help="Any recipe key, e.g. --set finetune.epochs=10.", metavar="KEY=VALUE")
+]
+OutOption = Annotated[str | None, typer.Option("--out", "-o", help="The run folder.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="The result as JSON on stdout.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
+RunArgument = Annotated[Path, typer.Argument(help="A run folder.")]
+
+
+@app.command()
+def compress(
+    recipe: RecipeOption = None,
+    model: ModelOption = None,
+    weights: WeightsOption = None,
+    data: DataOption = None,
+    budget: BudgetOption = None,
+    out: OutOption = None,
+    trials: Annotated[int | None, typer.Option(help="Policies to measure.")] = None,
+    seed: Annotated[int | None, typer.Option(help="What all randomness starts from.")] = None,
+    set_: SetOption = None,
+    json_: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Compress a trained network under a budget; with no arguments, the quickstart recipe."""
+    from amc.compress import compress
+    from amc.progress import shown
+    from amc.show import summary
+
+    wanted = _recipe(recipe, model, weights, data, budget, set_, {"out": out, "search.trials": trials, "seed": seed})
+    with shown(quiet=quiet) as progress:
+        run = compress(wanted, progress)
+    _print(run.metrics if json_ else summary(run))
+
+
+@app.command()
+def train(
+    recipe: RecipeOption = None,
+    model: ModelOption = None,
+    data: DataOption = None,
+    out: Annotated[str, typer.Option("--out", "-o", help="Where the weights go.")] = "runs/trained",
+    set_: SetOption = None,
+    json_: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Train a dense network from scratch, by a recipe's [train] table."""
+    from amc.pretrain import pretrain
+    from amc.progress import shown
+
+    wanted = _recipe(recipe, model, None, data, None, set_, {})
+    with shown(quiet=quiet) as progress:
+        record = pretrain(wanted, Path(out), progress)
+    line = f"{out}: {record['test_accuracy']:.2%} on the test split, {record['measure_accuracy']:.2%} on the measure split"
+    _print(record if json_ else line)
+
+
+@app.command()
+def retarget(
+    run: RunArgument,
+    budget: BudgetOption = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Left out: RUN/retarget/BUDGET.")] = None,
+    candidates: Annotated[int, typer.Option(min=0, help="Best by prediction that are measured; 0 trusts the predictor.")] = 3,
+    finetune: Annotated[bool, typer.Option(help="Fine-tune as the run's recipe says.")] = False,
+    json_: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Fit another budget with what was measured: no new search, seconds."""
+    from amc.progress import shown
+    from amc.retarget import retarget
+
+    with shown(quiet=quiet) as progress:
+        result = retarget(run, budget or [], out, candidates, finetune, progress)
+    _print(result.record if json_ else result.text)
+
+
+@app.command()
+def front(
+    run: RunArgument,
+    points: Annotated[int, typer.Option(min=2, max=200, help="Budgets between the smallest policy and the dense network.")] = 12,
+    json_: JsonOption = False,
+) -> None:
+    """Best policies over a range of caps: a table, and a plot in RUN/front.html."""
+    from amc.front import front, front_text
+
+    found = front(run, points)
+    _print(found if json_ else front_text(found))
+
+
+@app.command()
+def show(run: RunArgument, json_: JsonOption = False) -> None:
+    """Show what happened in a run and what was chosen."""
+    from amc.run import Run
+    from amc.show import details
+
+    opened = Run.open(run)
+    _print({**opened.metrics, "policy": opened.policy} if json_ else details(opened))
+
+
+@app.command()
+def verify(
+    run: RunArgument,
+    budget: BudgetOption = None,
+    max_drop: Annotated[str | None, typer.Option(help="Largest drop in test accuracy against the dense network, e.g. 1.0%.")] = None,
+    json_: JsonOption = False,
+) -> None:
+    """Measure a release anew: its files, its costs, its accuracy. Exit 0, or 4 when it does not hold."""
+    from amc.release.verify import verdict_text, verify
+
+    found = verify(run, budget or [], max_drop)
+    _print(found.record if json_ else verdict_text(found))
+    found.raise_if_failed()
+
+
+@app.command()
+def doctor(
+    recipe: RecipeOption = None,
+    model: ModelOption = None,
+    weights: WeightsOption = None,
+    data: DataOption = None,
+    input_: Annotated[str | None, typer.Option("--input", help="Shape of one picture, e.g. 3x224x224; left out: the data's.")] = None,
+    set_: SetOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Show a network's groups, what cannot be cut and why, and the smallest and largest reachable cost."""
+    from amc.doctor import examine, examination_text
+
+    found = examine(_recipe(recipe, model, weights, data, None, set_, {}), input_, explicit_data=data is not None)
+    _print(found if json_ else examination_text(found))
+
+
+@app.command()
+def recipes(json_: JsonOption = False) -> None:
+    """List the built-in recipes."""
+    from amc.recipe import list_recipes
+
+    found = list_recipes()
+    _print(found if json_ else "\n".join(f"{name:<16}{about}" for name, about in found.items()))
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    from importlib.metadata import version
+
+    _print(version("amc-compress"))
+
+
+def _recipe(
+    recipe: str | None,
+    model: str | None,
+    weights: str | None,
+    data: str | None,
+    budget: list[str] | None,
+    settings: list[str] | None,
+    flags: dict[str, Any],
+) -> Any:
+    """The recipe asked for. Without `--recipe` and `--model` it is the quickstart; `--model` starts from the defaults."""
+    from amc.errors import UsageError
+    from amc.recipe import load_recipe
+
+    overrides: dict[str, object] = dict(flags)
+    overrides |= {"model.name": model, "model.weights": weights, "data.name": data, "budget": budget or None}
+    for setting in settings or []:
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise UsageError(f"--set must be KEY=VALUE, but is {setting!r}; e.g. --set finetune.epochs=10")
+        overrides[key] = value
+    if recipe is None and model is None:
+        recipe = "quickstart"
+    if recipe is None and model is not None:
+        overrides["name"] = model.rpartition(":")[2]
+    return load_recipe(recipe, overrides)
+
+
+def _print(result: Any) -> None:
+    if isinstance(result, str):
+        print(result)
+    else:
+        print(json.dumps(result, indent=2))
+
+
+def main() -> None:
+    """Run the command line; every error of ours is one line and its documented exit code."""
+    try:
+        app(standalone_mode=False)
+    except AmcError as error:
+        _fail(str(error), error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        _fail("interrupted; what was measured is kept: the same command goes on", 130)
+    except typer.Exit as stop:
+        sys.exit(stop.exit_code)
+    except Exception as error:
+        if hasattr(error, "format_message"):  # a usage error of typer's
+            _fail(f"{error.format_message()}; see `amc --help`", 2)
+        _fail(f"unexpected {type(error).__name__}: {(str(error).splitlines() or [''])[0]}; please report it", 1)
+
+
+def _fail(text: str, code: int) -> None:
+    print(f"amc: {text}", file=sys.stderr)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

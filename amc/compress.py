@@ -1,0 +1,199 @@
+"""The main flow: from a trained network to a released one under a cap."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from amc_predictor import EnsemblePredictor
+from amc_search import Cap, CapUnreachable, EvolutionarySampler, uniform
+from numpy.typing import NDArray
+from torch import nn
+
+from amc import distributed
+from amc.dense import Dense, prepare
+from amc.evaluation import Evaluation, evaluate
+from amc.files import write_json
+from amc.progress import Progress, Silent
+from amc.recipe import Recipe
+from amc.release.metrics import Contest, run_metrics
+from amc.release.publish import publish
+from amc.run import METRICS, POLICY, PREDICTOR, Run, claimed, open_folder, policy_table, save_release
+from amc.selection import fit_predictor, save_predictor, select, unreachable, warn_if_poor
+from amc.study import Study
+from amc.training import train
+
+
+@dataclass
+class Stopwatch:
+    """Wall seconds of each stage of the flow."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        start = perf_counter()
+        yield
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + perf_counter() - start
+
+
+def compress(recipe: Recipe, progress: Progress | None = None) -> Run:
+    """Compress the recipe's network under its budgets; the run folder is `recipe.out`, or `runs/NAME`.
+
+    A folder with the same recipe is resumed: finished trials are read, never measured again; a finished run is
+    returned as it is.
+
+    Raises:
+        AmcError: any of `amc.errors`, each one line with the mend. What was measured is kept.
+    """
+    folder = Path(recipe.out or f"runs/{recipe.name}")
+    progress = progress or Silent()
+    if distributed.rank() > 0:
+        _assist(recipe)
+        return Run(folder)
+    recipe.budgets  # noqa: B018 - a recipe without a budget is told so before anything is written
+    with claimed(folder):
+        open_folder(folder, recipe)
+        if (folder / METRICS).is_file():
+            progress.say(f"{folder} has finished already; nothing was done")
+            return Run.open(folder)
+        _compress(recipe, folder, progress)
+    return Run.open(folder)
+
+
+def _compress(recipe: Recipe, folder: Path, progress: Progress) -> None:
+    clock = Stopwatch()
+    with clock("prepare"):
+        dense = prepare(recipe, folder, progress)
+        caps = dense.caps(recipe.budgets)
+        baseline = _uniform(dense, caps)
+        reference = evaluate(dense.model, dense.splits.measure, dense.compute, batch_size=recipe.search.batch_size)
+    progress.say(f"dense network: {reference.accuracy:.2%} on {len(dense.splits.measure):,} pictures")
+    with clock("search"):
+        study = _search(dense, caps, reference.accuracy, folder, progress)
+    with clock("select"):
+        predictor = _learn(dense, study, reference.accuracy, folder, progress)
+        chosen = select(study, dense.measure, predictor, caps, recipe.search.candidates, recipe.seed)
+        policy = distributed.from_leader(len(dense.space), lambda: chosen.policy)
+        uniform_trial = study.measure_all([baseline], dense.measure)[0]
+    ours, theirs = _Contender(dense, policy, folder), _Contender(dense, baseline, folder)
+    with clock("finetune"):
+        ours.finetune("fine-tune", progress)
+    with clock("finetune_uniform"):
+        if recipe.finetune.uniform:
+            theirs.finetune("fine-tune the uniform baseline", progress)
+    with clock("test"):
+        test = _evaluate_all(dense, ours, theirs, progress)
+    contest = Contest(dense, reference, chosen, uniform_trial, ours.accuracy, theirs.accuracy, test)
+    with clock("release"):
+        save_release(folder, ours.model, dense)
+        write_json(folder / POLICY, {"policy": policy_table(dense.space.names, policy)})
+        metrics = run_metrics(recipe, study, predictor, contest, clock.seconds)
+        publish(folder, dense, study, predictor, metrics)
+    write_json(folder / METRICS, metrics)  # last: its presence says that the run has finished
+    for checkpoint in folder.glob("checkpoint-*.pt"):
+        checkpoint.unlink()
+
+
+def _search(dense: Dense, caps: tuple[Cap, ...], accuracy: float, folder: Path, progress: Progress) -> Study:
+    """Measure informative policies until the study holds as many trials as asked for."""
+    search = dense.recipe.search
+    study = Study(search.study, folder, dense.protocol(), dense.space)
+    sampler = EvolutionarySampler(
+        dense.space,
+        caps,
+        lambda: EnsemblePredictor(seed=dense.recipe.seed),
+        seed=dense.recipe.seed,
+        acquisition=search.acquisition,
+        dense_accuracy=accuracy,
+    )
+    study.run(dense.measure, sampler, search.trials, progress)
+    return study
+
+
+def _learn(dense: Dense, study: Study, accuracy: float, folder: Path, progress: Progress) -> EnsemblePredictor:
+    """Fit the predictor, keep it, and tell how well it orders policies it has not seen."""
+    predictor = fit_predictor(dense.space, study.trials, accuracy, dense.recipe.seed)
+    save_predictor(folder / PREDICTOR, predictor)
+    ranks = predictor.ranks
+    progress.say(
+        f"predictor, cross-validated: Kendall {ranks.kendall:.2f}, Spearman {ranks.spearman:.2f}, "
+        f"error {ranks.rmse:.2%}, 90 % intervals hold {ranks.coverage_90:.0%}"
+    )
+    if warning := warn_if_poor(predictor):
+        progress.say(warning)
+    return predictor
+
+
+def _uniform(dense: Dense, caps: tuple[Cap, ...]) -> NDArray[np.int64]:
+    """The same ratio for every group, as close under the caps as the grid allows.
+
+    Raises:
+        BudgetUnreachable: even the smallest policy is over a cap.
+    """
+    try:
+        return uniform(dense.space, caps)
+    except CapUnreachable as error:
+        raise unreachable(error) from None
+
+
+class _Contender:
+    """One policy on its way to a release: recovered, then fine-tuned."""
+
+    def __init__(self, dense: Dense, policy: NDArray[np.int64], folder: Path | None) -> None:
+        self.dense, self.policy, self.folder = dense, policy, folder
+        self.recovered: nn.Module = dense.measure.realise(policy)
+        self.model: nn.Module = copy.deepcopy(self.recovered)
+        self.accuracy: float | None = None  # on the measure split, after fine-tuning
+
+    def finetune(self, title: str, progress: Progress) -> None:
+        recipe = self.dense.recipe
+        name = hashlib.sha256(self.policy.tobytes()).hexdigest()[:12]
+        done = train(
+            self.model,
+            self.dense.splits,
+            recipe.finetune,
+            self.dense.compute,
+            seed=recipe.seed,
+            teacher=self.dense.model,
+            checkpoint=self.folder / f"checkpoint-{name}.pt" if self.folder else None,
+            title=title,
+            progress=progress,
+        )
+        if done.accuracies:
+            self.accuracy = done.best_accuracy
+
+
+def _evaluate_all(dense: Dense, ours: _Contender, theirs: _Contender, progress: Progress) -> dict[str, Evaluation]:
+    """The one look at the test split: every network that the report compares, once."""
+    networks: dict[str, Any] = {
+        "dense": dense.model,
+        "released": ours.model,
+        "released_before_finetune": ours.recovered,
+        "uniform_before_finetune": theirs.recovered,
+    }
+    if theirs.accuracy is not None:
+        networks["uniform"] = theirs.model
+    stage = progress.stage("measure on the test split, once", len(networks))
+    found = {}
+    for name, model in networks.items():
+        found[name] = evaluate(model, dense.splits.test, dense.compute, batch_size=dense.recipe.search.batch_size)
+        stage.advance()
+    return found
+
+
+def _assist(recipe: Recipe) -> None:
+    """What the other processes of `torchrun` do: wait for each policy, then fine-tune it together with the first."""
+    dense = prepare(recipe)
+    baseline = _uniform(dense, dense.caps(recipe.budgets))
+    policy = distributed.from_leader(len(dense.space), lambda: baseline)
+    _Contender(dense, policy, None).finetune("", Silent())
+    if recipe.finetune.uniform:
+        _Contender(dense, baseline, None).finetune("", Silent())

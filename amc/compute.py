@@ -1,0 +1,41 @@
+"""What the numbers run on: device, number format and memory layout, found once and recorded with every trial."""
+
+from __future__ import annotations
+
+import os
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Device and precision; parameters always stay float32, `bfloat16` is the format of the products."""
+
+    device: torch.device
+    bfloat16: bool
+
+    @classmethod
+    def detect(cls) -> Compute:
+        """The process's own GPU where there is one, else the CPU; bfloat16 where the hardware multiplies in it."""
+        if torch.cuda.is_available():
+            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+            return cls(device, torch.cuda.is_bf16_supported(including_emulation=False))
+        return cls(torch.device("cpu"), bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()))
+
+    @property
+    def name(self) -> str:
+        return f"{self.device.type} {'bfloat16' if self.bfloat16 else 'float32'}"
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """The context every forward pass runs in."""
+        return torch.autocast(self.device.type, dtype=torch.bfloat16) if self.bfloat16 else nullcontext()
+
+    def place(self, model: Module) -> Module:
+        """Move `model` to the device, 4-d weights channels-last; in place, and returned."""
+        return model.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]

@@ -1,0 +1,321 @@
+"""The dense network and everything that is known of it before a policy is measured.
+
+Tracing and moments are taken once and kept in the run folder; a retarget reads them back and needs no torch-pruning.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from amc_search import Cap, Policies, Space
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from amc.budget import Budget
+from amc.compute import Compute
+from amc.cost.activations import ActivationCost, profile_activations
+from amc.cost.counts import ProductCost, count_bytes, count_layer_runs, count_macs, count_params, named_tensors
+from amc.data.sources import load_splits
+from amc.data.splits import Splits
+from amc.errors import ModelError, RunError
+from amc.files import write_whole
+from amc.models.zoo import ModelSource, build_model, model_source
+from amc.progress import Progress, Silent
+from amc.recipe import Recipe
+from amc.surgery.cut import cut, mask
+from amc.surgery.recovery import Moments, evaluating, take_moments
+from amc.surgery.table import Frozen, Group, OwnerTable, build_table, kept_units, ranks, unit_scores
+from amc.trial import Measure, Protocol
+
+CountCost = ProductCost | ActivationCost
+TAYLOR_IMAGES = 1024
+
+
+@dataclass
+class Dense:
+    """A trained network, its data, its groups and their costs.
+
+    Attributes:
+        place: (U,) each unit's rank inside its group: a policy keeps the first ones.
+        moments: None when the recipe asks for no folding.
+        costs: "macs", "params", "bytes": unit -> exact cost of keep-counts.
+    """
+
+    recipe: Recipe
+    source: ModelSource
+    model: nn.Module
+    splits: Splits
+    compute: Compute
+    table: OwnerTable
+    place: NDArray[np.int32]
+    moments: Moments | None
+    costs: dict[str, CountCost]
+    weights_digest: str
+
+    @property
+    def space(self) -> Space:
+        return self.table.space
+
+    @cached_property
+    def measure(self) -> Measure:
+        """What measures policies of this network."""
+        return Measure(
+            self.model, self.table, self.place, self.moments, self.splits, self.compute,
+            self.recipe.recovery, self.recipe.search, self.costs,
+        )  # fmt: skip
+
+    @cached_property
+    def activation_bytes(self) -> ActivationCost:
+        """Peak activation bytes; taken when first asked for, since it needs one pass of the network a group."""
+        try:
+            return profile_activations(self.model, self.table, self.splits.input_shape)
+        except (ValueError, RuntimeError, NotImplementedError) as error:
+            first = (str(error).splitlines() or [""])[0]
+            raise ModelError(f"peak activations of this network cannot be counted: {first}; cap MACs or bytes") from error
+
+    def dense_costs(self, budgets: tuple[Budget, ...] = ()) -> dict[str, float]:
+        """Unit -> cost of the uncut network, for the units always counted and those of `budgets`."""
+        return self.costs_of(self.space.high, budgets)
+
+    def costs_of(self, policy: Policies, budgets: tuple[Budget, ...] = ()) -> dict[str, float]:
+        """Unit -> exact cost of one (d,) policy."""
+        counts = torch.from_numpy(policy)[None].double()
+        units = dict.fromkeys([*self.costs, *(budget.unit for budget in budgets)])
+        return {unit: float(self.cost(unit)(counts)) for unit in units}
+
+    def cost(self, unit: str) -> CountCost:
+        return self.activation_bytes if unit == "activation_bytes" else self.costs[unit]
+
+    def caps(self, budgets: tuple[Budget, ...]) -> tuple[Cap, ...]:
+        """Budgets as caps in absolute units."""
+        dense = self.dense_costs(budgets)
+        return tuple(Cap(self.cost(budget.unit), budget.limit(dense)) for budget in budgets)
+
+    def protocol(self) -> Protocol:
+        recipe, groups = self.recipe, [asdict(group) for group in self.table.groups]
+        settings = recipe.search, recipe.recovery
+        digest = hashlib.sha256(json.dumps(groups).encode() + self.place.tobytes()).hexdigest()[:16]
+        limit = settings[0].measure_images or len(self.splits.measure)
+        return Protocol(
+            model=json.dumps(self.source.to_json(), sort_keys=True),
+            weights_digest=self.weights_digest,
+            data_digest=self.splits.digest,
+            groups_digest=digest,
+            importance=recipe.surgery.importance,
+            fold=settings[1].fold,
+            moment_images=settings[1].moment_images if settings[1].fold else 0,
+            batchnorm_images=settings[1].batchnorm_images,
+            measure_images=min(limit, len(self.splits.measure)),
+            batch_size=settings[0].batch_size,
+            compute=self.compute.name,
+            seed=recipe.seed,
+            versions=("amc 1", f"torch {torch.__version__}"),
+        )
+
+
+def prepare(recipe: Recipe, folder: Path | None = None, progress: Progress | None = None) -> Dense:
+    """Load network and data, then trace, rank and take moments, or read those back from `folder`.
+
+    Raises:
+        ModelError, DataError: what is wrong with the network, its weights or the data.
+    """
+    progress = progress or Silent()
+    if recipe.threads:
+        torch.set_num_threads(recipe.threads)
+    compute = Compute.detect()
+    splits = load_splits(
+        recipe.data.name, size=recipe.data.size, split_seed=recipe.data.split_seed, cache=recipe.data.cache
+    )
+    source, model = load_model(recipe, splits.num_classes, splits.input_shape)
+    compute.place(model)
+    weights_digest = digest_tensors(model.state_dict())
+    key = json.dumps(
+        [weights_digest, splits.digest, source.to_json(), recipe.surgery.model_dump(), recipe.recovery.model_dump(),
+         recipe.model.ignore, recipe.seed, compute.name], sort_keys=True,
+    )  # fmt: skip
+    path = folder / "dense.safetensors" if folder else None
+    known = _read(path, key) if path else None
+    if known is None:
+        stage = progress.stage("trace groups, rank channels, take moments", 3)
+        table = trace_groups(model, splits.input_shape, recipe)
+        stage.advance()
+        place = _rank(model, table, splits, compute, recipe)
+        stage.advance()
+        moments = _moments(model, table, splits, compute, recipe)
+        stage.advance()
+        known = table, place, moments
+        if path:
+            _write(path, key, *known)
+    table, place, moments = known
+    runs = count_layer_runs(model, torch.zeros(1, *splits.input_shape, device=compute.device))
+    costs: dict[str, CountCost] = {
+        "macs": count_macs(model, table, runs),
+        "params": count_params(model, table),
+        "bytes": count_bytes(model, table),
+    }
+    return Dense(recipe, source, model, splits, compute, table, place, moments, costs, weights_digest)
+
+
+def load_model(
+    recipe: Recipe, num_classes: int | None, input_shape: tuple[int, int, int]
+) -> tuple[ModelSource, nn.Module]:
+    """The dense network of a recipe, in `eval` mode, and the record it can be built from again."""
+    given = {
+        "num_classes": recipe.model.num_classes or num_classes,
+        "in_channels": input_shape[0],
+        "size": input_shape[1],
+        "options": recipe.model.options,
+        "weights": recipe.model.weights,
+    }
+    source = model_source(recipe.model.name, **given)  # type: ignore[arg-type]
+    model = build_model(recipe.model.name, seed=recipe.seed, **given)  # type: ignore[arg-type]
+    return source, model.eval()
+
+
+def trace_groups(model: nn.Module, input_shape: tuple[int, ...], recipe: Recipe) -> OwnerTable:
+    """The owner table of `model`, proved on one policy: cutting must equal zeroing. Groups that fail are frozen.
+
+    Raises:
+        ModelError: the network cannot be traced, or nothing in it can be cut.
+    """
+    from amc.surgery.dependencies import trace  # torch-pruning: not needed when the trace is read back
+
+    device = next(model.parameters()).device
+    inputs = torch.randn(1, *input_shape, generator=torch.Generator().manual_seed(0)).to(device)
+    table = build_table(model, trace(model, inputs, recipe.model.ignore), recipe.surgery.round_to)
+    everywhere = range(len(table.groups))
+    if _why_wrong(model, table, inputs, everywhere) is None:
+        return table
+    wrong = {table.groups[g].name: _why_wrong(model, table, inputs, [g]) for g in everywhere}
+    table = table.without({name: reason for name, reason in wrong.items() if reason})
+    reason = _why_wrong(model, table, inputs, range(len(table.groups))) if table.groups else "no group can be cut alone"
+    if reason:
+        raise ModelError(f"the network's channels could not be told apart ({reason}); name the layers at fault in `ignore`")
+    return table
+
+
+@torch.no_grad()
+def _why_wrong(model: nn.Module, table: OwnerTable, inputs: Tensor, groups: range | list[int]) -> str | None:
+    """Halve some groups and compare with the dense network in which the same channels are zero."""
+    policy = table.space.high.copy()
+    for group in groups:
+        policy[group] = table.space.nearest(table.space.high / 2)[group]
+    kept = kept_units(table, ranks(table, torch.zeros(len(table.unit_group))), policy)
+    try:
+        with evaluating(model):
+            small, full = cut(model, table, kept)(inputs), mask(model, table, kept)(inputs)
+    except Exception as error:  # whatever a network may raise when its shapes do not meet
+        return f"cutting it fails: {(str(error).splitlines() or [type(error).__name__])[0][:120]}"
+    if small.shape != full.shape:
+        return f"cutting it changes the output's shape from {tuple(full.shape)} to {tuple(small.shape)}"
+    difference = float((small - full).abs().max())
+    if difference > 1e-3 * max(float(full.abs().max()), 1e-12):
+        return f"cutting it is not the same as zeroing it (outputs differ by {difference:.2g})"
+    return None
+
+
+def _rank(model: nn.Module, table: OwnerTable, splits: Splits, compute: Compute, recipe: Recipe) -> NDArray[np.int32]:
+    gradients = None
+    if recipe.surgery.importance == "taylor":
+        gradients = loss_gradients(model, splits, compute)
+    return ranks(table, unit_scores(table, named_tensors(model), gradients))
+
+
+def loss_gradients(model: nn.Module, splits: Splits, compute: Compute) -> dict[str, Tensor]:
+    """Gradient of the mean training loss by parameter, over `TAYLOR_IMAGES` pictures; frozen parameters too."""
+    twin = copy.deepcopy(model).requires_grad_(True).eval()
+    for inputs, labels in splits.train.batches(128, seed=2, limit=TAYLOR_IMAGES):
+        loss = cross_entropy(twin(inputs.to(compute.device)), labels.to(compute.device), reduction="sum")
+        (loss / TAYLOR_IMAGES).backward()
+    return {
+        name: parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
+        for name, parameter in twin.named_parameters(remove_duplicate=False)
+    }
+
+
+def _moments(
+    model: nn.Module, table: OwnerTable, splits: Splits, compute: Compute, recipe: Recipe
+) -> Moments | None:
+    if not recipe.recovery.fold:
+        return None
+    batches = splits.train.batches(recipe.search.batch_size, seed=0, limit=recipe.recovery.moment_images)
+    return take_moments(model, table, batches, recipe.seed)
+
+
+def digest_tensors(tensors: dict[str, Tensor]) -> str:
+    """A hash of names, shapes and values."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _write(path: Path, key: str, table: OwnerTable, place: NDArray[np.int32], moments: Moments | None) -> None:
+    arrays: list[NDArray[np.int32]] = []
+    numbers: dict[int, int] = {}
+
+    def number(owner: NDArray[np.int32]) -> int:
+        if id(owner) not in numbers:
+            numbers[id(owner)] = len(arrays)
+            arrays.append(owner)
+        return numbers[id(owner)]
+
+    record = {
+        "groups": [asdict(group) for group in table.groups],
+        "frozen": [asdict(frozen) for frozen in table.frozen],
+        "owners": {name: {str(dim): number(owner) for dim, owner in axes.items()} for name, axes in table.owners.items()},
+        "inputs": {name: number(owner) for name, owner in table.inputs.items()},
+        "ridge": dict(moments.ridge) if moments else None,
+        "rescaled": dict(moments.rescaled) if moments else None,
+    }
+    tensors = {f"owner.{i}": torch.from_numpy(array.copy()) for i, array in enumerate(arrays)}
+    tensors |= {"unit_group": torch.from_numpy(table.unit_group), "place": torch.from_numpy(place)}
+    if moments:
+        tensors |= {f"mean.{name}": value for name, value in moments.mean.items()}
+        tensors |= {f"covariance.{name}": value.contiguous() for name, value in moments.covariance.items()}
+    payload = save(tensors, metadata={"key": key, "record": json.dumps(record)})
+    write_whole(path, lambda file: file.write(payload))
+
+
+def _read(path: Path, key: str) -> tuple[OwnerTable, NDArray[np.int32], Moments | None] | None:
+    """What `_write` wrote for the same `key`, else None."""
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("key") != key:
+                return None
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"{path} must be a whole file, but: {error}; delete it and run the same command again") from None
+    record = json.loads(metadata["record"])
+    arrays = {int(name[6:]): value.numpy() for name, value in tensors.items() if name.startswith("owner.")}
+    table = OwnerTable(
+        tuple(Group(**{**group, "layers": tuple(group["layers"])}) for group in record["groups"]),
+        tensors["unit_group"].numpy(),
+        {name: {int(dim): arrays[i] for dim, i in axes.items()} for name, axes in record["owners"].items()},
+        {name: arrays[i] for name, i in record["inputs"].items()},
+        tuple(Frozen(**frozen) for frozen in record["frozen"]),
+    )
+    moments = None
+    if record["ridge"] is not None:
+        moments = Moments(
+            {name[5:]: value for name, value in tensors.items() if name.startswith("mean.")},
+            {name[11:]: value for name, value in tensors.items() if name.startswith("covariance.")},
+            record["ridge"],
+            record["rescaled"],
+        )
+    return table, tensors["place"].numpy(), moments

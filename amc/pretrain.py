@@ -1,0 +1,87 @@
+"""`amc train`: a dense network from random weights, by a recipe's `[train]` table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from amc.compute import Compute
+from amc.data.sources import load_splits
+from amc.dense import load_model
+from amc.distributed import join, rank
+from amc.errors import RunError
+from amc.evaluation import evaluate
+from amc.files import write_json
+from amc.progress import Progress, Silent
+from amc.recipe import Recipe
+from amc.release.archive import save_network
+from amc.run import claimed
+from amc.training import train
+
+FORMAT = "amc-training/1"
+
+
+def pretrain(recipe: Recipe, out: Path, progress: Progress | None = None) -> dict[str, Any]:
+    """Train the recipe's network from scratch and write it to `out`; returns what `training.json` holds.
+
+    The weights kept are those best on the measure split; the test split is looked at once, after that. The same
+    command goes on where it was stopped.
+
+    Raises:
+        RunError: `out` already holds a trained network.
+        ModelError, DataError, StorageError: one line each.
+    """
+    progress = progress or Silent()
+    join()
+    with claimed(out) if rank() == 0 else _unclaimed():
+        if (out / "training.json").is_file():
+            raise RunError(f"a new training needs a folder without one, but {out} holds training.json; give another --out")
+        return _pretrain(recipe, out, progress)
+
+
+class _unclaimed:  # noqa: N801 - a context manager
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, *error: object) -> None:
+        return None
+
+
+def _pretrain(recipe: Recipe, out: Path, progress: Progress) -> dict[str, Any]:
+    import torch
+
+    if recipe.threads:
+        torch.set_num_threads(recipe.threads)
+    compute = Compute.detect()
+    splits = load_splits(
+        recipe.data.name, size=recipe.data.size, split_seed=recipe.data.split_seed, cache=recipe.data.cache
+    )
+    untrained = recipe.model_copy(update={"model": recipe.model.model_copy(update={"weights": "none"})})
+    source, model = load_model(untrained, splits.num_classes, splits.input_shape)
+    compute.place(model)
+    checkpoint = out / "checkpoint.pt"
+    done = train(
+        model, splits, recipe.train, compute, seed=recipe.seed, checkpoint=checkpoint,
+        title=f"train {recipe.model.name}", progress=progress,
+    )  # fmt: skip
+    test = evaluate(model.eval(), splits.test, compute)
+    record = {
+        "format": FORMAT,
+        "model": source.to_json(),
+        "data": splits.name,
+        "train_pictures": len(splits.train),
+        "schedule": recipe.train.model_dump(),
+        "seed": recipe.seed,
+        "seconds": done.seconds,
+        "measure_accuracies": done.accuracies,
+        "measure_accuracy": done.best_accuracy,
+        "test_accuracy": test.accuracy,
+        "test_interval_95": list(test.interval_95),
+        "compute": compute.name,
+        "torch": torch.__version__,
+    }
+    if rank() == 0:
+        save_network(out, model, source, splits.input_shape)
+        write_json(out / "training.json", record)
+        checkpoint.unlink(missing_ok=True)
+    return record

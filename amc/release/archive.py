@@ -1,0 +1,147 @@
+"""A release on disk: `model.safetensors` and `architecture.json`, all that is needed to have the network back.
+
+The record names the dense network's source and the integers of every layer that shrank. Loading builds the dense
+skeleton and puts the small tensors in: no pickle, no torch-pruning, no tracing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import nn
+
+from amc.errors import ModelError, RunError
+from amc.files import write_json, write_whole
+from amc.models.zoo import ModelSource
+from amc.surgery.cut import resize_modules, with_tensors
+
+FORMAT = "amc-architecture/1"
+WEIGHTS, RECORD = "model.safetensors", "architecture.json"
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What `architecture.json` holds.
+
+    Attributes:
+        source: builds the dense skeleton.
+        layers: the integers of each layer that differ from the dense network's, by module name.
+        input_shape: one picture's channels, height, width.
+        normalisation: mean and std per channel that inputs are normalised with, where they are known.
+        weights_sha256: of the weights file.
+    """
+
+    source: ModelSource
+    layers: dict[str, dict[str, int]]
+    input_shape: tuple[int, ...]
+    normalisation: dict[str, list[float]] | None
+    channels_last: bool
+    weights_sha256: str
+
+
+def save_network(
+    folder: Path,
+    model: nn.Module,
+    source: ModelSource,
+    input_shape: tuple[int, ...],
+    normalisation: dict[str, list[float]] | None = None,
+) -> None:
+    """Write `model` to `folder`; each file is whole or absent.
+
+    Raises:
+        StorageError: the folder cannot be written.
+    """
+    shared = {name for name, _ in model.named_parameters()} | {name for name, _ in model.named_buffers()}
+    state = {name: tensor for name, tensor in model.state_dict().items() if name in shared}  # a shared one once
+    channels_last = any(
+        tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
+        for tensor in state.values()
+    )
+    payload = save_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()})
+    skeleton = with_tensors(source.build(), {})
+    layers = resize_modules(_holding(skeleton, model))
+    record = {
+        "format": FORMAT,
+        "source": source.to_json(),
+        "layers": layers,
+        "input_shape": list(input_shape),
+        "normalisation": normalisation,
+        "channels_last": channels_last,
+        "weights_sha256": hashlib.sha256(payload).hexdigest(),
+    }
+    write_whole(folder / WEIGHTS, lambda file: file.write(payload))
+    write_json(folder / RECORD, record)
+
+
+def _holding(skeleton: nn.Module, model: nn.Module) -> nn.Module:
+    """The dense skeleton's modules over the small network's tensors, its integers still the dense ones."""
+    small = dict(model.named_modules())
+    for name, module in skeleton.named_modules():
+        module._parameters, module._buffers = small[name]._parameters, small[name]._buffers
+    return skeleton
+
+
+def read_architecture(folder: Path) -> Architecture:
+    """Read and check `architecture.json`.
+
+    Raises:
+        RunError: there is no release in `folder`, or its record is of another format.
+    """
+    path = folder / RECORD
+    if not path.is_file():
+        raise RunError(f"a release must hold {RECORD} and {WEIGHTS}, but {folder} has no {RECORD}; check the folder")
+    try:
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if record["format"] != FORMAT:
+            raise RunError(f"{path} must be of format {FORMAT}, but is {record['format']!r}; use the AMC that wrote it")
+        return Architecture(
+            ModelSource.from_json(record["source"]),
+            record["layers"],
+            tuple(record["input_shape"]),
+            record["normalisation"],
+            record["channels_last"],
+            record["weights_sha256"],
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{path} must be a whole architecture record, but: {error!r}; restore the release") from None
+
+
+def load_network(folder: str | Path) -> nn.Module:
+    """The released network, in `eval` mode, on the CPU; its output is bit for bit that of the network saved.
+
+    Raises:
+        RunError: there is no release in `folder`, or its files do not belong together.
+        ModelError: the network's source is missing (a package that is not installed, say).
+    """
+    folder = Path(folder)
+    architecture = read_architecture(folder)
+    path = folder / WEIGHTS
+    try:
+        payload = path.read_bytes()
+    except OSError as error:
+        raise RunError(f"a release must hold {WEIGHTS}, but {path}: {error.strerror}; restore the release") from None
+    if hashlib.sha256(payload).hexdigest() != architecture.weights_sha256:
+        raise RunError(f"{path} must be the file its record was written for, but its SHA-256 differs; restore the release")
+    try:
+        tensors = load_tensors(payload)
+    except SafetensorError as error:
+        raise RunError(f"{path} must be a safetensors file, but: {error}; restore the release") from None
+    skeleton = architecture.source.build()
+    unknown = sorted(set(tensors) - set(skeleton.state_dict()))
+    if unknown:
+        raise ModelError(f"{architecture.source.name} must have the tensors of the release, but has no {unknown[0]!r}")
+    model = with_tensors(skeleton, tensors).eval()
+    for name, widths in architecture.layers.items():
+        for attribute, value in widths.items():
+            got = getattr(model.get_submodule(name), attribute)
+            if got not in (value, (value,)):
+                raise ModelError(f"{name}.{attribute} must be {value} as the release says, but is {got}")
+    return model.to(memory_format=torch.channels_last) if architecture.channels_last else model  # type: ignore[call-overload]

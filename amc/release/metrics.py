@@ -1,0 +1,121 @@
+"""`metrics.json`: the figures of a run, in one schema that pipelines may rely on (`amc-metrics/1`; see METRICS below).
+
+Accuracies are shares in 0..1. Costs are of one picture; `macs` are multiply-adds and `flops_2x` the same counted 2 each.
+Keys may be added within one schema number; none is removed or changes its meaning.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from amc_predictor import EnsemblePredictor
+
+from amc.dense import Dense
+from amc.evaluation import Evaluation, paired_difference
+from amc.recipe import Recipe
+from amc.selection import Selection, warn_if_poor
+from amc.study import Study
+from amc.trial import Trial
+
+FORMAT = "amc-metrics/1"
+
+METRICS = {
+    "format": "amc-metrics/1",
+    "recipe, model, data": "what was asked for",
+    "budgets": "list of {budget, unit, limit, used}: `used` is the released network's exact cost, never above `limit`",
+    "trials, failed_trials": "measured policies; policies that could not be measured",
+    "seconds": "wall time of the command that finished the run; stage_seconds: its parts",
+    "predictor": "cross-validated: kendall, spearman, rmse, coverage_90; warning: a sentence, or null",
+    "dense, released, uniform": "macs, flops_2x, params, bytes, measure_accuracy, test_accuracy, test_interval_95; the last "
+    "two also *_before_finetune",
+    "comparison": "released minus uniform on the test pictures, in pairs: before_finetune and after_finetune, each "
+    "{difference, low, high} (95 %); after_finetune is null where uniform was not fine-tuned",
+    "protocol": "the study's name",
+}
+
+
+@dataclass(frozen=True)
+class Contest:
+    """All that was measured of the networks compared.
+
+    Attributes:
+        reference: the dense network on the measure split.
+        chosen: the policy released, measured before fine-tuning.
+        uniform_trial: the uniform baseline, likewise.
+        released_accuracy, uniform_accuracy: on the measure split after fine-tuning; None where there was none.
+        test: "dense", "released", "released_before_finetune", "uniform_before_finetune", and "uniform" if fine-tuned.
+    """
+
+    dense: Dense
+    reference: Evaluation
+    chosen: Selection
+    uniform_trial: Trial
+    released_accuracy: float | None
+    uniform_accuracy: float | None
+    test: dict[str, Evaluation]
+
+
+def run_metrics(
+    recipe: Recipe, study: Study, predictor: EnsemblePredictor, contest: Contest, seconds: dict[str, float]
+) -> dict[str, Any]:
+    """The content of `metrics.json`."""
+    dense, test, ranks = contest.dense, contest.test, predictor.ranks
+    dense_costs = dense.dense_costs(recipe.budgets)
+    costs = dense.costs_of(contest.chosen.policy, recipe.budgets)
+    compared = {"before_finetune": _pair(test["released_before_finetune"], test["uniform_before_finetune"])}
+    compared["after_finetune"] = _pair(test["released"], test["uniform"]) if "uniform" in test else None
+    return {
+        "format": FORMAT,
+        "recipe": recipe.name,
+        "model": recipe.model.name,
+        "data": recipe.data.name,
+        "budgets": [
+            {"budget": str(b), "unit": b.unit, "limit": b.limit(dense_costs), "used": costs[b.unit]}
+            for b in recipe.budgets
+        ],
+        "trials": len(study.trials),
+        "failed_trials": len(study.failures),
+        "seconds": sum(seconds.values()),
+        "stage_seconds": seconds,
+        "predictor": {
+            "kendall": ranks.kendall,
+            "spearman": ranks.spearman,
+            "rmse": ranks.rmse,
+            "coverage_90": ranks.coverage_90,
+            "warning": warn_if_poor(predictor),
+        },
+        "dense": _network(dense_costs, contest.reference.accuracy, test["dense"]),
+        "released": _contender(costs, contest.chosen.trial, contest.released_accuracy, test, "released"),
+        "uniform": _contender(
+            dict(contest.uniform_trial.costs), contest.uniform_trial, contest.uniform_accuracy, test, "uniform"
+        ),
+        "comparison": compared,
+        "protocol": dense.protocol().digest,
+    }
+
+
+def _contender(
+    costs: dict[str, float], trial: Trial, finetuned: float | None, test: dict[str, Evaluation], name: str
+) -> dict[str, Any]:
+    before = test[f"{name}_before_finetune"]
+    return {
+        **_network(costs, trial.accuracy if finetuned is None else finetuned, test.get(name, before)),
+        "measure_accuracy_before_finetune": trial.accuracy,
+        "test_accuracy_before_finetune": before.accuracy,
+    }
+
+
+def _network(costs: dict[str, float], measure_accuracy: float, test: Evaluation) -> dict[str, Any]:
+    return {
+        **{unit: round(cost) for unit, cost in costs.items()},
+        "flops_2x": 2 * round(costs["macs"]),
+        "measure_accuracy": measure_accuracy,
+        "test_accuracy": test.accuracy,
+        "test_interval_95": list(test.interval_95),
+    }
+
+
+def _pair(ours: Evaluation, theirs: Evaluation) -> dict[str, float]:
+    difference, low, high = paired_difference(ours, theirs)
+    return {"difference": difference, "low": low, "high": high}

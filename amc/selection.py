@@ -1,0 +1,132 @@
+"""From a study to one policy: fit the predictor, climb it under the caps, measure the best few, keep the best."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from amc_predictor import EnsemblePredictor
+from amc_search import Cap, Candidates, CapUnreachable, Policies, Space, climb, is_feasible
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from amc.budget import format_cost
+from amc.errors import BudgetUnreachable, RunError
+from amc.files import write_whole
+from amc.study import Study
+from amc.trial import Measure, Trial
+
+POOR_KENDALL = 0.4  # below it, the order of two policies is little better than a guess
+KAPPA = 1.0  # the bound climbed is mean - KAPPA x standard deviation
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The policy chosen, and what it was chosen from.
+
+    Attributes:
+        trial: the chosen policy's own measurement.
+        candidates: what the climb found, best first by prediction.
+        measured: the trials of those candidates.
+    """
+
+    trial: Trial
+    candidates: Candidates
+    measured: tuple[Trial, ...]
+
+    @property
+    def policy(self) -> NDArray[np.int64]:
+        return np.array(self.trial.policy, dtype=np.int64)
+
+
+def fit_predictor(space: Space, trials: list[Trial], dense_accuracy: float, seed: int) -> EnsemblePredictor:
+    """A predictor of accuracy from all trials and the dense network's own."""
+    policies = np.array([*(trial.policy for trial in trials), space.high], dtype=np.int64)
+    accuracy = torch.tensor([*(trial.accuracy for trial in trials), dense_accuracy])
+    predictor = EnsemblePredictor(seed=seed)
+    predictor.fit(space.fractions(policies), accuracy)
+    return predictor
+
+
+def best_candidates(
+    predictor: EnsemblePredictor, space: Space, caps: tuple[Cap, ...], trials: list[Trial], seed: int
+) -> Candidates:
+    """Climb the predictor under the caps, from random starts and from the best policies measured.
+
+    Raises:
+        BudgetUnreachable: no legal policy fits; the message names the smallest reachable cost.
+    """
+    measured = np.array([trial.policy for trial in trials], dtype=np.int64).reshape(-1, len(space))
+    order = np.argsort([-trial.accuracy for trial in trials], kind="stable")[:32]
+    try:
+        return climb(predictor, space, caps, kappa=KAPPA, seed=seed, warm=measured[order])
+    except CapUnreachable as error:
+        raise unreachable(error) from None
+
+
+def unreachable(error: CapUnreachable) -> BudgetUnreachable:
+    limit, smallest = format_cost(error.unit, error.limit), format_cost(error.unit, error.smallest)  # type: ignore[arg-type]
+    return BudgetUnreachable(
+        f"a budget must be reachable, but {limit} is below the smallest policy's {smallest}; "
+        "raise the budget, lower surgery.round_to, or take a smaller network"
+    )
+
+
+def select(
+    study: Study,
+    measure: Measure,
+    predictor: EnsemblePredictor,
+    caps: tuple[Cap, ...],
+    number: int,
+    seed: int,
+) -> Selection:
+    """Measure the best `number` candidates; the best measured policy under the caps wins, an earlier trial included."""
+    trials = study.trials
+    found = best_candidates(predictor, study.space, caps, trials, seed)
+    measured = study.measure_all(list(found.policies[:number]), measure)
+    earlier = [trial for trial in trials if _fits(trial, caps)]
+    best = max([*measured, *earlier], key=lambda trial: (trial.accuracy, -trial.loss))
+    return Selection(best, found, tuple(measured))
+
+
+def _fits(trial: Trial, caps: tuple[Cap, ...]) -> bool:
+    policies: Policies = np.array([trial.policy], dtype=np.int64)
+    return bool(is_feasible(policies, caps)[0])
+
+
+def save_predictor(path: Path, predictor: EnsemblePredictor) -> None:
+    payload = save({name: tensor.contiguous() for name, tensor in predictor.state().items()})
+    write_whole(path, lambda file: file.write(payload))
+
+
+def load_predictor(path: Path) -> EnsemblePredictor:
+    """Raises `RunError` when the file is missing or broken."""
+    try:
+        return EnsemblePredictor.from_state(load(path.read_bytes()))
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise RunError(f"{path} must be a predictor, but: {error}; run the same `amc compress` again") from None
+
+
+def describe_ranks(predictor: EnsemblePredictor) -> dict[str, Any]:
+    """Cross-validated quality, as plain numbers and lists."""
+    if predictor.ranks is None:
+        return {}
+    return {
+        key: value.tolist() if isinstance(value, torch.Tensor) else value
+        for key, value in asdict(predictor.ranks).items()
+    }
+
+
+def warn_if_poor(predictor: EnsemblePredictor) -> str | None:
+    """One plain sentence when the predictor cannot order policies."""
+    ranks = predictor.ranks
+    if ranks is None or ranks.kendall >= POOR_KENDALL:
+        return None
+    return (
+        f"warning: the predictor orders unseen policies poorly (Kendall {ranks.kendall:.2f}, cross-validated); "
+        "the policy chosen may be far from the best: measure more (--trials), or on more pictures"
+    )

@@ -1,0 +1,165 @@
+"""All trials of one protocol, kept for ever in an Optuna study named by the protocol's hash.
+
+Each coordinate is an integer parameter under its group's name; the value is the accuracy; costs, loss and seconds are
+user attributes. Optuna's dashboard and plots read it as it is, and any number of workers may share it by URL.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import optuna
+from amc_search import Space
+from numpy.typing import NDArray
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
+
+from amc.errors import ModelError, StorageError
+from amc.files import explain_storage
+from amc.progress import Progress
+from amc.trial import Protocol, Trial
+
+HEARTBEAT_SECONDS = 30
+FAILURES_IN_A_ROW = 8  # then the network or the machine is at fault, not the policy
+
+
+class Study:
+    """Durable trials of one protocol."""
+
+    def __init__(self, url: str | None, folder: Path, protocol: Protocol, space: Space) -> None:
+        """Open the study at an Optuna storage `url`, or in the run folder's own SQLite file for None.
+
+        Raises:
+            StorageError: the storage cannot be reached or written.
+        """
+        optuna.logging.set_verbosity(logging.ERROR)
+        self.space, self.protocol = space, protocol
+        self.path = folder / "study.db"
+        self.url = url or f"sqlite:///{self.path.absolute()}"
+        try:
+            self._study = optuna.create_study(
+                storage=_storage(self.url), study_name=f"amc-{protocol.digest}", direction="maximize", load_if_exists=True
+            )
+            self._study.set_user_attr("protocol", asdict(protocol))
+            if url is None:  # the run's lock says that no other process is at work: what still runs was killed
+                for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+                    self._study.tell(trial.number, state=TrialState.FAIL)
+        except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+            raise StorageError(explain_storage(self.path if url is None else Path(url), _cause(error))) from error
+        except (ImportError, ValueError) as error:
+            raise StorageError(f"`study` must be an Optuna storage URL, but {url!r} gave: {error}") from None
+
+    @property
+    def trials(self) -> list[Trial]:
+        """All finished trials, in the order they were started."""
+        return [self._read(trial) for trial in self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))]
+
+    @property
+    def failures(self) -> list[str]:
+        """Why trials failed, one reason a trial."""
+        failed = self._study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
+        return [str(trial.user_attrs.get("reason", "interrupted")) for trial in failed]
+
+    def run(
+        self,
+        measure: Callable[[NDArray[np.int64]], Trial],
+        sampler: optuna.samplers.BaseSampler,
+        total: int,
+        progress: Progress,
+        title: str = "measure policies",
+    ) -> None:
+        """Go on until the study holds `total` finished trials, whoever measured them.
+
+        Raises:
+            ModelError: several trials in a row failed; the last reason is told.
+            StorageError: a result could not be stored.
+        """
+        done = len(self.trials)
+        if done >= total:
+            return
+        self._study.sampler = sampler
+        stage = progress.stage(title, total)
+        stage.advance(done)
+        best, failed = 0.0, 0
+
+        def count(study: optuna.Study, trial: FrozenTrial) -> None:
+            nonlocal best, failed
+            failed = failed + 1 if trial.state == TrialState.FAIL else 0
+            if failed >= FAILURES_IN_A_ROW:
+                raise ModelError(
+                    f"{failed} policies in a row could not be measured; the last: {trial.user_attrs.get('reason')}"
+                )
+            if trial.state == TrialState.COMPLETE and trial.value is not None:
+                best = max(best, trial.value)
+                stage.advance(1, f"last {trial.value:.2%}, best {best:.2%}")
+            if len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))) >= total:
+                study.stop()
+
+        self._optimize(measure, None, count)
+
+    def measure_all(
+        self, policies: Sequence[NDArray[np.int64]], measure: Callable[[NDArray[np.int64]], Trial]
+    ) -> list[Trial]:
+        """The trials of given policies: those already measured are read, the others measured and kept."""
+        known = {trial.policy: trial for trial in self.trials}
+        new = [policy for policy in policies if tuple(policy.tolist()) not in known]
+        for policy in new:
+            self._study.enqueue_trial(dict(zip(self.space.names, policy.tolist(), strict=True)))
+        if new:
+            self._optimize(measure, len(new), None)
+            known = {trial.policy: trial for trial in self.trials}
+        return [known[tuple(p.tolist())] for p in policies if tuple(p.tolist()) in known]
+
+    def _optimize(
+        self,
+        measure: Callable[[NDArray[np.int64]], Trial],
+        number: int | None,
+        callback: Callable[[optuna.Study, FrozenTrial], None] | None,
+    ) -> None:
+        def objective(trial: optuna.Trial) -> float:
+            grid = zip(self.space.names, self.space.steps, self.space.sizes, strict=True)
+            policy = np.array([trial.suggest_int(name, step, size, step=step) for name, step, size in grid])
+            try:
+                result = measure(policy.astype(np.int64))
+            except Exception as error:  # out of memory, NaN, a layer that cannot run: the trial is lost, not the study
+                first = (str(error).splitlines() or [""])[0]
+                trial.set_user_attr("reason", f"{type(error).__name__}: {first}")
+                raise
+            for key in ("costs", "loss", "seconds"):
+                value = getattr(result, key)
+                trial.set_user_attr(key, dict(value) if key != "loss" else value)
+            return result.accuracy
+
+        try:
+            self._study.optimize(
+                objective, n_trials=number, catch=(Exception,), callbacks=[callback] if callback else None
+            )
+        except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+            raise StorageError(explain_storage(self.path, _cause(error))) from error
+
+    def _read(self, trial: FrozenTrial) -> Trial:
+        policy = tuple(int(trial.params[name]) for name in self.space.names)
+        attributes = trial.user_attrs
+        assert trial.value is not None
+        return Trial(policy, attributes["costs"], trial.value, attributes["loss"], attributes["seconds"])
+
+
+def _storage(url: str) -> optuna.storages.BaseStorage | str:
+    if not url.startswith(("sqlite", "postgresql", "mysql")):
+        return url
+    with warnings.catch_warnings():  # heartbeats are stable enough for us: they only mark dead trials as failed
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return optuna.storages.RDBStorage(url, heartbeat_interval=HEARTBEAT_SECONDS)
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The database driver's own words, which name the reason."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = str(error)
+    return OSError(28, "disk full") if "full" in text else error

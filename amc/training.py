@@ -1,0 +1,224 @@
+"""Training, from scratch or after a cut: one loop for a CPU, a GPU and many processes under `torchrun`.
+
+The dense network may teach the cut one (distillation, Hinton et al. 2015, arXiv 1503.02531). The weights kept are those
+with the best accuracy on the measure split; the test split is never seen here.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, kl_div, log_softmax
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from amc.compute import Compute
+from amc.data.splits import Splits
+from amc.errors import ModelError
+from amc.evaluation import evaluate
+from amc.files import write_whole
+from amc.progress import Progress, Silent
+from amc.recipe import FinetuneSection, Schedule
+
+
+@dataclass
+class Training:
+    """How a training went: measured accuracy after each epoch, the best of them, and what it took."""
+
+    accuracies: list[float] = field(default_factory=list)
+    best_accuracy: float = -1.0
+    steps: int = 0
+    seconds: float = 0.0
+
+
+def learning_rate_factor(schedule: Schedule, step: int, steps: int) -> float:
+    """Share of the largest learning rate at `step` of `steps`: a rise (onecycle only), then half a cosine to zero."""
+    rise = schedule.warmup * steps if schedule.schedule == "onecycle" else 0.0
+    if step < rise:
+        return 0.04 + 0.96 * step / rise
+    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1.0, steps - rise)))
+
+
+def train(
+    model: nn.Module,
+    splits: Splits,
+    schedule: Schedule,
+    compute: Compute,
+    *,
+    seed: int = 0,
+    teacher: nn.Module | None = None,
+    checkpoint: Path | None = None,
+    title: str = "train",
+    progress: Progress | None = None,
+) -> Training:
+    """Train `model` in place and leave it with the best weights seen, in the training mode it came in.
+
+    Args:
+        model: on `compute.device`; frozen parameters stay frozen.
+        teacher: gives soft targets; its share and temperature stand in a `FinetuneSection`.
+        checkpoint: written after every epoch; the same call with the same file goes on where it stopped.
+
+    Raises:
+        ModelError: the loss is not finite.
+    """
+    loop = _Loop(model, splits, schedule, compute, seed, teacher)
+    if loop.steps == 0:
+        return loop.training
+    if checkpoint is not None:
+        loop.restore(checkpoint)
+    stage = (progress or Silent()).stage(title, loop.steps)
+    stage.advance(loop.step)
+    modes = [(module, module.training) for module in model.modules()]
+    while loop.step < loop.steps:
+        done = loop.run_epoch()
+        if checkpoint is not None and loop.is_leader:
+            loop.save(checkpoint)
+        stage.advance(done, f"measured {loop.training.best_accuracy:.2%} at best")
+    loop.finish()
+    for module, mode in modes:
+        module.training = mode
+    return loop.training
+
+
+class _Loop:
+    """The state of one training."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        splits: Splits,
+        schedule: Schedule,
+        compute: Compute,
+        seed: int,
+        teacher: nn.Module | None,
+    ) -> None:
+        from accelerate import Accelerator
+
+        self.accelerator = Accelerator(cpu=compute.device.type == "cpu")
+        self.model, self.splits, self.schedule, self.compute, self.seed = model, splits, schedule, compute, seed
+        self.teacher = teacher.eval() if teacher is not None else None
+        self.per_epoch = max(1, math.ceil(len(splits.train) / schedule.batch_size))
+        self.steps, self.step = round(schedule.epochs * self.per_epoch), 0
+        self.training = Training(steps=self.steps)
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        groups = [
+            {"params": [p for p in trained if p.ndim > 1], "weight_decay": schedule.weight_decay},
+            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        self.optimizer = torch.optim.SGD(
+            [group for group in groups if group["params"]],
+            lr=schedule.lr,
+            momentum=schedule.momentum,
+            nesterov=schedule.momentum > 0,
+        )
+        self.running = model if self.world == 1 else self.accelerator.prepare_model(model)
+        self.average: AveragedModel | None = None
+        if schedule.ema:
+            self.average = AveragedModel(
+                model, multi_avg_fn=get_ema_multi_avg_fn(schedule.ema), use_buffers=True
+            )
+        self.best: dict[str, Tensor] = {}
+
+    @property
+    def world(self) -> int:
+        return int(self.accelerator.num_processes)
+
+    @property
+    def is_leader(self) -> bool:
+        return bool(self.accelerator.is_main_process)
+
+    def run_epoch(self) -> int:
+        """Train to the end of the epoch or of the schedule, measure, keep the best; returns the steps done."""
+        start, before = perf_counter(), self.step
+        self.running.train()
+        epoch = self.step // self.per_epoch
+        for inputs, labels in self._batches(epoch):
+            if self.step >= min(self.steps, (epoch + 1) * self.per_epoch):
+                break
+            self._take_step(inputs.to(self.compute.device), labels.to(self.compute.device))
+            self.step += 1
+        judged = self.average.module if self.average is not None else self.model
+        accuracy = evaluate(judged, self.splits.measure, self.compute).accuracy
+        self.training.accuracies.append(accuracy)
+        if accuracy > self.training.best_accuracy:
+            self.training.best_accuracy = accuracy
+            self.best = {name: tensor.detach().clone() for name, tensor in judged.state_dict().items()}
+        self.training.seconds += perf_counter() - start
+        return self.step - before
+
+    def _batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        return self.splits.train.batches(
+            max(1, self.schedule.batch_size // self.world),
+            seed=self.seed * 100_003 + epoch + 1,
+            augment=True,
+            rank=int(self.accelerator.process_index),
+            world=self.world,
+        )
+
+    def _take_step(self, inputs: Tensor, labels: Tensor) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.schedule.lr * learning_rate_factor(self.schedule, self.step, self.steps)
+        with self.compute.autocast():
+            logits = self.running(inputs).float()
+        loss = cross_entropy(logits, labels, label_smoothing=self.schedule.label_smoothing)
+        if self.teacher is not None and isinstance(self.schedule, FinetuneSection):
+            loss = self._distil(loss, logits, inputs)
+        if not math.isfinite(loss.item()):
+            raise ModelError(f"the loss must stay finite, but is {loss.item()} at step {self.step}; lower `lr`")
+        self.optimizer.zero_grad()
+        self.accelerator.backward(loss)
+        self.optimizer.step()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+
+    def _distil(self, loss: Tensor, logits: Tensor, inputs: Tensor) -> Tensor:
+        assert self.teacher is not None and isinstance(self.schedule, FinetuneSection)
+        temperature, share = self.schedule.temperature, self.schedule.distill
+        if share == 0:
+            return loss
+        with torch.no_grad(), self.compute.autocast():
+            taught = self.teacher(inputs).float()
+        soft = kl_div(
+            log_softmax(logits / temperature, 1), log_softmax(taught / temperature, 1),
+            reduction="batchmean", log_target=True,
+        )
+        return (1 - share) * loss + share * temperature**2 * soft
+
+    def finish(self) -> None:
+        self.model.load_state_dict(self.best)
+        self.model.zero_grad(set_to_none=True)
+
+    def save(self, path: Path) -> None:
+        state = {
+            "schedule": self.schedule.model_dump_json(), "seed": self.seed, "step": self.step,
+            "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "best": self.best,
+            "average": self.average.state_dict() if self.average is not None else {},
+            "accuracies": self.training.accuracies, "best_accuracy": self.training.best_accuracy,
+            "seconds": self.training.seconds,
+        }  # fmt: skip
+        write_whole(path, lambda file: torch.save(state, file))
+
+    def restore(self, path: Path) -> None:
+        """Go on from `path` if it holds a checkpoint of this very training; start anew otherwise."""
+        if not path.is_file():
+            return
+        state: dict[str, Any] = torch.load(path, map_location=self.compute.device, weights_only=True)
+        if (state["schedule"], state["seed"]) != (self.schedule.model_dump_json(), self.seed):
+            return
+        try:
+            self.model.load_state_dict(copy.deepcopy(state["model"]))
+        except RuntimeError:  # another network
+            return
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        self.step, self.best = state["step"], state["best"]
+        self.training.accuracies, self.training.seconds = state["accuracies"], state["seconds"]
+        self.training.best_accuracy = state["best_accuracy"]
