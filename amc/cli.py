@@ -58,7 +58,7 @@ def compress(
     quiet: QuietOption = False,
 ) -> None:
     """Compress a trained network under a budget; with no arguments, the quickstart recipe."""
-    from amc.compress import compress
+    from amc.flow import compress
     from amc.progress import shown
     from amc.show import summary
 
@@ -124,10 +124,10 @@ def front(
 @app.command()
 def show(run: RunArgument, json_: JsonOption = False) -> None:
     """Show what happened in a run and what was chosen."""
-    from amc.run import Run
+    from amc.folder import RunFolder
     from amc.show import details
 
-    opened = Run.open(run)
+    opened = RunFolder.open(run)
     _print({**opened.metrics, "policy": opened.policy} if json_ else details(opened))
 
 
@@ -159,8 +159,44 @@ def doctor(
     """Show a network's groups, what cannot be cut and why, and the smallest and largest reachable cost."""
     from amc.doctor import examine, examination_text
 
-    found = examine(_recipe(recipe, model, weights, data, None, set_, {}), input_, explicit_data=data is not None)
+    wanted = _recipe(recipe, model, weights or "none", data, None, set_, {})  # the shapes alone matter here
+    found = examine(wanted, input_, explicit_data=data is not None)
     _print(found if json_ else examination_text(found))
+
+
+bench = typer.Typer(help="Measure our own claims, side by side with what they are compared to.", no_args_is_help=True)
+app.add_typer(bench, name="bench")
+
+
+@bench.command("cut")
+def bench_cut(
+    model: Annotated[list[str] | None, typer.Option("--model", "-m", help="Networks; left out: resnet50.")] = None,
+    size: Annotated[int, typer.Option(min=16, help="Height and width of the pictures.")] = 224,
+    json_: JsonOption = False,
+) -> None:
+    """Time tracing, cutting and counting, beside torch-pruning's build and step."""
+    from amc.bench import bench_cut, cut_text
+
+    rows = [bench_cut(_recipe(None, name, "none", None, None, None, {}), size) for name in model or ["resnet50"]]
+    _print(rows if json_ else cut_text(rows))
+
+
+@bench.command("recovery")
+def bench_recovery(
+    recipe: RecipeOption = None,
+    policies: Annotated[int, typer.Option(min=1, help="Random policies, at 25 to 80 % of the MACs.")] = 6,
+    epochs: Annotated[float, typer.Option(min=0, help="Of the short fine-tune.")] = 2.0,
+    set_: SetOption = None,
+    json_: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Compare kinds of recovery, before and after an equal short fine-tune."""
+    from amc.bench import bench_recovery, recovery_text
+    from amc.progress import shown
+
+    with shown(quiet=quiet) as progress:
+        found = bench_recovery(_recipe(recipe, None, None, None, None, set_, {}), policies, epochs, progress)
+    _print(found if json_ else recovery_text(found))
 
 
 @app.command()

@@ -10,12 +10,10 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import torch
-from amc_search import Cap, Policies, Space
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -37,6 +35,7 @@ from amc.surgery.cut import cut, mask
 from amc.surgery.recovery import Moments, evaluating, take_moments
 from amc.surgery.table import Frozen, Group, OwnerTable, build_table, kept_units, ranks, unit_scores
 from amc.trial import Measure, Protocol
+from amc_search import Cap, Policies, Space
 
 CountCost = ProductCost | ActivationCost
 TAYLOR_IMAGES = 1024
@@ -102,6 +101,11 @@ class Dense:
         dense = self.dense_costs(budgets)
         return tuple(Cap(self.cost(budget.unit), budget.limit(dense)) for budget in budgets)
 
+    @property
+    def digests(self) -> dict[str, str]:
+        """Hashes of what the user brought."""
+        return {"weights": self.weights_digest, "data": self.splits.digest}
+
     def protocol(self) -> Protocol:
         recipe, groups = self.recipe, [asdict(group) for group in self.table.groups]
         settings = recipe.search, recipe.recovery
@@ -124,8 +128,12 @@ class Dense:
         )
 
 
-def prepare(recipe: Recipe, folder: Path | None = None, progress: Progress | None = None) -> Dense:
+def prepare(
+    recipe: Recipe, folder: Path | None = None, progress: Progress | None = None, *, store: bool = True
+) -> Dense:
     """Load network and data, then trace, rank and take moments, or read those back from `folder`.
+
+    `store` False leaves `folder` as it is, whatever it holds.
 
     Raises:
         ModelError, DataError: what is wrong with the network, its weights or the data.
@@ -155,7 +163,7 @@ def prepare(recipe: Recipe, folder: Path | None = None, progress: Progress | Non
         moments = _moments(model, table, splits, compute, recipe)
         stage.advance()
         known = table, place, moments
-        if path:
+        if path and store:
             _write(path, key, *known)
     table, place, moments = known
     runs = count_layer_runs(model, torch.zeros(1, *splits.input_shape, device=compute.device))
@@ -207,11 +215,13 @@ def trace_groups(model: nn.Module, input_shape: tuple[int, ...], recipe: Recipe)
 
 @torch.no_grad()
 def _why_wrong(model: nn.Module, table: OwnerTable, inputs: Tensor, groups: range | list[int]) -> str | None:
-    """Halve some groups and compare with the dense network in which the same channels are zero."""
+    """Cut some groups to uneven widths, at random places, and compare with the dense network with zeros there."""
+    rng = np.random.default_rng(0)
+    drawn = table.space.nearest(table.space.high * rng.uniform(0.25, 0.75, len(table.space)))
+    chosen = list(groups)
     policy = table.space.high.copy()
-    for group in groups:
-        policy[group] = table.space.nearest(table.space.high / 2)[group]
-    kept = kept_units(table, ranks(table, torch.zeros(len(table.unit_group))), policy)
+    policy[chosen] = drawn[chosen]
+    kept = kept_units(table, ranks(table, torch.from_numpy(rng.random(len(table.unit_group)))), policy)
     try:
         with evaluating(model):
             small, full = cut(model, table, kept)(inputs), mask(model, table, kept)(inputs)
@@ -298,7 +308,7 @@ def _read(path: Path, key: str) -> tuple[OwnerTable, NDArray[np.int32], Moments 
             metadata = file.metadata() or {}
             if metadata.get("key") != key:
                 return None
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
     except (OSError, SafetensorError) as error:
         raise RunError(f"{path} must be a whole file, but: {error}; delete it and run the same command again") from None
     record = json.loads(metadata["record"])

@@ -37,7 +37,7 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
         raise
 
 
-def explain_storage(path: Path, error: BaseException) -> str:
+def explain_storage(path: Path | str, error: BaseException) -> str:
     """One line for a write that failed, with the mend."""
     full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
     reason = "the disk is full" if full else getattr(error, "strerror", None) or str(error)

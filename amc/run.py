@@ -12,7 +12,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,17 +29,18 @@ from torch import nn
 
 from amc.budget import Budget, parse_budgets
 from amc.dense import Dense, prepare
-from amc.errors import RunError, StorageError, UsageError
+from amc.errors import RunError, StorageError
 from amc.files import explain_storage, write_json, write_text
+from amc.folder import METRICS as METRICS
+from amc.folder import POLICY as POLICY
+from amc.folder import PREDICTOR as PREDICTOR
+from amc.folder import RECIPE, RunFolder, read_recipe
 from amc.progress import Progress
-from amc.recipe import Recipe, parse_recipe, resolved_toml
+from amc.recipe import Recipe, resolved_toml
 from amc.release.archive import load_network, save_network
-from amc.selection import best_candidates, load_predictor
+from amc.selection import best_candidates, best_of, load_predictor
 from amc.study import Study
 from amc.trial import Trial
-
-RECIPE, METRICS, POLICY = "recipe.toml", "metrics.json", "policy.json"
-PREDICTOR, REPORT = "predictor.safetensors", "report.html"
 
 
 @contextmanager
@@ -98,56 +99,9 @@ def _leaves(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def read_recipe(folder: Path) -> Recipe:
-    """The recipe a run was made with. Raises `RunError` where there is none."""
-    path = folder / RECIPE
-    try:
-        return parse_recipe(path.read_text(encoding="utf-8"), str(path))
-    except OSError:
-        raise RunError(f"a run folder must hold {RECIPE}, but {folder} holds none; give the --out of an `amc compress`") from None
-    except UsageError as error:
-        raise RunError(f"{error}; the run was made by another version of AMC, or edited") from None
-
-
 @dataclass
-class Run:
-    """A finished run.
-
-    Attributes:
-        folder: where it is.
-    """
-
-    folder: Path
-
-    @classmethod
-    def open(cls, folder: str | Path) -> Run:
-        """Raises `RunError` when the folder is missing, holds no run, or the run has not finished."""
-        run = cls(Path(folder))
-        if not run.folder.is_dir():
-            raise RunError(f"a run must be a folder, but there is no folder {folder}; check the path")
-        read_recipe(run.folder)
-        if not (run.folder / METRICS).is_file():
-            raise RunError(f"the run in {folder} must have finished, but it has not; run the same `amc compress` again")
-        return run
-
-    @cached_property
-    def recipe(self) -> Recipe:
-        return read_recipe(self.folder)
-
-    @cached_property
-    def metrics(self) -> dict[str, Any]:
-        """What `metrics.json` holds."""
-        path = self.folder / METRICS
-        try:
-            metrics: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise RunError(f"{path} must be whole JSON, but: {error}; run the same `amc compress` again") from None
-        return metrics
-
-    @property
-    def policy(self) -> dict[str, int]:
-        """Group name -> channels kept, of the release."""
-        return {name: int(count) for name, count in json.loads((self.folder / POLICY).read_text())["policy"].items()}
+class Run(RunFolder):
+    """A finished run: what its files tell, its network, and what can be asked of it."""
 
     @cached_property
     def model(self) -> nn.Module:
@@ -156,8 +110,18 @@ class Run:
 
     @cached_property
     def dense(self) -> Dense:
-        """The dense network, its groups, costs and data."""
-        return prepare(self.recipe, self.folder)
+        """The dense network, its groups, costs and data.
+
+        Raises `RunError` when weights or data are no longer those of the run: its trials would not hold for them.
+        """
+        dense = prepare(self.recipe, self.folder, store=False)
+        for what, now in dense.digests.items():
+            if now != self.metrics["digests"][what]:
+                raise RunError(
+                    f"a run needs the {what} it was made with, but those of {self.folder} have changed since; "
+                    "bring them back, or start a new run with another --out"
+                )
+        return dense
 
     @cached_property
     def predictor(self) -> EnsemblePredictor:
@@ -220,11 +184,11 @@ class Retargeted:
         return self.run.dense.costs_of(self.policy, self.budgets)
 
     def measure(self, number: int = 3) -> Trial:
-        """Measure the best `number` candidates truly (and keep the trials), and take the best of them."""
-        trials = self.run.study.measure_all(list(self.candidates.policies[:number]), self.run.dense.measure)
-        if not trials:
+        """Measure the best `number` candidates truly and keep the trials; the best trial under the budgets is taken."""
+        study, dense = self.run.study, self.run.dense
+        if not study.measure_all(list(self.candidates.policies[:number]), dense.measure):
             raise RunError("no candidate could be measured; see the study's failed trials")
-        self.trial = max(trials, key=lambda trial: (trial.accuracy, -trial.loss))
+        self.trial = best_of(study.trials, dense.caps(self.budgets))
         self.__dict__.pop("model", None)
         return self.trial
 
@@ -254,6 +218,7 @@ class Retargeted:
         write_json(
             folder / POLICY,
             {
+                "run": os.path.relpath(self.run.folder, folder),
                 "policy": self.named_policy,
                 "costs": self.costs,
                 "budgets": caps,

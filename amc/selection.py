@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from safetensors.torch import load, save
 from amc.budget import format_cost
 from amc.errors import BudgetUnreachable, RunError
 from amc.files import write_whole
+from amc.labels import labels_of
 from amc.study import Study
 from amc.trial import Measure, Trial
 
@@ -46,7 +48,7 @@ class Selection:
 def fit_predictor(space: Space, trials: list[Trial], dense_accuracy: float, seed: int) -> EnsemblePredictor:
     """A predictor of accuracy from all trials and the dense network's own."""
     policies = np.array([*(trial.policy for trial in trials), space.high], dtype=np.int64)
-    accuracy = torch.tensor([*(trial.accuracy for trial in trials), dense_accuracy])
+    accuracy = torch.tensor([*labels_of(trials), dense_accuracy])
     predictor = EnsemblePredictor(seed=seed)
     predictor.fit(space.fractions(policies), accuracy)
     return predictor
@@ -61,7 +63,7 @@ def best_candidates(
         BudgetUnreachable: no legal policy fits; the message names the smallest reachable cost.
     """
     measured = np.array([trial.policy for trial in trials], dtype=np.int64).reshape(-1, len(space))
-    order = np.argsort([-trial.accuracy for trial in trials], kind="stable")[:32]
+    order = np.argsort(-labels_of(trials), kind="stable")[:32]
     try:
         return climb(predictor, space, caps, kappa=KAPPA, seed=seed, warm=measured[order])
     except CapUnreachable as error:
@@ -88,9 +90,14 @@ def select(
     trials = study.trials
     found = best_candidates(predictor, study.space, caps, trials, seed)
     measured = study.measure_all(list(found.policies[:number]), measure)
-    earlier = [trial for trial in trials if _fits(trial, caps)]
-    best = max([*measured, *earlier], key=lambda trial: (trial.accuracy, -trial.loss))
-    return Selection(best, found, tuple(measured))
+    return Selection(best_of(study.trials, caps), found, tuple(measured))
+
+
+def best_of(trials: Sequence[Trial], caps: tuple[Cap, ...]) -> Trial:
+    """The trial under all caps with the best label; at least one must be."""
+    labels = labels_of(trials)
+    fitting = [index for index, trial in enumerate(trials) if _fits(trial, caps)]
+    return trials[max(fitting, key=lambda index: labels[index])]
 
 
 def _fits(trial: Trial, caps: tuple[Cap, ...]) -> bool:

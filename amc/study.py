@@ -7,22 +7,27 @@ user attributes. Optuna's dashboard and plots read it as it is, and any number o
 from __future__ import annotations
 
 import logging
+import math
+import re
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import optuna
-from amc_search import Space
 from numpy.typing import NDArray
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from amc.errors import ModelError, StorageError
 from amc.files import explain_storage
+from amc.labels import labels_of
 from amc.progress import Progress
 from amc.trial import Protocol, Trial
+from amc_search import Space
+from amc_search.sampler import ARM
 
 HEARTBEAT_SECONDS = 30
 FAILURES_IN_A_ROW = 8  # then the network or the machine is at fault, not the policy
@@ -43,21 +48,35 @@ class Study:
         self.url = url or f"sqlite:///{self.path.absolute()}"
         try:
             self._study = optuna.create_study(
-                storage=_storage(self.url), study_name=f"amc-{protocol.digest}", direction="maximize", load_if_exists=True
+                storage=_storage(self.url),
+                study_name=f"amc-{protocol.digest}",
+                direction="maximize",
+                load_if_exists=True,
             )
             self._study.set_user_attr("protocol", asdict(protocol))
             if url is None:  # the run's lock says that no other process is at work: what still runs was killed
                 for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
                     self._study.tell(trial.number, state=TrialState.FAIL)
         except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
-            raise StorageError(explain_storage(self.path if url is None else Path(url), _cause(error))) from error
+            raise StorageError(explain_storage(self._place, _cause(error))) from error
         except (ImportError, ValueError) as error:
-            raise StorageError(f"`study` must be an Optuna storage URL, but {url!r} gave: {error}") from None
+            first = (str(error).splitlines() or [""])[0]
+            raise StorageError(f"`study` must be an Optuna storage URL, but {self._place} gave: {first}") from None
 
     @property
     def trials(self) -> list[Trial]:
         """All finished trials, in the order they were started."""
         return [self._read(trial) for trial in self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))]
+
+    def labels(self, trials: Sequence[FrozenTrial]) -> NDArray[np.float64]:
+        """What is learned from complete trials, (n,): see `amc.labels`."""
+        return labels_of([self._read(trial) for trial in trials])
+
+    @property
+    def arms(self) -> list[str]:
+        """Which part of the search proposed each of `trials`; "candidate" where the policy was asked for by name."""
+        complete = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        return [str(trial.user_attrs.get(ARM, "candidate")) for trial in complete]
 
     @property
     def failures(self) -> list[str]:
@@ -105,15 +124,30 @@ class Study:
     def measure_all(
         self, policies: Sequence[NDArray[np.int64]], measure: Callable[[NDArray[np.int64]], Trial]
     ) -> list[Trial]:
-        """The trials of given policies: those already measured are read, the others measured and kept."""
-        known = {trial.policy: trial for trial in self.trials}
-        new = [policy for policy in policies if tuple(policy.tolist()) not in known]
-        for policy in new:
-            self._study.enqueue_trial(dict(zip(self.space.names, policy.tolist(), strict=True)))
-        if new:
-            self._optimize(measure, len(new), None)
-            known = {trial.policy: trial for trial in self.trials}
-        return [known[tuple(p.tolist())] for p in policies if tuple(p.tolist()) in known]
+        """The trials of given policies: those already measured are read, the others measured and kept.
+
+        A policy that cannot be measured is missing from the answer. Nothing is queued in the storage: what a killed
+        process had not begun leaves no trace there.
+        """
+        known = {trial.policy for trial in self.trials}
+        wanted = [tuple(policy.tolist()) for policy in policies]
+        for policy in dict.fromkeys(wanted):
+            if policy not in known:
+                self._study.sampler = _Given(dict(zip(self.space.names, policy, strict=True)))
+                self._optimize(measure, 1, None)
+        found = {trial.policy: trial for trial in self.trials}
+        return [found[policy] for policy in wanted if policy in found]
+
+    def measure_one(self, policy: NDArray[np.int64], measure: Callable[[NDArray[np.int64]], Trial]) -> Trial:
+        """The trial of one policy that must be known.
+
+        Raises:
+            ModelError: it cannot be measured.
+        """
+        trials = self.measure_all([policy], measure)
+        if not trials:
+            raise ModelError(f"a policy that is needed could not be measured: {self.failures[-1]}")
+        return trials[0]
 
     def _optimize(
         self,
@@ -126,6 +160,8 @@ class Study:
             policy = np.array([trial.suggest_int(name, step, size, step=step) for name, step, size in grid])
             try:
                 result = measure(policy.astype(np.int64))
+                if not (math.isfinite(result.accuracy) and math.isfinite(result.loss)):
+                    raise ModelError(f"accuracy and loss must be finite, but are {result.accuracy} and {result.loss}")
             except Exception as error:  # out of memory, NaN, a layer that cannot run: the trial is lost, not the study
                 first = (str(error).splitlines() or [""])[0]
                 trial.set_user_attr("reason", f"{type(error).__name__}: {first}")
@@ -140,13 +176,36 @@ class Study:
                 objective, n_trials=number, catch=(Exception,), callbacks=[callback] if callback else None
             )
         except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
-            raise StorageError(explain_storage(self.path, _cause(error))) from error
+            raise StorageError(explain_storage(self._place, _cause(error))) from error
+
+    @property
+    def _place(self) -> str:
+        """The storage as it may be shown to anyone: without a password."""
+        return re.sub(r"(//[^:/@]*):[^@]*@", r"\1:***@", self.url.removeprefix("sqlite:///"))
 
     def _read(self, trial: FrozenTrial) -> Trial:
         policy = tuple(int(trial.params[name]) for name in self.space.names)
         attributes = trial.user_attrs
         assert trial.value is not None
         return Trial(policy, attributes["costs"], trial.value, attributes["loss"], attributes["seconds"])
+
+
+class _Given(optuna.samplers.BaseSampler):
+    """Proposes one policy."""
+
+    def __init__(self, policy: dict[str, int]) -> None:
+        self.policy = policy
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, Any]:
+        return {}
+
+    def sample_relative(self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, Any]) -> dict[str, Any]:
+        return {}
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: Any
+    ) -> int:
+        return self.policy[param_name]
 
 
 def _storage(url: str) -> optuna.storages.BaseStorage | str:

@@ -6,9 +6,8 @@ with the best accuracy on the measure split; the test split is never seen here.
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -71,19 +70,20 @@ def train(
     loop = _Loop(model, splits, schedule, compute, seed, teacher)
     if loop.steps == 0:
         return loop.training
-    if checkpoint is not None:
-        loop.restore(checkpoint)
+    loop.restore(checkpoint)
     stage = (progress or Silent()).stage(title, loop.steps)
     stage.advance(loop.step)
     modes = [(module, module.training) for module in model.modules()]
-    while loop.step < loop.steps:
-        done = loop.run_epoch()
-        if checkpoint is not None and loop.is_leader:
-            loop.save(checkpoint)
-        stage.advance(done, f"measured {loop.training.best_accuracy:.2%} at best")
+    try:
+        while loop.step < loop.steps:
+            done = loop.run_epoch()
+            if checkpoint is not None and loop.is_leader:
+                loop.save(checkpoint)
+            stage.advance(done, f"measured {loop.training.best_accuracy:.2%} at best")
+    finally:
+        for module, mode in modes:
+            module.training = mode
     loop.finish()
-    for module, mode in modes:
-        module.training = mode
     return loop.training
 
 
@@ -104,7 +104,8 @@ class _Loop:
         self.accelerator = Accelerator(cpu=compute.device.type == "cpu")
         self.model, self.splits, self.schedule, self.compute, self.seed = model, splits, schedule, compute, seed
         self.teacher = teacher.eval() if teacher is not None else None
-        self.per_epoch = max(1, math.ceil(len(splits.train) / schedule.batch_size))
+        whole, rest = divmod(len(splits.train), schedule.batch_size)
+        self.per_epoch = max(1, whole + (rest >= 2 * self.world))  # BatchNorm cannot train on one picture
         self.steps, self.step = round(schedule.epochs * self.per_epoch), 0
         self.training = Training(steps=self.steps)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -205,20 +206,36 @@ class _Loop:
         }  # fmt: skip
         write_whole(path, lambda file: torch.save(state, file))
 
-    def restore(self, path: Path) -> None:
-        """Go on from `path` if it holds a checkpoint of this very training; start anew otherwise."""
-        if not path.is_file():
+    def restore(self, path: Path | None) -> None:
+        """Go on from `path` if it holds a checkpoint of this very training; start anew otherwise.
+
+        The first process reads it and hands it to the others, so that all of them stand at the same step.
+        """
+        found = [self._read(path) if path is not None and self.is_leader else None]
+        if self.world > 1:
+            torch.distributed.broadcast_object_list(found, src=0)
+        state = found[0]
+        if state is None:
             return
-        state: dict[str, Any] = torch.load(path, map_location=self.compute.device, weights_only=True)
-        if (state["schedule"], state["seed"]) != (self.schedule.model_dump_json(), self.seed):
-            return
-        try:
-            self.model.load_state_dict(copy.deepcopy(state["model"]))
-        except RuntimeError:  # another network
-            return
+        self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
         self.step, self.best = state["step"], state["best"]
         self.training.accuracies, self.training.seconds = state["accuracies"], state["seconds"]
         self.training.best_accuracy = state["best_accuracy"]
+
+    def _read(self, path: Path) -> dict[str, Any] | None:
+        """The checkpoint in `path` if it is one of this training."""
+        if not path.is_file():
+            return None
+        try:
+            state: dict[str, Any] = torch.load(path, map_location=self.compute.device, weights_only=True)
+            mine = self.schedule.model_dump_json(), self.seed, _shapes(self.model.state_dict())
+            return state if (state["schedule"], state["seed"], _shapes(state["model"])) == mine else None
+        except Exception:  # no checkpoint of ours: what reading it raises depends on what it is
+            return None
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in tensors.items()}

@@ -30,7 +30,7 @@ class Trial:
         policy: keep-counts, one a group, in the order of the space.
         costs: unit -> cost ("macs", "params", "bytes").
         accuracy: top-1 on the measure split, 0..1, after recovery and without training.
-        loss: mean cross-entropy there, nats.
+        loss: calibrated mean cross-entropy there, nats (`amc.evaluation`).
         seconds: wall time of each part: cut, batchnorm, evaluate.
     """
 

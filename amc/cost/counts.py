@@ -116,7 +116,7 @@ def count_layer_runs(model: nn.Module, inputs: Tensor) -> LayerRuns:
                 width = module.out_features if isinstance(module, nn.Linear) else module.out_channels
                 places = output.numel() // int(width)  # type: ignore[arg-type]
             positions[name] = positions.get(name, 0) + places
-            layers += places * module.weight.numel()  # type: ignore[operator, union-attr]
+            layers += places * module.weight.numel()  # type: ignore[operator]
 
         return hook
 

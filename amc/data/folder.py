@@ -65,8 +65,8 @@ class FolderSplit:
         count = min(len(self), limit or len(self))
         order = torch.arange(len(self)) if seed is None else torch.randperm(len(self), generator=generator)
         chosen = order[:count].tolist()
-        shares = (chosen[start : start + size * world][rank::world] for start in range(0, count, size * world))
-        plan = [share for share in shares if share]
+        whole = (chosen[start : start + size * world] for start in range(0, count, size * world))
+        plan = [batch[rank::world] for batch in whole if len(batch) >= world]
         workers = self.workers if count > FEW else 0
         loader = DataLoader(_Pictures(self.samples, self.size, seed or 0, augment), batch_sampler=plan,
                             num_workers=workers, collate_fn=_collate, generator=generator)

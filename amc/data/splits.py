@@ -33,7 +33,8 @@ class Split(Protocol):
         """Yield float (B, C, H, W) inputs, normalised, and int64 (B,) labels.
 
         `seed` shuffles (and drives `augment`); None keeps the order. `limit` stops after that many pictures.
-        `rank` of `world` processes yields its own share of every global batch of `size * world` pictures.
+        `rank` of `world` processes yields its own share of every global batch of `size * world` pictures; a last one
+        of fewer pictures than processes is left out, so that all ranks take the same number of steps.
         """
         ...
 
@@ -93,9 +94,10 @@ class MemorySplit:
         if augment:  # every rank draws its own noise
             generator.manual_seed((seed or 0) * 1009 + rank)
         for start in range(0, count, size * world):
-            index = order[start : start + size * world][rank::world]
-            if len(index) == 0:
-                continue
+            share = order[start : start + size * world]
+            if len(share) < world:
+                break
+            index = share[rank::world]
             images = self.images[index]
             if augment:
                 images = self._augment(images, generator)

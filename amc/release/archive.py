@@ -59,8 +59,8 @@ def save_network(
     Raises:
         StorageError: the folder cannot be written.
     """
-    shared = {name for name, _ in model.named_parameters()} | {name for name, _ in model.named_buffers()}
-    state = {name: tensor for name, tensor in model.state_dict().items() if name in shared}  # a shared one once
+    names = _saved_names(model)
+    state = {name: tensor for name, tensor in model.state_dict().items() if name in names}
     channels_last = any(
         tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
         for tensor in state.values()
@@ -79,6 +79,12 @@ def save_network(
     }
     write_whole(folder / WEIGHTS, lambda file: file.write(payload))
     write_json(folder / RECORD, record)
+
+
+def _saved_names(model: nn.Module) -> set[str]:
+    """The tensors that a weights file holds: a shared one once, under its first name."""
+    names = {name for name, _ in model.named_parameters()} | {name for name, _ in model.named_buffers()}
+    return names & set(model.state_dict())
 
 
 def _holding(skeleton: nn.Module, model: nn.Module) -> nn.Module:
@@ -138,10 +144,14 @@ def load_network(folder: str | Path) -> nn.Module:
     unknown = sorted(set(tensors) - set(skeleton.state_dict()))
     if unknown:
         raise ModelError(f"{architecture.source.name} must have the tensors of the release, but has no {unknown[0]!r}")
+    missing = sorted(_saved_names(skeleton) - set(tensors))
+    if missing:
+        raise ModelError(f"{architecture.source.name} must have no tensor but the release's, but has {missing[0]!r}")
     model = with_tensors(skeleton, tensors).eval()
+    layers = dict(model.named_modules())
     for name, widths in architecture.layers.items():
         for attribute, value in widths.items():
-            got = getattr(model.get_submodule(name), attribute)
+            got = getattr(layers.get(name), attribute, None)
             if got not in (value, (value,)):
                 raise ModelError(f"{name}.{attribute} must be {value} as the release says, but is {got}")
-    return model.to(memory_format=torch.channels_last) if architecture.channels_last else model  # type: ignore[call-overload]
+    return model.to(memory_format=torch.channels_last) if architecture.channels_last else model

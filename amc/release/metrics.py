@@ -31,7 +31,7 @@ METRICS = {
     "two also *_before_finetune",
     "comparison": "released minus uniform on the test pictures, in pairs: before_finetune and after_finetune, each "
     "{difference, low, high} (95 %); after_finetune is null where uniform was not fine-tuned",
-    "protocol": "the study's name",
+    "protocol, digests": "the study's name; hashes of the dense weights and of the data",
 }
 
 
@@ -92,6 +92,7 @@ def run_metrics(
         ),
         "comparison": compared,
         "protocol": dense.protocol().digest,
+        "digests": dense.digests,
     }
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from amc.surgery.dependencies import CONVOLUTIONS, TRANSPOSED
-from amc.surgery.table import OwnerTable
+
+if TYPE_CHECKING:  # loading a release needs this file, and not what the table needs: optuna, deap
+    from amc.surgery.table import OwnerTable
 
 Module = TypeVar("Module", bound=nn.Module)
 Kept = NDArray[np.bool_]  # (U,) which units stay
@@ -32,7 +34,7 @@ def cut(model: Module, table: OwnerTable, kept: Kept) -> Module:
 
 
 def cut_tensors(tensors: Mapping[str, Tensor], table: OwnerTable, kept: Kept) -> dict[str, Tensor]:
-    """Slice every tensor by the owner table; the results own their storage."""
+    """Slice every tensor by the owner table; those that lose nothing still share their storage."""
     keep = torch.from_numpy(np.append(kept, True))  # the last entry answers for KEPT = -1
     indices: dict[int, Tensor] = {}  # one per distinct owner array: coupled layers share them
     sliced = {}
@@ -42,12 +44,12 @@ def cut_tensors(tensors: Mapping[str, Tensor], table: OwnerTable, kept: Kept) ->
             if id(owner) not in indices:
                 indices[id(owner)] = keep[torch.from_numpy(owner).long()].nonzero().squeeze(1)
             small = small.index_select(dim, indices[id(owner)].to(small.device))
-        sliced[name] = _like(small, tensor) if small is not tensor.detach() else small
+        sliced[name] = _like(small, tensor)
     return sliced
 
 
 def with_tensors(model: Module, tensors: Mapping[str, Tensor]) -> Module:
-    """A copy of `model` that holds `tensors` (by name, copied) in place of its own, its modules' integers made to fit."""
+    """A copy of `model` that holds `tensors` (by name, copied) in place of its own, its modules' integers to fit."""
     memo: dict[int, object] = {}
     for _, tensor in _named_tensors(model):  # deepcopy then builds modules only; tensors come right after
         memo[id(tensor)] = tensor
@@ -111,8 +113,8 @@ def mask(model: Module, table: OwnerTable, kept: Kept) -> Module:
     zero = torch.from_numpy(np.append(~kept, False))
     with torch.no_grad():
         for name, tensor in _named_tensors(twin):
-            if name.endswith(("running_mean", "running_var")):
-                continue  # weight and bias are zero, so the statistics no longer matter
+            if name.endswith("running_var"):
+                continue  # nothing is divided by zero; with mean, weight and bias zero it no longer matters
             for dim, owner in table.owners.get(name, {}).items():
                 gone = zero[torch.from_numpy(owner).long()].nonzero().squeeze(1)
                 tensor.index_fill_(dim, gone.to(tensor.device), 0)

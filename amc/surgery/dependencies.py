@@ -70,6 +70,7 @@ def trace(model: nn.Module, inputs: Tensor, ignore: Sequence[str] = ()) -> Coupl
             continue
         _read_group(graph, module, root, names, ignored, found, covered)
     _couple_blocks(twin, found)
+    _couple_shared(twin, found)
     return found
 
 
@@ -111,10 +112,17 @@ def _read_group(graph, module, root, names, ignored, found, covered) -> None:  #
                     kind = type(target.module).__name__
                     found.kept.append((root, roots, f"it runs through {axis[0]} ({kind}), which cannot be cut yet"))
                 continue
+            if isinstance(target.module, nn.PReLU) and target.module.num_parameters == 1:
+                continue
             found.lengths[axis] = _axis_length(target.module, axis[1])
         else:
             if type(target.module).__name__ == "_OutputOp":
                 found.kept.append((root, roots, "it is the network's output"))
+            elif target.type == ops.OPTYPE.SPLIT:
+                _couple_pieces(target.module.offsets or [], indices, root, roots, found)
+            continue
+        if indices.max() >= found.lengths[axis]:  # torch-pruning lost count: an index, a slice, an uneven split
+            found.kept.append((root, roots, f"its channels could not be followed to {axis[0]}"))
             continue
         if target.module in ignored and (outwards or axis[1] == "out"):
             found.kept.append((axis, indices, f"{axis[0]} is in `ignore`"))
@@ -122,6 +130,20 @@ def _read_group(graph, module, root, names, ignored, found, covered) -> None:  #
             found.kept.append((axis, indices, f"{axis[0]} (LayerNorm) normalises over these channels"))
         found.pairs.append((root, roots, axis, indices))
         covered.setdefault(axis, np.zeros(found.lengths[axis], dtype=np.bool_))[indices] = True
+
+
+def _couple_pieces(offsets: Sequence[int], indices: Indices, root: Axis, roots: Indices, found: Couplings) -> None:
+    """`chunk` divides what is left into equal parts again: every part must lose the same places.
+
+    torch-pruning couples none of them, and may take one part for another; once coupled, that no longer matters.
+    """
+    widths = np.diff(offsets)  # empty where torch-pruning found none
+    if len(set(widths.tolist())) != 1 or len(indices) != offsets[-1]:
+        found.kept.append((root, roots, "it is split into unequal parts"))
+        return
+    parts = roots[np.argsort(indices)].reshape(len(widths), -1)
+    for part in parts[1:]:
+        found.pairs.append((root, parts[0], root, part))
 
 
 def _couple_blocks(model: nn.Module, found: Couplings) -> None:
@@ -132,9 +154,9 @@ def _couple_blocks(model: nn.Module, found: Couplings) -> None:
     """
     for name, module in model.named_modules():
         if isinstance(module, CONVOLUTIONS) and module.groups > 1:
-            sides, blocks = ("out", "in"), module.groups
+            sides, blocks = ["out", "in"], module.groups
         elif isinstance(module, nn.GroupNorm):
-            sides, blocks = ("out",), module.num_groups
+            sides, blocks = ["out"], module.num_groups
         else:
             continue
         if (name, "out") not in found.lengths:
@@ -144,6 +166,25 @@ def _couple_blocks(model: nn.Module, found: Couplings) -> None:
             length = found.lengths.setdefault(axis, _axis_length(module, side))
             first = np.arange(length) // (length // blocks) * (_axis_length(module, "out") // blocks)
             found.pairs.append(((name, "out"), first, axis, np.arange(length)))
+
+
+def _couple_shared(model: nn.Module, found: Couplings) -> None:
+    """Layers that hold one tensor lose the same slices of it."""
+    holders: dict[tuple[int, int], Axis] = {}
+    for name, module in model.named_modules():
+        if not _is_known(module):
+            continue
+        own = dict(module.named_parameters(recurse=False))
+        for side in ("out", "in") if isinstance(module, ROOTS) else ("out",):
+            for tensor, dim in tensor_axes(module, side):
+                if tensor not in own:
+                    continue
+                axis = (name, side)
+                other = holders.setdefault((id(own[tensor]), dim), axis)
+                if other != axis and (other in found.lengths or axis in found.lengths):
+                    places = np.arange(_axis_length(module, side))
+                    found.lengths[axis] = found.lengths[other] = len(places)
+                    found.pairs.append((other, places, axis, places))
 
 
 def _is_known(module: nn.Module) -> bool:

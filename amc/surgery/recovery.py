@@ -8,6 +8,7 @@ W_k' = W_k + W_r B gives back that part exactly, and W_r c goes into the bias, o
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -45,12 +46,15 @@ class Moments:
 def readers(model: nn.Module, table: OwnerTable) -> dict[str, int]:
     """Layers that read removable channels by a full matrix, and how many input features one channel stands for.
 
-    More than one feature a channel is a Linear layer behind a flattened picture.
+    More than one feature a channel is a Linear layer behind a flattened picture. Layers that share a weight are left
+    out: what is folded for one would be wrong for the other.
     """
-    found = {}
+    found, shared = {}, _shared_weights(model)
     for name, owner in table.inputs.items():
         layer = model.get_submodule(name)
         if isinstance(layer, TRANSPOSED) or (isinstance(layer, CONVOLUTIONS) and layer.groups > 1):
+            continue
+        if id(layer.weight) in shared:
             continue
         run = 1
         if isinstance(layer, nn.Linear):  # (c0, c0, ..., c1, c1, ...): the length of the runs, where all agree
@@ -59,6 +63,12 @@ def readers(model: nn.Module, table: OwnerTable) -> dict[str, int]:
             run = int(lengths[0]) if len(lengths) == 1 else 1
         found[name] = run
     return found
+
+
+def _shared_weights(model: nn.Module) -> set[int]:
+    """The ids of parameters that several modules hold."""
+    held = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
+    return {identity for identity, holders in held.items() if holders > 1}
 
 
 class _MomentSums:
@@ -223,9 +233,9 @@ def _free_scales(model: nn.Module, inputs: Tensor) -> dict[str, str]:
 
         return hook
 
-    handles = []
+    handles, shared = [], _shared_weights(model)
     for name, module in model.named_modules():
-        if isinstance(module, CONVOLUTIONS) and not isinstance(module, TRANSPOSED):
+        if isinstance(module, CONVOLUTIONS) and not isinstance(module, TRANSPOSED) and id(module.weight) not in shared:
             handles.append(module.register_forward_hook(note(name)))
         elif isinstance(module, BATCH_NORMS) and module.track_running_stats:
             handles.append(module.register_forward_pre_hook(match(name)))
@@ -262,16 +272,21 @@ def reestimate_batchnorm(model: nn.Module, batches: Iterable[Batch]) -> None:
     if not norms:
         return
     momenta = [norm.momentum for norm in norms]
-    device = next(model.parameters()).device
-    with evaluating(model):
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None
-            norm.train()
-        for inputs, _ in batches:
-            model(inputs.to(device))
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
+    device, seen = next(model.parameters()).device, 0
+    try:
+        with evaluating(model):
+            for norm in norms:
+                norm.train()
+            for inputs, _ in batches:
+                if seen and len(inputs) == 1:  # one picture has no variance where the network has one pixel left
+                    continue
+                seen += len(inputs)
+                for norm in norms:
+                    norm.momentum = len(inputs) / seen  # every picture counts alike, in a short last batch too
+                model(inputs.to(device))
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
 
 
 @contextmanager

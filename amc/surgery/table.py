@@ -12,7 +12,6 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from amc_search import Space
 from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 
 from amc.errors import ModelError
 from amc.surgery.dependencies import ROOTS, Axis, Couplings, tensor_axes
+from amc_search import Space
 
 KEPT = -1  # the owner of an index that no policy removes
 
@@ -235,7 +235,7 @@ def _frozen_layers(
             continue
         kept = unit_of[axis][by_axis[axis] == KEPT]
         if len(kept):
-            alone = "its channels are one block, or no layer reads them"
+            alone = "no layer reads its channels: it is an output of the network"
             frozen.append(Frozen(axis[0], len(kept), reasons.get(int(kept[0]), alone)))
     return tuple(frozen)
 

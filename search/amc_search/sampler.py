@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -41,7 +41,7 @@ class History:
 
     Attributes:
         policies: (n, d) of the complete trials.
-        accuracy: (n,) their values.
+        accuracy: (n,) their labels.
         pending: (m, d) running or waiting in other hands.
         failed: policies that failed too often, as bytes.
     """
@@ -54,6 +54,11 @@ class History:
     @property
     def taken(self) -> set[bytes]:
         return {policy.tobytes() for policy in (*self.policies, *self.pending)} | self.failed
+
+
+def values_of(trials: Sequence[FrozenTrial]) -> NDArray[np.float64]:
+    """The trials' own values, (n,)."""
+    return np.array([trial.value for trial in trials], dtype=np.float64)
 
 
 class EvolutionarySampler(BaseSampler):
@@ -77,6 +82,7 @@ class EvolutionarySampler(BaseSampler):
         arms: Mapping[str, float] | None = None,
         acquisition: str = "informative",
         dense_accuracy: float | None = None,
+        labels: Callable[[Sequence[FrozenTrial]], NDArray[np.float64]] = values_of,
     ) -> None:
         """Direction: maximise accuracy in [0, 1].
 
@@ -90,6 +96,7 @@ class EvolutionarySampler(BaseSampler):
             arms: name -> share of a batch; by default those that `ACQUISITIONS` has under `acquisition`.
             acquisition: "informative", or "seernet" for the paper's own score.
             dense_accuracy: accuracy of the dense network where it is known; it is learned from and not measured again.
+            labels: what is learned from the complete trials, (n,) in [0, 1]; by default their values.
 
         Raises:
             CapUnreachable: the smallest policy is over a cap.
@@ -112,6 +119,7 @@ class EvolutionarySampler(BaseSampler):
         self.batch = batch
         self.arms = dict(ACQUISITIONS[acquisition] if arms is None else arms)
         self.dense_accuracy = dense_accuracy
+        self.labels = labels
         quotas(self.arms, batch)
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
@@ -155,7 +163,8 @@ class EvolutionarySampler(BaseSampler):
 
     def history(self, study: Study, but: int | None = None) -> History:
         """The study as arrays; the trial numbered `but` is left out."""
-        measured: list[tuple[NDArray[np.int64], float]] = []
+        measured: list[NDArray[np.int64]] = []
+        complete: list[FrozenTrial] = []
         pending: list[NDArray[np.int64]] = []
         failures: Counter[bytes] = Counter()
         for trial in study.get_trials(deepcopy=False):
@@ -163,16 +172,19 @@ class EvolutionarySampler(BaseSampler):
             if trial.number == but or policy is None:
                 continue
             if trial.state == TrialState.COMPLETE and trial.value is not None and np.isfinite(trial.value):
-                measured.append((policy, trial.value))
+                measured.append(policy)
+                complete.append(trial)
             elif trial.state.is_finished():
                 failures[policy.tobytes()] += 1
             else:
                 pending.append(policy)
+        accuracy = self.labels(complete)
         if self.dense_accuracy is not None:
-            measured.append((self.space.high, self.dense_accuracy))
+            measured.append(self.space.high)
+            accuracy = np.append(accuracy, self.dense_accuracy)
         return History(
-            policies=np.array([policy for policy, _ in measured], dtype=np.int64).reshape(-1, len(self.space)),
-            accuracy=np.array([value for _, value in measured], dtype=np.float64),
+            policies=np.array(measured, dtype=np.int64).reshape(-1, len(self.space)),
+            accuracy=accuracy,
             pending=np.array(pending, dtype=np.int64).reshape(-1, len(self.space)),
             failed=frozenset(policy for policy, times in failures.items() if times >= FAILURES),
         )

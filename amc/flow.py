@@ -82,7 +82,7 @@ def _compress(recipe: Recipe, folder: Path, progress: Progress) -> None:
         predictor = _learn(dense, study, reference.accuracy, folder, progress)
         chosen = select(study, dense.measure, predictor, caps, recipe.search.candidates, recipe.seed)
         policy = distributed.from_leader(len(dense.space), lambda: chosen.policy)
-        uniform_trial = study.measure_all([baseline], dense.measure)[0]
+        uniform_trial = study.measure_one(baseline, dense.measure)
     ours, theirs = _Contender(dense, policy, folder), _Contender(dense, baseline, folder)
     with clock("finetune"):
         ours.finetune("fine-tune", progress)
@@ -94,7 +94,8 @@ def _compress(recipe: Recipe, folder: Path, progress: Progress) -> None:
     contest = Contest(dense, reference, chosen, uniform_trial, ours.accuracy, theirs.accuracy, test)
     with clock("release"):
         save_release(folder, ours.model, dense)
-        write_json(folder / POLICY, {"policy": policy_table(dense.space.names, policy)})
+        kept, sizes = (policy_table(dense.space.names, counts) for counts in (policy, dense.space.high))
+        write_json(folder / POLICY, {"policy": kept, "sizes": sizes})
         metrics = run_metrics(recipe, study, predictor, contest, clock.seconds)
         publish(folder, dense, study, predictor, metrics)
     write_json(folder / METRICS, metrics)  # last: its presence says that the run has finished
@@ -113,6 +114,7 @@ def _search(dense: Dense, caps: tuple[Cap, ...], accuracy: float, folder: Path, 
         seed=dense.recipe.seed,
         acquisition=search.acquisition,
         dense_accuracy=accuracy,
+        labels=study.labels,
     )
     study.run(dense.measure, sampler, search.trials, progress)
     return study

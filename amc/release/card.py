@@ -1,0 +1,137 @@
+"""`README.md` of a release: the model card, for whoever is handed the network."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from amc.dense import Dense
+from amc.release.archive import RECORD, WEIGHTS
+from amc.release.comparison import comparison_sentences
+from amc.release.report import NETWORKS, cap_rows, load_snippet, network_rows, preprocessing
+
+
+def model_card(folder: Path, dense: Dense, metrics: dict[str, Any]) -> str:
+    """The card of the release in `folder`, as Markdown with Hugging Face's front matter."""
+    model, data = _code(metrics["model"]), _code(metrics["data"])
+    share = metrics["released"]["macs"] / metrics["dense"]["macs"]
+    sections = [
+        _front_matter(),
+        f"# {_plain(metrics['model'])}, cut to {share:.1%} of its multiply-adds",
+        f"An image classification network ({dense.splits.num_classes} classes): {model} with channels removed by AMC "
+        f"and {_training(dense)}. It was made from {_origin(dense)} on the data {data}.",
+        _table("Cost of one picture", metrics, slice(0, -5)),
+        _caps(metrics),
+        _table("Accuracy (top 1)", metrics, slice(-5, None)),
+        "\n".join(f"- {sentence}" for sentence in comparison_sentences(metrics)),
+        "## Use",
+        f"```python\n{load_snippet(dense)}\n```",
+        f"{preprocessing(dense)} The outputs are logits, one a class. Loading needs PyTorch and AMC, "
+        "and reads no pickle.",
+        "## How it was made",
+        _made(dense, metrics),
+        "## Intended use and limits",
+        _limits(dense, metrics),
+        "## Licence",
+        f"The network inherits the licence of the dense network it was cut from ({model}), and may be bound by that of "
+        f"its training data; AMC adds no terms of its own. Check both before you pass it on.",
+        "## Files",
+        _files(folder),
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _front_matter() -> str:
+    """Only what is true of every release; the hub's ids of base model, data and licence are not known here."""
+    return "---\npipeline_tag: image-classification\ntags:\n- amc\n- pruning\n- model-compression\n---"
+
+
+def _training(dense: Dense) -> str:
+    epochs = dense.recipe.finetune.epochs
+    return f"fine-tuned for {epochs:g} epochs, taught by the dense network" if epochs else "not trained afterwards"
+
+
+def _origin(dense: Dense) -> str:
+    """Where the dense weights came from; of a file only the name, since a card is passed on."""
+    weights = dense.recipe.model.weights
+    digest = f"weights digest {_code(dense.weights_digest)}"
+    named = {"default": "the default weights", "none": "random weights"}
+    return f"{named.get(weights) or 'the weights ' + _code(Path(weights).name)} ({digest})"
+
+
+def _table(title: str, metrics: dict[str, Any], part: slice) -> str:
+    lines = [f"## {title}", "", "| | dense | this network | uniform ratios |", "|---|---:|---:|---:|"]
+    for row in network_rows(metrics)[part]:
+        name = f"&nbsp;&nbsp;{row['name']}" if row["sub"] else row["name"]
+        lines.append(f"| {name} | " + " | ".join(row[network] for network in NETWORKS) + " |")
+    return "\n".join(lines)
+
+
+def _caps(metrics: dict[str, Any]) -> str:
+    return "\n".join(
+        f"- Cap {_code(cap['budget'])}: {cap['used']} of {cap['limit']} used ({cap['share']})."
+        for cap in cap_rows(metrics)
+    )
+
+
+def _made(dense: Dense, metrics: dict[str, Any]) -> str:
+    trials, protocol = metrics["trials"], dense.protocol()
+    return (
+        f"AMC measured {trials} policies on {protocol.measure_images:,} pictures, learnt a predictor of accuracy from "
+        f"them (Kendall {metrics['predictor']['kendall']:.2f}, cross-validated), climbed it under the cap, measured "
+        "the best few and kept the best. “Uniform ratios” keeps the same share of every group under the same cap, with "
+        "the same recovery and, where it is shown, the same fine-tuning.\n\n"
+        "```sh\n"
+        "amc compress --recipe recipe.toml --out runs/again  # the same settings; recipe.toml stands beside this card\n"
+        "amc verify . --max-drop 1.0%                        # measures this network anew\n"
+        "```\n\n"
+        f"Computed on {protocol.compute}, {', '.join(protocol.versions)}, seed {protocol.seed}, protocol "
+        f"{_code(metrics['protocol'])}."
+    )
+
+
+def _limits(dense: Dense, metrics: dict[str, Any]) -> str:
+    splits, hardware = dense.splits, dense.protocol().compute
+    limits = [
+        "For pictures like those it was trained on; nothing is known of other data, of robustness, or of fairness "
+        "across groups. Removing channels can harm rare classes more than the mean accuracy shows.",
+        f"Data: {len(splits.train):,} pictures to train, {len(splits.measure):,} to choose the policy, "
+        f"{len(splits.test):,} to test, looked at once. The intervals tell the chance in the test pictures, "
+        "not that in the training.",
+        f"One seed ({dense.recipe.seed}): another seed may choose another policy and give another accuracy.",
+        "Cost is counted (multiply-adds, parameters, bytes), not timed: latency on a device was not measured.",
+    ]
+    if hardware.startswith("cpu"):
+        limits.append("Made and measured on a CPU; it has run on no GPU.")
+    if metrics["predictor"]["warning"]:
+        limits.append(_plain(metrics["predictor"]["warning"]).removeprefix("warning: ").capitalize() + ".")
+    return "\n".join(f"- {limit}" for limit in limits)
+
+
+def _files(folder: Path) -> str:
+    weights = (folder / WEIGHTS).read_bytes()
+    return "\n".join(
+        [
+            "| file | bytes | SHA-256 |",
+            "|---|---:|---|",
+            f"| `{WEIGHTS}` | {len(weights):,} | `{hashlib.sha256(weights).hexdigest()}` |",
+            f"| `{RECORD}` | {(folder / RECORD).stat().st_size:,} | `{_digest(folder / RECORD)}` |",
+        ]
+    )
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _code(text: str) -> str:
+    """Any text as inline code: no Markdown, no HTML, no end of the table cell."""
+    safe = " ".join(str(text).split()).replace("`", "'").replace("|", "¦")
+    return f"`{safe}`"
+
+
+def _plain(text: str) -> str:
+    """Any text as words: what Markdown or HTML would read is escaped."""
+    escaped = "".join(f"\\{letter}" if letter in "\\`*_[]|#~!" else letter for letter in " ".join(str(text).split()))
+    return escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

@@ -1,0 +1,237 @@
+"""`report.html`: what was chosen, from what, how sure, and how it was found, on one page that needs no network."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from amc.budget import Unit, format_bytes, format_cost, format_flops_2x, format_macs, format_params
+from amc.cost.activations import ActivationCost
+from amc.cost.counts import count_layer_runs
+from amc.dense import Dense
+from amc.recipe import resolved_toml
+from amc.release import plots
+from amc.release.comparison import comparison_sentences, seconds_text
+from amc.release.page import render_page
+from amc.release.plots import Mark, Plot
+from amc.study import Study
+from amc_predictor import EnsemblePredictor
+from amc_search import is_feasible, uniform
+
+NO_BREAK = "\u00a0"
+NETWORKS = ("dense", "released", "uniform")
+PASSWORD = re.compile(r"(?<=://)([^:/@\s]*):[^/\s]*@")
+
+
+def report(
+    dense: Dense, study: Study, predictor: EnsemblePredictor, metrics: dict[str, Any], policy: dict[str, int]
+) -> str:
+    """The whole page.
+
+    Args:
+        dense: the network the run started from.
+        study: its trials.
+        predictor: fitted on them.
+        metrics: what `metrics.json` holds.
+        policy: group name -> channels kept, of the release.
+    """
+    counts = np.array([policy[name] for name in dense.space.names], dtype=np.int64)
+    trials = study.trials
+    accuracies = [trial.accuracy for trial in trials]
+    drawn = _plots(dense, study, predictor, metrics, counts)
+    values = {
+        **_headline(metrics),
+        "cards": _cards(metrics),
+        "comparison": comparison_sentences(metrics),
+        "warning": metrics["predictor"]["warning"],
+        "tuned": metrics["comparison"]["after_finetune"] is not None,
+        "rows": network_rows(metrics),
+        "caps": cap_rows(metrics),
+        "measure_pictures": len(dense.splits.measure),
+        "test_pictures": len(dense.splits.test),
+        "below": plots.hidden_below(drawn["front"], accuracies),
+        "below_predicted": plots.hidden_below(drawn["prediction"], predictor.ranks.accuracy.tolist()),
+        "ranks": {
+            "kendall": f"{predictor.ranks.kendall:.2f}",
+            "spearman": f"{predictor.ranks.spearman:.2f}",
+            "rmse": f"{100 * predictor.ranks.rmse:.2f} points",
+            "coverage": f"{predictor.ranks.coverage_90:.0%}",
+        },
+        "frozen": dense.table.frozen,
+        "seconds": seconds_text(metrics["seconds"]),
+        "trials": metrics["trials"],
+        "failures": Counter(study.failures).most_common(),
+        "snippet": load_snippet(dense),
+        "preprocessing": preprocessing(dense),
+        "recipe": PASSWORD.sub(r"\1:***@", resolved_toml(dense.recipe)),
+        "protocol": metrics["protocol"],
+    }
+    return render_page("report.html.j2", drawn, values)
+
+
+def _headline(metrics: dict[str, Any]) -> dict[str, str]:
+    share = metrics["released"]["macs"] / metrics["dense"]["macs"]
+    budgets = " and ".join(budget["budget"] for budget in metrics["budgets"])
+    return {
+        "title": f"{metrics['model']} at {share:.1%} of its multiply-adds",
+        "subtitle": f"Recipe {metrics['recipe']}, data {metrics['data']}, asked for at most {budgets}.",
+    }
+
+
+def _cards(metrics: dict[str, Any]) -> list[dict[str, Any]]:
+    dense, released, uniform_ = (metrics[name] for name in NETWORKS)
+    cards = []
+    for name, key, write in (
+        ("Multiply-adds", "macs", format_macs),
+        ("Parameters", "params", format_params),
+        ("Weights", "bytes", format_bytes),
+    ):
+        texts = (write(network[key]).replace("params", "").strip() for network in (dense, released))
+        before, after = _shortened(*(text.replace(" ", NO_BREAK) for text in texts))
+        notes = [f"{released[key] / dense[key] - 1:+.1%}".replace("-", "−") + f"; uniform {write(uniform_[key])}"]
+        if key == "macs":
+            twice = _shortened(*(format_flops_2x(n[key]).replace(" ", NO_BREAK, 1) for n in (dense, released)))
+            notes.append(" → ".join(twice))
+        cards.append({"name": name, "before": before, "after": after, "notes": notes})
+    low, high = released["test_interval_95"]
+    accuracy = {
+        "name": "Test accuracy",
+        "before": f"{dense['test_accuracy']:.2%}",
+        "after": f"{released['test_accuracy']:.2%}",
+        "notes": [f"95% interval {low:.2%} to {high:.2%}", f"uniform {uniform_['test_accuracy']:.2%}"],
+    }
+    return [*cards, accuracy]
+
+
+def _shortened(before: str, after: str) -> tuple[str, str]:
+    """`31.02 MMACs`, `15.11 MMACs` -> `31.02`, `15.11 MMACs`: a unit that both share is said once."""
+    number, _, unit = before.partition(NO_BREAK)
+    return (number if unit == after.partition(NO_BREAK)[2] else before), after
+
+
+def network_rows(metrics: dict[str, Any]) -> list[dict[str, Any]]:
+    """The table of the networks compared: name, sub (a detail of the row above), and one text a network."""
+    tuned = metrics["comparison"]["after_finetune"] is not None
+
+    def row(name: str, texts: list[str], sub: bool = False) -> dict[str, Any]:
+        return {"name": name, "sub": sub, **dict(zip(NETWORKS, texts, strict=True))}
+
+    networks = [metrics[name] for name in NETWORKS]
+    rows = [
+        row("Multiply-adds (MACs)", [format_macs(n["macs"]) for n in networks]),
+        row("of the dense network's", [f"{n['macs'] / networks[0]['macs']:.1%}" for n in networks], sub=True),
+        row("FLOPs, 2 per multiply-add", [format_flops_2x(n["macs"]).split(" (")[0] for n in networks], sub=True),
+        row("Parameters", [format_params(n["params"]) for n in networks]),
+        row("Bytes of weights", [format_bytes(n["bytes"]) for n in networks]),
+    ]
+    if "activation_bytes" in networks[1]:
+        peaks = [format_bytes(n["activation_bytes"]) if "activation_bytes" in n else "–" for n in networks]
+        rows.append(row("Peak activation bytes", peaks))
+    for split in ("measure", "test"):
+        texts = [f"{n[f'{split}_accuracy']:.2%}" for n in networks]
+        if not tuned:
+            texts[2] += " (not fine-tuned)"
+        rows.append(row(f"Accuracy, {split} split", texts))
+        if split == "test":
+            intervals = ["{:.2%} to {:.2%}".format(*n["test_interval_95"]) for n in networks]
+            rows.append(row("95% interval", intervals, sub=True))
+        before = [f"{n[f'{split}_accuracy_before_finetune']:.2%}" for n in networks[1:]]
+        rows.append(row("before fine-tuning", ["–", *before], sub=True))
+    return rows
+
+
+def cap_rows(metrics: dict[str, Any]) -> list[dict[str, str]]:
+    """Each budget, its limit, and what of it is used."""
+    return [
+        {
+            "budget": cap["budget"],
+            "limit": format_cost(cap["unit"], cap["limit"]),
+            "used": format_cost(cap["unit"], cap["used"]),
+            "share": f"{cap['used'] / cap['limit']:.1%}",
+        }
+        for cap in metrics["budgets"]
+    ]
+
+
+def _plots(
+    dense: Dense,
+    study: Study,
+    predictor: EnsemblePredictor,
+    metrics: dict[str, Any],
+    policy: NDArray[np.int64],
+) -> dict[str, Plot]:
+    trials, space = study.trials, dense.space
+    caps = dense.caps(dense.recipe.budgets)
+    policies = np.array([trial.policy for trial in trials], dtype=np.int64)
+    accuracies = [trial.accuracy for trial in trials]
+    feasible = is_feasible(policies, caps).tolist()
+    tightest = max(metrics["budgets"], key=lambda cap: cap["used"] / cap["limit"])
+    unit: Unit = tightest["unit"]
+    plain, ranks = uniform(space, caps), predictor.ranks
+
+    def cost(counts: NDArray[np.int64]) -> list[float]:
+        found: list[float] = dense.cost(unit)(torch.from_numpy(np.atleast_2d(counts)).double()).tolist()
+        return found
+
+    marks = marks_of(metrics, cost(space.high)[0], cost(policy)[0], cost(plain)[0])
+    names, before, after = _macs_by_layer(dense, policy)
+    return {
+        "front": plots.front_plot(unit, cost(policies), accuracies, feasible, marks, tightest["limit"]),
+        "prediction": plots.prediction_plot(
+            *(tensor.double().tolist() for tensor in (ranks.accuracy, ranks.mean, ranks.low, ranks.high))
+        ),
+        "keep": plots.keep_plot(space.names, policy.tolist(), space.sizes, plain.tolist()),
+        "layers": plots.layers_plot(names, before, after),
+        "progress": plots.progress_plot(accuracies, study.arms, feasible, metrics["dense"]["measure_accuracy"]),
+        "time": plots.time_plot(metrics["stage_seconds"]),
+    }
+
+
+def marks_of(metrics: dict[str, Any], dense: float, released: float, plain: float) -> list[Mark]:
+    """The networks that stand out in a front, given what each costs in its unit."""
+    marks = [
+        Mark(dense, metrics["dense"]["measure_accuracy"], "dense"),
+        Mark(plain, metrics["uniform"]["measure_accuracy_before_finetune"], "uniform"),
+        Mark(released, metrics["released"]["measure_accuracy_before_finetune"], "released"),
+    ]
+    if metrics["released"]["measure_accuracy"] != metrics["released"]["measure_accuracy_before_finetune"]:
+        marks.append(Mark(released, metrics["released"]["measure_accuracy"], "finetuned"))
+    return marks
+
+
+def _macs_by_layer(dense: Dense, policy: NDArray[np.int64]) -> tuple[list[str], list[float], list[float]]:
+    """Layer names, and the multiply-adds of each before and after."""
+    macs = dense.costs["macs"]
+    assert not isinstance(macs, ActivationCost)
+    inputs = torch.zeros(1, *dense.splits.input_shape, device=dense.compute.device)
+    names = [*count_layer_runs(dense.model, inputs).positions, "outside layers"]
+    before, after = macs.by_term(torch.from_numpy(np.stack([dense.space.high, policy])).double()).tolist()
+    if before[-1] == 0:
+        names, before, after = names[:-1], before[:-1], after[:-1]
+    return names, before, after
+
+
+def load_snippet(dense: Dense) -> str:
+    """Python that has the released network back."""
+    shape = ", ".join(str(size) for size in dense.splits.input_shape)
+    return (
+        "import amc, torch\n\n"
+        'model = amc.load(".")  # the folder that holds model.safetensors and architecture.json\n'
+        f"logits = model(torch.zeros(1, {shape}))"
+    )
+
+
+def preprocessing(dense: Dense) -> str:
+    """What pictures must be before the network sees them, in one or two sentences."""
+    channels, height, width = dense.splits.input_shape
+    mean, std = (getattr(dense.splits.measure, name, None) for name in ("mean", "std"))
+    size = f"Inputs are float tensors (batch, {channels}, {height}, {width})"
+    if not (mean and std):
+        return f"{size}, normalised as the training data was."
+    means, stds = (", ".join(f"{value:.4g}" for value in values) for values in (mean, std))
+    return f"{size}: pixels scaled to 0..1, then normalised per channel with mean ({means}) and deviation ({stds})."

@@ -1,0 +1,52 @@
+"""Imports run one way, and heavy ones wait until they are needed."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+IMPORT = re.compile(r"^\s*(import|from) torch_pruning", re.MULTILINE)
+PLACES = os.pathsep.join(str(place) for place in (ROOT, ROOT / "search", ROOT / "predictor"))
+
+
+def imported(statement: str) -> set[str]:
+    """The top-level packages that a fresh process holds after `statement`."""
+    code = f"{statement}\nimport sys\nprint(*{{name.partition('.')[0] for name in sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False,
+                          env={**os.environ, "PYTHONPATH": PLACES})  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize(("package", "forbidden"), [("amc_search", {"amc", "amc_predictor"}),
+                                                    ("amc_predictor", {"amc", "amc_search"})])  # fmt: skip
+def test_search_and_predictor_know_neither_each_other_nor_the_product(package: str, forbidden: set[str]) -> None:
+    """Every module of the package, in a fresh process."""
+    folder = ROOT / package.removeprefix("amc_") / package
+    modules = [f"{package}.{path.stem}" for path in folder.glob("*.py") if path.stem != "__init__"]
+    assert len(modules) > 3
+    assert not imported(f"import {package}, {', '.join(modules)}") & forbidden
+
+
+@pytest.mark.parametrize("statement", ["import amc", "import amc.cli"])
+def test_the_front_door_opens_without_torch(statement: str) -> None:
+    """`amc --help` needs none of the heavy packages."""
+    heavy = {"torch", "torchvision", "timm", "optuna", "deap", "accelerate", "scipy", "plotly", "torch_pruning"}
+    assert not imported(statement) & heavy
+
+
+def test_one_file_alone_knows_torch_pruning() -> None:
+    """Its traps are dealt with in one place; only the benchmark runs its pruner, beside ours."""
+    sources = [path for package in ("amc", "search", "predictor") for path in (ROOT / package).rglob("*.py")]
+    knowing = {path.relative_to(ROOT).as_posix() for path in sources if IMPORT.search(path.read_text())}
+    assert knowing - {"amc/bench.py"} == {"amc/surgery/dependencies.py"}
+
+
+def test_cuts_and_costs_need_no_tracer() -> None:
+    """Everything but tracing itself works without torch-pruning."""
+    modules = ("amc.surgery.cut", "amc.surgery.recovery", "amc.cost.counts", "amc.cost.activations", "amc.dense")
+    assert "torch_pruning" not in imported(f"import {', '.join(modules)}")

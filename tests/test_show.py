@@ -1,0 +1,109 @@
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from amc.folder import RunFolder
+from amc.release.comparison import comparison_sentence, seconds_text
+from amc.run import Run
+from amc.show import Terminal, details, summary
+
+WIDE = Terminal(width=100, unicode=True, colour=False)
+
+
+def test_summary_names_report_and_next_commands(tiny_run: Run) -> None:
+    """The last words of a run say where the report is and what can be done next."""
+    text = summary(tiny_run, WIDE)
+    assert str(tiny_run.folder / "report.html") in text
+    assert f"amc retarget {tiny_run.folder}" in text
+    assert len(text.splitlines()) <= 12
+
+
+def test_details_show_every_group(tiny_run: Run) -> None:
+    """Every group has a bar with the channels it keeps."""
+    text = details(tiny_run, WIDE)
+    for name, kept in tiny_run.policy.items():
+        line = next(line for line in text.splitlines() if line.strip().startswith(name))
+        assert f"{kept} of" in " ".join(line.split())
+        assert "█" in line
+
+
+def test_details_are_ascii_where_the_terminal_is(tiny_run: Run) -> None:
+    """A terminal without Unicode gets plain ASCII, bars and signs too."""
+    text = details(tiny_run, Terminal(width=80, unicode=False, colour=False))
+    assert text.isascii()
+    assert "#" in text
+    assert "?" not in text
+
+
+@pytest.mark.parametrize("width", [60, 80, 140])
+def test_bars_fit_the_terminal(tiny_run: Run, width: int) -> None:
+    """No bar and no sentence is wider than the terminal."""
+    lines = details(tiny_run, Terminal(width, unicode=True, colour=False)).splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("Caps"))
+    assert max(len(line) for line in lines[start:] if str(tiny_run.folder) not in line) <= width
+
+
+def test_colours_only_where_they_are_wanted(tiny_run: Run) -> None:
+    """Escape codes stand in the text only when the terminal takes colours."""
+    assert "\x1b" not in details(tiny_run, WIDE)
+    assert "\x1b" in details(tiny_run, Terminal(width=100, unicode=True, colour=True))
+
+
+def test_no_color_is_honoured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NO_COLOR turns colours off, whatever else says yes."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert not Terminal.of_stdout().colour
+
+
+def test_show_needs_no_torch(tiny_run: Run) -> None:
+    """`amc show` reads files: torch is never imported."""
+    code = (
+        "import sys; from amc.cli import app; "
+        f"app(['show', {str(tiny_run.folder)!r}], standalone_mode=False); assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "Channels kept" in done.stdout
+
+
+def test_numbers_alone_without_sizes(tiny_run: Run, tmp_path: Path) -> None:
+    """A policy written without sizes is shown as numbers, not as wrong bars."""
+    for name in ("recipe.toml", "metrics.json"):
+        shutil.copy(tiny_run.folder / name, tmp_path / name)
+    (tmp_path / "policy.json").write_text(json.dumps({"policy": tiny_run.policy}))
+    assert " of " not in details(RunFolder.open(tmp_path), WIDE).split("Channels kept")[1].split("Against")[0]
+
+
+@pytest.mark.parametrize(
+    ("pair", "says"),
+    [
+        ({"difference": 0.012, "low": 0.004, "high": 0.02}, "is better than uniform ratios by 1.20 points"),
+        ({"difference": -0.012, "low": -0.02, "high": -0.004}, "is worse than uniform ratios by 1.20 points"),
+        ({"difference": 0.012, "low": -0.001, "high": 0.025}, "do not tell"),
+        ({"difference": 0.0, "low": 0.0, "high": 0.0}, "exactly the same test pictures"),
+        (None, "not compared"),
+    ],
+)
+def test_claims_follow_the_interval(pair: dict[str, float] | None, says: str) -> None:
+    """Better or worse is said only when the whole interval is on one side of zero."""
+    assert says in comparison_sentence("Before fine-tuning", pair)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.04, "0.0 s"),
+        (42.2, "42 s"),
+        (59.96, "1 min 00 s"),
+        (223.2, "3 min 43 s"),
+        (7500, "2 h 05 min"),
+    ],
+)
+def test_seconds_are_written_for_people(seconds: float, text: str) -> None:
+    """Each unit has its own form, and none ever reaches sixty."""
+    assert seconds_text(seconds) == text

@@ -1,0 +1,61 @@
+"""A network and data so small that a whole run takes seconds; named in recipes as `tests.tiny:network` and so on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from amc.data.sources import load_splits
+from amc.data.splits import MemorySplit, Splits
+
+
+class TinyNet(nn.Module):
+    """Two convolutions and a linear layer."""
+
+    def __init__(self, num_classes: int = 10, in_channels: int = 1) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, 8, 3, stride=2, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(8)
+        self.conv2 = nn.Conv2d(8, 16, 3, stride=2, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(16)
+        self.fc = nn.Linear(16, num_classes)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        features = torch.relu(self.bn1(self.conv1(pictures)))
+        features = torch.relu(self.bn2(self.conv2(features)))
+        logits: Tensor = self.fc(features.mean((2, 3)))
+        return logits
+
+
+def network(num_classes: int = 10, in_channels: int = 1) -> nn.Module:
+    return TinyNet(num_classes, in_channels)
+
+
+def pictures() -> Splits:
+    """600 of the embedded pictures: 400 to train, 100 to measure, 100 to test."""
+    whole = load_splits("fashion-mnist-10k")
+    parts = {"train": 400, "measure": 100, "test": 100}
+    return replace(whole, **{name: _first(getattr(whole, name), count) for name, count in parts.items()})
+
+
+def _first(split: MemorySplit, count: int) -> MemorySplit:
+    return replace(split, images=split.images[:count].clone(), labels=split.labels[:count].clone())
+
+
+def trained_weights(path: Path) -> Path:
+    """Weights that know a little: a few passes over the train split."""
+    torch.manual_seed(0)
+    model, splits = network(), pictures()
+    optimiser = torch.optim.Adam(model.parameters(), lr=0.02)
+    for epoch in range(6):
+        for inputs, labels in splits.train.batches(50, seed=epoch):
+            optimiser.zero_grad()
+            cross_entropy(model(inputs), labels).backward()
+            optimiser.step()
+    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, path)
+    return path
