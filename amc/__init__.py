@@ -1,10 +1,10 @@
 """AMC makes a trained network fit a device.
 
-    import amc
-    run = amc.compress("resnet50", data="imagefolder:/data/imagenet", budget="1.2GFLOPs")
-    run.model                                   # nn.Module under the cap, fine-tuned
-    run.retarget("800MFLOPs").save("small/")    # no new search
-    model = amc.load("small/")                  # no pickle, no torch-pruning, no tracing
+import amc
+run = amc.compress("resnet50", data="imagefolder:/data/imagenet", budget="1.2GFLOPs")
+run.model                                   # nn.Module under the cap, fine-tuned
+run.retarget("800MFLOPs").save("small/")    # no new search
+model = amc.load("small/")                  # no pickle, no torch-pruning, no tracing
 """
 
 from __future__ import annotations

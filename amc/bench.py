@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from amc_search import Cap, random_policies
 from numpy.typing import NDArray
 from torch import nn
 
@@ -23,6 +22,7 @@ from amc.surgery.cut import cut
 from amc.surgery.recovery import cut_and_fold
 from amc.surgery.table import kept_units, ranks, unit_scores
 from amc.training import train
+from amc_search import Cap, random_policies
 
 REPEATS = 5
 POLICIES = 1000
@@ -76,7 +76,10 @@ def _seconds(work: Callable[[], object]) -> float:
 
 
 def cut_text(rows: list[dict[str, Any]]) -> str:
-    lines = [f"{'model':<20}{'trace s':>9}{'cut s':>9}{'torch-pruning s':>17}{'ratio':>8}{'MACs of 1,000 policies, s':>27}"]
+    """A line a network."""
+    lines = [
+        f"{'model':<20}{'trace s':>9}{'cut s':>9}{'torch-pruning s':>17}{'ratio':>8}{'MACs of 1,000 policies, s':>27}"
+    ]
     for row in rows:
         lines.append(
             f"{row['model']:<20}{row['trace_seconds']:>9.2f}{row['cut_seconds']:>9.3f}"
@@ -126,6 +129,7 @@ def recovered(dense: Dense, policy: NDArray[np.int64], kind: str) -> nn.Module:
 
 
 def recovery_text(found: dict[str, Any]) -> str:
+    """A line a policy, then their means."""
     kinds = {"none": "none", "batchnorm": "BatchNorm", "fold_batchnorm": "fold + BatchNorm"}
     lines = [
         f"dense {found['dense']:.2%}; fine-tune of {found['epochs']:g} epochs; accuracy before -> after",

@@ -27,15 +27,25 @@ UNITS: tuple[Unit, ...] = get_args(Unit)
 GRAMMAR = "1.2GFLOPs, 600M, 40%, 2.5Mparams, 60%params, 9MB, 50%bytes or 1.5MBact"
 PREFIXES = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 BINARY_PREFIXES = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
-NUMBER = re.compile(r"(?P<number>[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]+)?|[+-]?(?:nan|inf(?:inity)?))"
-                    r"(?P<suffix>.*)", re.IGNORECASE)
+NUMBER = re.compile(
+    r"(?P<number>[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]+)?|[+-]?(?:nan|inf(?:inity)?))"
+    r"(?P<suffix>.*)",
+    re.IGNORECASE,
+)
 # What stands behind the prefix when a budget is written out.
 WRITTEN: dict[Unit, tuple[str, str]] = {  # unit: without a prefix, with one
-    "macs": ("MACs", "MACs"), "params": ("params", "params"), "bytes": ("bytes", "B"),
+    "macs": ("MACs", "MACs"),
+    "params": ("params", "params"),
+    "bytes": ("bytes", "B"),
     "activation_bytes": ("bytesact", "Bact"),
 }
 SHARES: dict[str, Unit] = {
-    "%": "macs", "%macs": "macs", "%flops": "macs", "%params": "params", "%bytes": "bytes", "%act": "activation_bytes",
+    "%": "macs",
+    "%macs": "macs",
+    "%flops": "macs",
+    "%params": "params",
+    "%bytes": "bytes",
+    "%act": "activation_bytes",
 }
 
 
@@ -77,16 +87,20 @@ class Budget:
         if not (math.isfinite(self.value) and self.value > 0):
             raise UsageError(f"a budget must be a finite number above zero, but is {self.value}; give e.g. {GRAMMAR}")
         if self.relative and self.value > 1:
-            raise UsageError(f"a budget in % must be at most 100% of the dense network, but is {self.value:.6g} of it; "
-                             "a network cannot grow by pruning")
+            raise UsageError(
+                f"a budget in % must be at most 100% of the dense network, but is {self.value:.6g} of it; "
+                "a network cannot grow by pruning"
+            )
 
     def limit(self, dense: Mapping[str, float]) -> float:
         """The cap in whole units, given the dense network's cost in each unit."""
         if not self.relative:
             return float(self.value)
         if self.unit not in dense:
-            raise UsageError(f"budget {self} needs the dense network's {self.unit}, but only "
-                             f"{', '.join(dense) or 'nothing'} is known; give the budget in whole units")
+            raise UsageError(
+                f"budget {self} needs the dense network's {self.unit}, but only "
+                f"{', '.join(dense) or 'nothing'} is known; give the budget in whole units"
+            )
         return float(_decimal(self.value) * _decimal(dense[self.unit]))  # 29% of 100 is 29, not 28.999...
 
     def __str__(self) -> str:
@@ -113,22 +127,27 @@ def parse_budget(text: str) -> Budget:
         raise UsageError(f"a budget must be a number and a unit, but is {text!r}; give e.g. {GRAMMAR}")
     number, suffix = found["number"], found["suffix"]
     if not suffix:
-        raise UsageError(f"a budget needs a unit, but is {text!r}; write {number}%, {number}GFLOPs, {number}Mparams "
-                         f"or {number}MB")
+        raise UsageError(
+            f"a budget needs a unit, but is {text!r}; write {number}%, {number}GFLOPs, {number}Mparams or {number}MB"
+        )
     relative = suffix.lower() in SHARES
     if not relative and suffix.lower() not in SUFFIXES:
         near = difflib.get_close_matches(suffix.lower(), SPELLINGS, 1)
         hint = f"did you mean {number}{SPELLINGS[near[0]]}? " if near else ""
         raise UsageError(f"a budget's unit must be known, but {text!r} ends in {suffix!r}; {hint}give e.g. {GRAMMAR}")
     if re.fullmatch(r"[KMGT]i?b(act)?", suffix):
-        raise UsageError(f"a budget of bytes ends in a capital B, but {text!r} could mean bits; "
-                         f"write {number}{suffix.replace('b', 'B', 1)}")
+        raise UsageError(
+            f"a budget of bytes ends in a capital B, but {text!r} could mean bits; "
+            f"write {number}{suffix.replace('b', 'B', 1)}"
+        )
     value = Decimal(number)
     if not (value.is_finite() and value > 0):
         raise UsageError(f"a budget must be a finite number above zero, but is {text!r}; give e.g. {GRAMMAR}")
     if relative and value > 100:
-        raise UsageError(f"a budget in % must be at most 100% of the dense network, but is {text!r}; "
-                         "a network cannot grow by pruning")
+        raise UsageError(
+            f"a budget in % must be at most 100% of the dense network, but is {text!r}; "
+            "a network cannot grow by pruning"
+        )
     if value.adjusted() > 300 or value.adjusted() < -300:  # would be infinity or zero as a float
         raise UsageError(f"a budget must be a number of sensible size, but is {text!r}; give e.g. {GRAMMAR}")
     if relative:
@@ -149,8 +168,9 @@ def parse_budgets(texts: Iterable[str]) -> tuple[Budget, ...]:
     for index, budget in enumerate(budgets):
         same = next((other for other in budgets[:index] if other.unit == budget.unit), None)
         if same is not None:
-            raise UsageError(f"each unit can have one budget, but {same} and {budget} both cap {budget.unit}; "
-                             "keep the tighter one")
+            raise UsageError(
+                f"each unit can have one budget, but {same} and {budget} both cap {budget.unit}; keep the tighter one"
+            )
     return budgets
 
 

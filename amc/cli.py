@@ -24,7 +24,8 @@ app = typer.Typer(
 
 RecipeOption = Annotated[str | None, typer.Option("--recipe", "-r", help="A built-in recipe or a TOML file.")]
 ModelOption = Annotated[
-    str | None, typer.Option("--model", "-m", help="resnet20, a torchvision name, timm:NAME, or package.module:factory.")
+    str | None,
+    typer.Option("--model", "-m", help="resnet20, a torchvision name, timm:NAME, or package.module:factory."),
 ]
 WeightsOption = Annotated[str | None, typer.Option(help="FILE, default, or none (random).")]
 DataOption = Annotated[
@@ -32,10 +33,13 @@ DataOption = Annotated[
 ]
 BudgetOption = Annotated[
     list[str] | None,
-    typer.Option("--budget", "-b", help="1.2GFLOPs (1 FLOP = 1 multiply-add), 600M, 40%, 2.5Mparams, 9MB; several hold at once."),
+    typer.Option(
+        "--budget", "-b", help="1.2GFLOPs (1 FLOP = 1 multiply-add), 600M, 40%, 2.5Mparams, 9MB; several hold at once."
+    ),
 ]
 SetOption = Annotated[
-    list[str] | None, typer.Option("--set", "-s", help="Any recipe key, e.g. --set finetune.epochs=10.", metavar="KEY=VALUE")
+    list[str] | None,
+    typer.Option("--set", "-s", help="Any recipe key, e.g. --set finetune.epochs=10.", metavar="KEY=VALUE"),
 ]
 OutOption = Annotated[str | None, typer.Option("--out", "-o", help="The run folder.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="The result as JSON on stdout.")]
@@ -85,7 +89,9 @@ def train(
     wanted = _recipe(recipe, model, None, data, None, set_, {})
     with shown(quiet=quiet) as progress:
         record = pretrain(wanted, Path(out), progress)
-    line = f"{out}: {record['test_accuracy']:.2%} on the test split, {record['measure_accuracy']:.2%} on the measure split"
+    line = (
+        f"{out}: {record['test_accuracy']:.2%} on the test split, {record['measure_accuracy']:.2%} on the measure split"
+    )
     _print(record if json_ else line)
 
 
@@ -94,7 +100,9 @@ def retarget(
     run: RunArgument,
     budget: BudgetOption = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Left out: RUN/retarget/BUDGET.")] = None,
-    candidates: Annotated[int, typer.Option(min=0, help="Best by prediction that are measured; 0 trusts the predictor.")] = 3,
+    candidates: Annotated[
+        int, typer.Option(min=0, help="Best by prediction that are measured; 0 trusts the predictor.")
+    ] = 3,
     finetune: Annotated[bool, typer.Option(help="Fine-tune as the run's recipe says.")] = False,
     json_: JsonOption = False,
     quiet: QuietOption = False,
@@ -111,7 +119,9 @@ def retarget(
 @app.command()
 def front(
     run: RunArgument,
-    points: Annotated[int, typer.Option(min=2, max=200, help="Budgets between the smallest policy and the dense network.")] = 12,
+    points: Annotated[
+        int, typer.Option(min=2, max=200, help="Budgets between the smallest policy and the dense network.")
+    ] = 12,
     json_: JsonOption = False,
 ) -> None:
     """Best policies over a range of caps: a table, and a plot in RUN/front.html."""
@@ -135,7 +145,9 @@ def show(run: RunArgument, json_: JsonOption = False) -> None:
 def verify(
     run: RunArgument,
     budget: BudgetOption = None,
-    max_drop: Annotated[str | None, typer.Option(help="Largest drop in test accuracy against the dense network, e.g. 1.0%.")] = None,
+    max_drop: Annotated[
+        str | None, typer.Option(help="Largest drop in test accuracy against the dense network, e.g. 1.0%.")
+    ] = None,
     json_: JsonOption = False,
 ) -> None:
     """Measure a release anew: its files, its costs, its accuracy. Exit 0, or 4 when it does not hold."""
@@ -152,12 +164,14 @@ def doctor(
     model: ModelOption = None,
     weights: WeightsOption = None,
     data: DataOption = None,
-    input_: Annotated[str | None, typer.Option("--input", help="Shape of one picture, e.g. 3x224x224; left out: the data's.")] = None,
+    input_: Annotated[
+        str | None, typer.Option("--input", help="Shape of one picture, e.g. 3x224x224; left out: the data's.")
+    ] = None,
     set_: SetOption = None,
     json_: JsonOption = False,
 ) -> None:
     """Show a network's groups, what cannot be cut and why, and the smallest and largest reachable cost."""
-    from amc.doctor import examine, examination_text
+    from amc.doctor import examination_text, examine
 
     wanted = _recipe(recipe, model, weights or "none", data, None, set_, {})  # the shapes alone matter here
     found = examine(wanted, input_, explicit_data=data is not None)
@@ -225,7 +239,7 @@ def _recipe(
     settings: list[str] | None,
     flags: dict[str, Any],
 ) -> Any:
-    """The recipe asked for. Without `--recipe` and `--model` it is the quickstart; `--model` starts from the defaults."""
+    """The recipe asked for: the quickstart without `--recipe` and `--model`; `--model` alone starts from defaults."""
     from amc.errors import UsageError
     from amc.recipe import load_recipe
 

@@ -81,7 +81,7 @@ class Dense:
             return profile_activations(self.model, self.table, self.splits.input_shape)
         except (ValueError, RuntimeError, NotImplementedError) as error:
             first = (str(error).splitlines() or [""])[0]
-            raise ModelError(f"peak activations of this network cannot be counted: {first}; cap MACs or bytes") from error
+            raise ModelError(f"this network's peak activations cannot be counted: {first}; cap MACs") from error
 
     def dense_costs(self, budgets: tuple[Budget, ...] = ()) -> dict[str, float]:
         """Unit -> cost of the uncut network, for the units always counted and those of `budgets`."""
@@ -209,7 +209,7 @@ def trace_groups(model: nn.Module, input_shape: tuple[int, ...], recipe: Recipe)
     table = table.without({name: reason for name, reason in wrong.items() if reason})
     reason = _why_wrong(model, table, inputs, range(len(table.groups))) if table.groups else "no group can be cut alone"
     if reason:
-        raise ModelError(f"the network's channels could not be told apart ({reason}); name the layers at fault in `ignore`")
+        raise ModelError(f"the network's channels could not be told apart ({reason}); name layers at fault in `ignore`")
     return table
 
 
@@ -247,16 +247,14 @@ def loss_gradients(model: nn.Module, splits: Splits, compute: Compute) -> dict[s
     twin = copy.deepcopy(model).requires_grad_(True).eval()
     for inputs, labels in splits.train.batches(128, seed=2, limit=TAYLOR_IMAGES):
         loss = cross_entropy(twin(inputs.to(compute.device)), labels.to(compute.device), reduction="sum")
-        (loss / TAYLOR_IMAGES).backward()
+        (loss / TAYLOR_IMAGES).backward()  # type: ignore[no-untyped-call]
     return {
         name: parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
         for name, parameter in twin.named_parameters(remove_duplicate=False)
     }
 
 
-def _moments(
-    model: nn.Module, table: OwnerTable, splits: Splits, compute: Compute, recipe: Recipe
-) -> Moments | None:
+def _moments(model: nn.Module, table: OwnerTable, splits: Splits, compute: Compute, recipe: Recipe) -> Moments | None:
     if not recipe.recovery.fold:
         return None
     batches = splits.train.batches(recipe.search.batch_size, seed=0, limit=recipe.recovery.moment_images)
@@ -285,7 +283,7 @@ def _write(path: Path, key: str, table: OwnerTable, place: NDArray[np.int32], mo
     record = {
         "groups": [asdict(group) for group in table.groups],
         "frozen": [asdict(frozen) for frozen in table.frozen],
-        "owners": {name: {str(dim): number(owner) for dim, owner in axes.items()} for name, axes in table.owners.items()},
+        "owners": {name: {str(dim): number(o) for dim, o in axes.items()} for name, axes in table.owners.items()},
         "inputs": {name: number(owner) for name, owner in table.inputs.items()},
         "ridge": dict(moments.ridge) if moments else None,
         "rescaled": dict(moments.rescaled) if moments else None,

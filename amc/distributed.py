@@ -14,7 +14,7 @@ PATIENCE = timedelta(days=7)  # the others wait at the door while the first proc
 
 
 def rank() -> int:
-    """This process's number, 0 when it is alone."""
+    """The number of this process, 0 when it is alone."""
     return int(os.environ.get("RANK", "0"))
 
 

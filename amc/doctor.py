@@ -91,15 +91,13 @@ def examination_text(found: dict[str, Any]) -> str:
     for group in found["groups"]:
         others = [name for name in group["layers"] if name != group["name"]]
         more = f"{', '.join(others[:2])}{f' and {len(others) - 2} more' if len(others) > 2 else ''}"
-        lines.append(
-            f"{group['name']:<40}{group['channels']:>9}{group['step']:>6}{group['macs_share']:>14.1%}  {more}"
-        )
+        lines.append(f"{group['name']:<40}{group['channels']:>9}{group['step']:>6}{group['macs_share']:>14.1%}  {more}")
     lines += ["", "not cut:"] + [
         f"  {frozen['name']} ({frozen['channels']} channels): {frozen['reason']}" for frozen in found["frozen"]
     ]
     dense, smallest = found["dense"], found["smallest"]
     lines += ["", f"{'':<12}{'dense':>16}{'smallest':>16}"]
     for unit in ("macs", "params", "bytes"):
-        lines.append(f"{unit:<12}{format_cost(unit, dense[unit]):>16}{format_cost(unit, smallest[unit]):>16}")  # type: ignore[arg-type]
+        lines.append(f"{unit:<12}{format_cost(unit, dense[unit]):>16}{format_cost(unit, smallest[unit]):>16}")
     lines.append(f"{'2 per MAC':<12}{format_flops_2x(dense['macs']):>16}{format_flops_2x(smallest['macs']):>16}")
     return "\n".join(lines)

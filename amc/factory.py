@@ -27,8 +27,10 @@ def import_factory(name: str, error: type[AmcError]) -> Callable[..., Any]:
     try:
         found: Any = importlib.import_module(module_name)
     except Exception as cause:  # the user's module may fail in any way
-        raise error(f"{name} must name a module that can be imported, but: {one_line(cause)}; "
-                    "run from its folder, or install it") from None
+        raise error(
+            f"{name} must name a module that can be imported, but: {one_line(cause)}; "
+            "run from its folder, or install it"
+        ) from None
     for part in path.split("."):
         found = getattr(found, part, None)
     if not callable(found):
@@ -37,8 +39,9 @@ def import_factory(name: str, error: type[AmcError]) -> Callable[..., Any]:
     return function
 
 
-def call_factory(name: str, function: Callable[..., Any], given: Mapping[str, Any], options: Mapping[str, Any],
-                 error: type[AmcError]) -> Any:
+def call_factory(
+    name: str, function: Callable[..., Any], given: Mapping[str, Any], options: Mapping[str, Any], error: type[AmcError]
+) -> Any:
     """Call a factory with `options`, and with those of `given` that are not None and that its signature takes."""
     try:
         taken = inspect.signature(function).parameters

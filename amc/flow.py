@@ -12,8 +12,6 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
-from amc_predictor import EnsemblePredictor
-from amc_search import Cap, CapUnreachable, EvolutionarySampler, uniform
 from numpy.typing import NDArray
 from torch import nn
 
@@ -29,6 +27,8 @@ from amc.run import METRICS, POLICY, PREDICTOR, Run, claimed, open_folder, polic
 from amc.selection import fit_predictor, save_predictor, select, unreachable, warn_if_poor
 from amc.study import Study
 from amc.training import train
+from amc_predictor import EnsemblePredictor
+from amc_search import Cap, CapUnreachable, EvolutionarySampler, uniform
 
 
 @dataclass
@@ -106,7 +106,7 @@ def _compress(recipe: Recipe, folder: Path, progress: Progress) -> None:
 def _search(dense: Dense, caps: tuple[Cap, ...], accuracy: float, folder: Path, progress: Progress) -> Study:
     """Measure informative policies until the study holds as many trials as asked for."""
     search = dense.recipe.search
-    study = Study(search.study, folder, dense.protocol(), dense.space)
+    study = Study(search.study, folder, dense.protocol(), dense.space, alone=search.study is None)  # the lock says so
     sampler = EvolutionarySampler(
         dense.space,
         caps,

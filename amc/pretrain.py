@@ -35,11 +35,13 @@ def pretrain(recipe: Recipe, out: Path, progress: Progress | None = None) -> dic
     join()
     with claimed(out) if rank() == 0 else _unclaimed():
         if (out / "training.json").is_file():
-            raise RunError(f"a new training needs a folder without one, but {out} holds training.json; give another --out")
+            raise RunError(
+                f"a new training needs a folder without one, but {out} holds training.json; give another --out"
+            )
         return _pretrain(recipe, out, progress)
 
 
-class _unclaimed:  # noqa: N801 - a context manager
+class _unclaimed:
     def __enter__(self) -> None:
         return None
 

@@ -30,12 +30,17 @@ class Section(BaseModel):
 class ModelSection(Section):
     """The dense network."""
 
-    name: str = Field(default="resnet20", min_length=1,
-        description="resnet20, resnet56, vgg_small, a torchvision name, timm:NAME, or package.module:factory")
-    weights: str = Field(default="default", min_length=1,
-        description="default, none (random), or a file: .safetensors, .pth, .pt")
-    num_classes: int | None = Field(default=None, ge=1,
-        description="outputs; left out: as many as the data has classes")
+    name: str = Field(
+        default="resnet20",
+        min_length=1,
+        description="resnet20, resnet56, vgg_small, a torchvision name, timm:NAME, or package.module:factory",
+    )
+    weights: str = Field(
+        default="default", min_length=1, description="default, none (random), or a file: .safetensors, .pth, .pt"
+    )
+    num_classes: int | None = Field(
+        default=None, ge=1, description="outputs; left out: as many as the data has classes"
+    )
     options: dict[str, JsonValue] = Field(default={}, description="keyword arguments for the network's factory")
     ignore: list[str] = Field(default=[], description="names of modules whose channels are never cut")
 
@@ -43,11 +48,15 @@ class ModelSection(Section):
 class DataSection(Section):
     """The pictures and how they are divided."""
 
-    name: str = Field(default="fashion-mnist-10k", min_length=1,
+    name: str = Field(
+        default="fashion-mnist-10k",
+        min_length=1,
         description="fashion-mnist-10k, fashion-mnist, idx:FOLDER, cifar10:FOLDER, imagefolder:FOLDER, or "
-                    "package.module:factory")
-    size: int | None = Field(default=None, ge=8, le=4096,
-        description="height and width in pixels; left out: the data's own")
+        "package.module:factory",
+    )
+    size: int | None = Field(
+        default=None, ge=8, le=4096, description="height and width in pixels; left out: the data's own"
+    )
     split_seed: int = Field(default=0, ge=0, lt=2**32, description="what decides which picture stands in which split")
     cache: str | None = Field(default=None, description="folder for downloads; left out: the user's cache folder")
 
@@ -55,10 +64,12 @@ class DataSection(Section):
 class SurgerySection(Section):
     """Which channels go first, and in what steps."""
 
-    importance: Literal["magnitude", "taylor"] = Field(default="magnitude",
-        description="what ranks the channels of a group")
-    round_to: int = Field(default=8, ge=1, le=1024,
-        description="channels are kept in multiples of this, where a group is wide enough")
+    importance: Literal["magnitude", "taylor"] = Field(
+        default="magnitude", description="what ranks the channels of a group"
+    )
+    round_to: int = Field(
+        default=8, ge=1, le=1024, description="channels are kept in multiples of this, where a group is wide enough"
+    )
 
 
 class RecoverySection(Section):
@@ -66,30 +77,37 @@ class RecoverySection(Section):
 
     fold: bool = Field(default=True, description="fold removed channels into the layers that read them")
     moment_images: int = Field(default=2048, ge=1, description="training pictures for the moments that folding needs")
-    batchnorm_images: int = Field(default=512, ge=0,
-        description="training pictures for new BatchNorm statistics; 0 keeps the old")
+    batchnorm_images: int = Field(
+        default=512, ge=0, description="training pictures for new BatchNorm statistics; 0 keeps the old"
+    )
 
 
 class SearchSection(Section):
     """How policies are measured and chosen."""
 
     trials: int = Field(default=48, ge=1, description="policies to measure")
-    measure_images: int | None = Field(default=None, ge=1,
-        description="pictures a trial is measured on; left out: the whole split")
+    measure_images: int | None = Field(
+        default=None, ge=1, description="pictures a trial is measured on; left out: the whole split"
+    )
     batch_size: int = Field(default=250, ge=1, description="pictures in a batch of the measurement")
-    acquisition: Literal["informative", "seernet"] = Field(default="informative",
-        description="what the evolution looks for: ours, or the paper's (SeerNet, arXiv 2304.06393)")
-    candidates: int = Field(default=5, ge=1, le=1000,
-        description="best policies by prediction that are measured truly at the end")
-    study: str | None = Field(default=None, min_length=1,
-        description="Optuna storage URL; left out: a SQLite file in the run")
+    acquisition: Literal["informative", "seernet"] = Field(
+        default="informative",
+        description="what the evolution looks for: ours, or the paper's (SeerNet, arXiv 2304.06393)",
+    )
+    candidates: int = Field(
+        default=5, ge=1, le=1000, description="best policies by prediction that are measured truly at the end"
+    )
+    study: str | None = Field(
+        default=None, min_length=1, description="Optuna storage URL; left out: a SQLite file in the run"
+    )
 
 
 class Schedule(Section):
     """How a network is trained; the defaults are those of `amc train`, from scratch."""
 
-    epochs: float = Field(default=15.0, ge=0, le=10_000,
-        description="passes over the train split; parts of one are allowed")
+    epochs: float = Field(
+        default=15.0, ge=0, le=10_000, description="passes over the train split; parts of one are allowed"
+    )
     lr: float = Field(default=0.2, gt=0, le=100, description="largest learning rate (SGD with Nesterov momentum)")
     batch_size: int = Field(default=128, ge=1, description="pictures in a step, over all processes")
     weight_decay: float = Field(default=5e-4, ge=0, le=1, description="weight decay")
@@ -103,12 +121,14 @@ class Schedule(Section):
 class FinetuneSection(Schedule):
     """How the cut network is trained on, taught by the dense one."""
 
-    epochs: float = Field(default=4.0, ge=0, le=10_000,
-        description="passes over the train split; 0 releases it without any")
+    epochs: float = Field(
+        default=4.0, ge=0, le=10_000, description="passes over the train split; 0 releases it without any"
+    )
     lr: float = Field(default=0.02, gt=0, le=100, description="largest learning rate (SGD with Nesterov momentum)")
     warmup: float = Field(default=0.1, ge=0, lt=1, description="share of the steps in which the learning rate rises")
-    distill: float = Field(default=0.9, ge=0, le=1,
-        description="share of the loss that comes from the dense network's outputs")
+    distill: float = Field(
+        default=0.9, ge=0, le=1, description="share of the loss that comes from the dense network's outputs"
+    )
     temperature: float = Field(default=3.0, gt=0, le=100, description="temperature of the distillation")
     uniform: bool = Field(default=True, description="fine-tune the uniform baseline too, for the report")
 
@@ -208,13 +228,16 @@ def _read(name: str) -> tuple[str, dict[str, Any]]:
         known = sorted(p.stem for p in recipes_folder().glob("*.toml"))
         near = difflib.get_close_matches(Path(name).stem, known, 1)
         hint = f"did you mean {near[0]}? " if near else ""
-        raise UsageError(f"a recipe must be a TOML file or one of {', '.join(known)}, but there is no {name!r}; "
-                         f"{hint}`amc recipes` lists them")
+        raise UsageError(
+            f"a recipe must be a TOML file or one of {', '.join(known)}, but there is no {name!r}; "
+            f"{hint}`amc recipes` lists them"
+        )
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UsageError(f"a recipe must be UTF-8 text, but {name} is not, at byte {error.start}; "
-                         "save it as UTF-8") from None
+        raise UsageError(
+            f"a recipe must be UTF-8 text, but {name} is not, at byte {error.start}; save it as UTF-8"
+        ) from None
     except OSError as error:
         raise UsageError(f"recipe {name} must be readable, but: {error.strerror or error}") from None
     return f"recipe {name}", _parse_toml(text, f"recipe {name}")
@@ -284,8 +307,11 @@ def _explain_one(mistake: ErrorDetails) -> str:
 
 def _elsewhere(key: str) -> str:
     """A hint for a key that stands in the wrong table."""
-    homes = [name for name in Recipe.model_fields
-             if (kind := _section_class(Recipe, name)) is not None and key in kind.model_fields]
+    homes = [
+        name
+        for name in Recipe.model_fields
+        if (kind := _section_class(Recipe, name)) is not None and key in kind.model_fields
+    ]
     return f"it belongs to {' or '.join(f'[{name}]' for name in homes)}" if homes else ""
 
 

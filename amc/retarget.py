@@ -13,7 +13,6 @@ from amc.progress import Progress
 from amc.run import Run, claimed
 
 
-
 @dataclass(frozen=True)
 class Result:
     """What was found, for machines and for people."""

@@ -1,13 +1,13 @@
 """The run folder: everything that one `amc compress` made, and what can be asked of it later.
 
-    recipe.toml          the resolved recipe: the same command finds its own folder again by it
-    study.db             all trials (unless the recipe names another storage)
-    dense.safetensors    groups, ranks and moments of the dense network
-    predictor.safetensors
-    policy.json          the policy released
-    model.safetensors, architecture.json, README.md    the release
-    metrics.json, report.html
-    retarget/BUDGET/     releases for other budgets
+recipe.toml          the resolved recipe: the same command finds its own folder again by it
+study.db             all trials (unless the recipe names another storage)
+dense.safetensors    groups, ranks and moments of the dense network
+predictor.safetensors
+policy.json          the policy released
+model.safetensors, architecture.json, README.md    the release
+metrics.json, report.html
+retarget/BUDGET/     releases for other budgets
 """
 
 from __future__ import annotations
@@ -21,8 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from amc_predictor import EnsemblePredictor
-from amc_search import Candidates
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from torch import nn
@@ -41,6 +39,8 @@ from amc.release.archive import load_network, save_network
 from amc.selection import best_candidates, best_of, load_predictor
 from amc.study import Study
 from amc.trial import Trial
+from amc_predictor import EnsemblePredictor
+from amc_search import Candidates
 
 
 @contextmanager
@@ -213,7 +213,10 @@ class Retargeted:
         folder = Path(folder)
         save_release(folder, self.model, self.run.dense)
         dense = self.run.dense.dense_costs(self.budgets)
-        caps = [{"budget": str(b), "unit": b.unit, "limit": b.limit(dense), "used": self.costs[b.unit]} for b in self.budgets]
+        caps = [
+            {"budget": str(b), "unit": b.unit, "limit": b.limit(dense), "used": self.costs[b.unit]}
+            for b in self.budgets
+        ]
         measured = {"accuracy": self.trial.accuracy, "loss": self.trial.loss} if self.trial else None
         write_json(
             folder / POLICY,

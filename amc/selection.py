@@ -9,8 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from amc_predictor import EnsemblePredictor
-from amc_search import Cap, Candidates, CapUnreachable, Policies, Space, climb, is_feasible
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load, save
@@ -21,6 +19,8 @@ from amc.files import write_whole
 from amc.labels import labels_of
 from amc.study import Study
 from amc.trial import Measure, Trial
+from amc_predictor import EnsemblePredictor
+from amc_search import Candidates, Cap, CapUnreachable, Policies, Space, climb, is_feasible
 
 POOR_KENDALL = 0.4  # below it, the order of two policies is little better than a guess
 KAPPA = 1.0  # the bound climbed is mean - KAPPA x standard deviation
@@ -71,6 +71,7 @@ def best_candidates(
 
 
 def unreachable(error: CapUnreachable) -> BudgetUnreachable:
+    """The search's error in the user's units."""
     limit, smallest = format_cost(error.unit, error.limit), format_cost(error.unit, error.smallest)  # type: ignore[arg-type]
     return BudgetUnreachable(
         f"a budget must be reachable, but {limit} is below the smallest policy's {smallest}; "
@@ -106,6 +107,7 @@ def _fits(trial: Trial, caps: tuple[Cap, ...]) -> bool:
 
 
 def save_predictor(path: Path, predictor: EnsemblePredictor) -> None:
+    """Write a fitted predictor; `load_predictor` gives it back exactly."""
     payload = save({name: tensor.contiguous() for name, tensor in predictor.state().items()})
     write_whole(path, lambda file: file.write(payload))
 

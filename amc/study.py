@@ -36,8 +36,10 @@ FAILURES_IN_A_ROW = 8  # then the network or the machine is at fault, not the po
 class Study:
     """Durable trials of one protocol."""
 
-    def __init__(self, url: str | None, folder: Path, protocol: Protocol, space: Space) -> None:
+    def __init__(self, url: str | None, folder: Path, protocol: Protocol, space: Space, *, alone: bool = False) -> None:
         """Open the study at an Optuna storage `url`, or in the run folder's own SQLite file for None.
+
+        `alone` says that no other process is at work on it: trials that still run are marked as failed.
 
         Raises:
             StorageError: the storage cannot be reached or written.
@@ -54,7 +56,7 @@ class Study:
                 load_if_exists=True,
             )
             self._study.set_user_attr("protocol", asdict(protocol))
-            if url is None:  # the run's lock says that no other process is at work: what still runs was killed
+            if alone:  # what still runs was killed
                 for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
                     self._study.tell(trial.number, state=TrialState.FAIL)
         except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:

@@ -61,8 +61,14 @@ def train(
 
     Args:
         model: on `compute.device`; frozen parameters stay frozen.
+        splits: `train` is learned from, `measure` picks the best epoch.
+        schedule: epochs, learning rate and the rest.
+        compute: where, and in which number format.
+        seed: order and augmentation of the pictures.
         teacher: gives soft targets; its share and temperature stand in a `FinetuneSection`.
         checkpoint: written after every epoch; the same call with the same file goes on where it stopped.
+        title: what the progress is called.
+        progress: where it is shown; None shows nothing.
 
     Raises:
         ModelError: the loss is not finite.
@@ -123,7 +129,9 @@ class _Loop:
         self.average: AveragedModel | None = None
         if schedule.ema:
             self.average = AveragedModel(
-                model, multi_avg_fn=get_ema_multi_avg_fn(schedule.ema), use_buffers=True
+                model,
+                multi_avg_fn=get_ema_multi_avg_fn(schedule.ema),  # type: ignore[no-untyped-call]
+                use_buffers=True,
             )
         self.best: dict[str, Tensor] = {}
 
@@ -146,13 +154,20 @@ class _Loop:
             self._take_step(inputs.to(self.compute.device), labels.to(self.compute.device))
             self.step += 1
         judged = self.average.module if self.average is not None else self.model
-        accuracy = evaluate(judged, self.splits.measure, self.compute).accuracy
+        accuracy = self._from_leader(evaluate(judged, self.splits.measure, self.compute).accuracy)
         self.training.accuracies.append(accuracy)
         if accuracy > self.training.best_accuracy:
             self.training.best_accuracy = accuracy
             self.best = {name: tensor.detach().clone() for name, tensor in judged.state_dict().items()}
         self.training.seconds += perf_counter() - start
         return self.step - before
+
+    def _from_leader(self, value: Any) -> Any:
+        """The first process's `value`: BatchNorm statistics, and so accuracies, differ a little between processes."""
+        shared = [value]
+        if self.world > 1:
+            torch.distributed.broadcast_object_list(shared, src=0)
+        return shared[0]
 
     def _batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         return self.splits.train.batches(
@@ -187,8 +202,10 @@ class _Loop:
         with torch.no_grad(), self.compute.autocast():
             taught = self.teacher(inputs).float()
         soft = kl_div(
-            log_softmax(logits / temperature, 1), log_softmax(taught / temperature, 1),
-            reduction="batchmean", log_target=True,
+            log_softmax(logits / temperature, 1),
+            log_softmax(taught / temperature, 1),
+            reduction="batchmean",
+            log_target=True,
         )
         return (1 - share) * loss + share * temperature**2 * soft
 
@@ -211,10 +228,7 @@ class _Loop:
 
         The first process reads it and hands it to the others, so that all of them stand at the same step.
         """
-        found = [self._read(path) if path is not None and self.is_leader else None]
-        if self.world > 1:
-            torch.distributed.broadcast_object_list(found, src=0)
-        state = found[0]
+        state = self._from_leader(self._read(path) if path is not None and self.is_leader else None)
         if state is None:
             return
         self.model.load_state_dict(state["model"])

@@ -113,9 +113,7 @@ class Measure:
     def settle(self, model: nn.Module) -> None:
         """Re-estimate BatchNorm on training pictures, the same ones for every policy."""
         if self.recovery.batchnorm_images:
-            batches = self.splits.train.batches(
-                self.search.batch_size, seed=1, limit=self.recovery.batchnorm_images
-            )
+            batches = self.splits.train.batches(self.search.batch_size, seed=1, limit=self.recovery.batchnorm_images)
             with self.compute.autocast():
                 reestimate_batchnorm(model, batches)
 

@@ -41,37 +41,68 @@ def test_case_does_not_matter_where_it_is_unambiguous(budget: Budget, change: ob
         assert "could mean bits" in str(error)
 
 
-@pytest.mark.parametrize(("text", "unit", "value", "relative"), [
-    ("1.2GFLOPs", "macs", 1.2e9, False),
-    ("1.2GMACs", "macs", 1.2e9, False),
-    ("600M", "macs", 6e8, False),
-    (" 600 mflops ", "macs", 6e8, False),
-    ("1e9MACs", "macs", 1e9, False),
-    ("40%", "macs", 0.4, True),
-    ("29%", "macs", 0.29, True),
-    ("100%flops", "macs", 1.0, True),
-    ("60%params", "params", 0.6, True),
-    ("50%bytes", "bytes", 0.5, True),
-    ("70%act", "activation_bytes", 0.7, True),
-    ("2.5Mparams", "params", 2.5e6, False),
-    ("9MB", "bytes", 9e6, False),
-    ("9mb", "bytes", 9e6, False),
-    ("512KB", "bytes", 512e3, False),
-    ("4MiB", "bytes", 4 * 2**20, False),
-    ("300bytes", "bytes", 300, False),
-    ("1.5MBact", "activation_bytes", 1.5e6, False),
-    ("2MiBact", "activation_bytes", 2**21, False),
-])
+@pytest.mark.parametrize(
+    ("text", "unit", "value", "relative"),
+    [
+        ("1.2GFLOPs", "macs", 1.2e9, False),
+        ("1.2GMACs", "macs", 1.2e9, False),
+        ("600M", "macs", 6e8, False),
+        (" 600 mflops ", "macs", 6e8, False),
+        ("1e9MACs", "macs", 1e9, False),
+        ("40%", "macs", 0.4, True),
+        ("29%", "macs", 0.29, True),
+        ("100%flops", "macs", 1.0, True),
+        ("60%params", "params", 0.6, True),
+        ("50%bytes", "bytes", 0.5, True),
+        ("70%act", "activation_bytes", 0.7, True),
+        ("2.5Mparams", "params", 2.5e6, False),
+        ("9MB", "bytes", 9e6, False),
+        ("9mb", "bytes", 9e6, False),
+        ("512KB", "bytes", 512e3, False),
+        ("4MiB", "bytes", 4 * 2**20, False),
+        ("300bytes", "bytes", 300, False),
+        ("1.5MBact", "activation_bytes", 1.5e6, False),
+        ("2MiBact", "activation_bytes", 2**21, False),
+    ],
+)
 def test_grammar(text: str, unit: str, value: float, relative: bool) -> None:
     """Every documented form is read with its unit and scale."""
     budget = parse_budget(text)
     assert (budget.unit, budget.value, budget.relative) == (unit, value, relative)
 
 
-@pytest.mark.parametrize("text", [
-    "", "  ", "nan", "NaN%", "inf", "-5M", "0%", "0MB", "-0M", "101%", "100.0001%", "1e999M", "1e-999M", "GFLOPs",
-    "1.2", "0.5", "12Xparams", "5Mb", "5Gib", "1.2.3G", "40%%", "five", "٤٠%", "9B", "1.2Gflopz", "--", "1,2",
-])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "  ",
+        "nan",
+        "NaN%",
+        "inf",
+        "-5M",
+        "0%",
+        "0MB",
+        "-0M",
+        "101%",
+        "100.0001%",
+        "1e999M",
+        "1e-999M",
+        "GFLOPs",
+        "1.2",
+        "0.5",
+        "12Xparams",
+        "5Mb",
+        "5Gib",
+        "1.2.3G",
+        "40%%",
+        "five",
+        "٤٠%",
+        "9B",
+        "1.2Gflopz",
+        "--",
+        "1,2",
+    ],
+)
 def test_malformed_budgets_are_one_clear_line(text: str) -> None:
     """A malformed budget is a usage error of one line that shows a form which works."""
     with pytest.raises(UsageError) as caught:
@@ -96,9 +127,15 @@ def test_an_unknown_unit_names_the_nearest() -> None:
         parse_budget("2Gflopz")
 
 
-@pytest.mark.parametrize(("unit", "value", "relative"), [
-    ("macs", 0, False), ("macs", float("nan"), False), ("macs", 1.5, True), ("flops", 5, False),
-])
+@pytest.mark.parametrize(
+    ("unit", "value", "relative"),
+    [
+        ("macs", 0, False),
+        ("macs", float("nan"), False),
+        ("macs", 1.5, True),
+        ("flops", 5, False),
+    ],
+)
 def test_a_budget_made_in_code_is_checked_too(unit: str, value: float, relative: bool) -> None:
     """The dataclass refuses what the parser refuses."""
     with pytest.raises(UsageError):
@@ -107,8 +144,11 @@ def test_a_budget_made_in_code_is_checked_too(unit: str, value: float, relative:
 
 def test_several_budgets() -> None:
     """Commas and repeated flags give the same budgets."""
-    assert parse_budgets(["60%, 9MB"]) == parse_budgets(["60%", "9MB"]) == (
-        Budget("macs", 0.6, True), Budget("bytes", 9e6))
+    assert (
+        parse_budgets(["60%, 9MB"])
+        == parse_budgets(["60%", "9MB"])
+        == (Budget("macs", 0.6, True), Budget("bytes", 9e6))
+    )
 
 
 @pytest.mark.parametrize("texts", [["60%", "1GMACs"], ["9MB,8MB"], []])

@@ -47,7 +47,7 @@ def run(
         (["compress", "--set", "finetune.epochs=many"], "many"),
         (["compress", "--set", "nonsense"], "KEY=VALUE"),
         (["compress", "--model", "resnet2000", "--budget", "50%"], "resnet200"),
-        (["compress", "--model", "resnet20", "--weights", "/nowhere/w.safetensors", "--budget", "50%"], "w.safetensors"),
+        (["compress", "--model", "resnet20", "--weights", "/nowhere/w.pth", "--budget", "50%"], "w.pth"),
         (["compress", "--model", "resnet20", "--weights", "none"], "budget"),
         (["compress", "--model", "resnet20", "--data", "imagefolder:/nowhere", "--budget", "50%"], "/nowhere"),
         (["compress", "--model", "resnet20", "--data", "nonsense", "--budget", "50%"], "nonsense"),

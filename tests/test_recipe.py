@@ -100,36 +100,48 @@ def test_a_byte_order_mark_is_no_mistake(tmp_path: Path) -> None:
 
 def test_overrides_win_and_none_means_not_given() -> None:
     """Flags stand above the recipe; typed text becomes the value that its key asks for."""
-    recipe = load_recipe("quickstart", {
-        "finetune.epochs": "0.5", "seed": 7, "budget": ["9MB"], "model.weights": "none",
-        "search.acquisition": "seernet",
-        "finetune.uniform": "false", "model.options": {"width": 8}, "threads": None, "model.ignore": ("fc",),
-        "data.name": "12",
-    })
+    recipe = load_recipe(
+        "quickstart",
+        {
+            "finetune.epochs": "0.5",
+            "seed": 7,
+            "budget": ["9MB"],
+            "model.weights": "none",
+            "search.acquisition": "seernet",
+            "finetune.uniform": "false",
+            "model.options": {"width": 8},
+            "threads": None,
+            "model.ignore": ("fc",),
+            "data.name": "12",
+        },
+    )
     assert (recipe.finetune.epochs, recipe.finetune.uniform, recipe.seed, recipe.threads) == (0.5, False, 7, None)
     assert (recipe.model.weights, recipe.model.options, recipe.model.ignore) == ("none", {"width": 8}, ["fc"])
     assert (recipe.search.acquisition, recipe.budget, recipe.data.name) == ("seernet", ["9MB"], "12")
 
 
-@pytest.mark.parametrize(("text", "parts"), [
-    ("[finetune]\nepoch = 3", ["[finetune] has no key 'epoch'", "did you mean 'epochs'?", "got 3"]),
-    ("seeed = 3", ["the top level has no key 'seeed'", "did you mean 'seed'?"]),
-    ("[serch]\ntrials = 3", ["the top level has no key 'serch'", "did you mean 'search'?"]),
-    ("trials = 3", ["it belongs to [search]"]),
-    ("[search]\nzzz = 3", ["its keys are trials"]),
-    ("[finetune]\nepochs = 'many'", ["finetune.epochs", "valid number", "'many'"]),
-    ("[search]\ntrials = true", ["search.trials", "valid integer", "True"]),
-    ("[search]\ntrials = 0", ["search.trials", "greater than or equal to 1", "0"]),
-    ("[finetune]\nlr = nan", ["finetune.lr", "finite", "nan"]),
-    ("[surgery]\nimportance = 'size'", ["surgery.importance", "'magnitude' or 'taylor'", "'size'"]),
-    ("model = 'resnet20'", ["model", "[model]", "'resnet20'"]),
-    ("budget = ['12Xparams']", ["12Xparams"]),
-    ("budget = [12]", ["budget", "12"]),
-    ("[search]\ntrials = 0\ncandidates = 0", ["and 1 more"]),
-    ("seed = ", ["my.toml must be TOML"]),
-    (b"name = '\xff'", ["must be UTF-8"]),
-    ("[model.options]\nwhen = 2020-01-01", ["model.options"]),
-])
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("[finetune]\nepoch = 3", ["[finetune] has no key 'epoch'", "did you mean 'epochs'?", "got 3"]),
+        ("seeed = 3", ["the top level has no key 'seeed'", "did you mean 'seed'?"]),
+        ("[serch]\ntrials = 3", ["the top level has no key 'serch'", "did you mean 'search'?"]),
+        ("trials = 3", ["it belongs to [search]"]),
+        ("[search]\nzzz = 3", ["its keys are trials"]),
+        ("[finetune]\nepochs = 'many'", ["finetune.epochs", "valid number", "'many'"]),
+        ("[search]\ntrials = true", ["search.trials", "valid integer", "True"]),
+        ("[search]\ntrials = 0", ["search.trials", "greater than or equal to 1", "0"]),
+        ("[finetune]\nlr = nan", ["finetune.lr", "finite", "nan"]),
+        ("[surgery]\nimportance = 'size'", ["surgery.importance", "'magnitude' or 'taylor'", "'size'"]),
+        ("model = 'resnet20'", ["model", "[model]", "'resnet20'"]),
+        ("budget = ['12Xparams']", ["12Xparams"]),
+        ("budget = [12]", ["budget", "12"]),
+        ("[search]\ntrials = 0\ncandidates = 0", ["and 1 more"]),
+        ("seed = ", ["my.toml must be TOML"]),
+        (b"name = '\xff'", ["must be UTF-8"]),
+        ("[model.options]\nwhen = 2020-01-01", ["model.options"]),
+    ],
+)
 def test_a_mistake_in_a_recipe_is_one_line_with_its_mend(tmp_path: Path, text: str | bytes, parts: list[str]) -> None:
     """The line names the key, the rule and the value got."""
     message = complaint(write(tmp_path, text))

@@ -38,7 +38,7 @@ def fake(policy: Policy) -> Trial:
 
 
 def opened(folder: Path, url: str | None = None, protocol: Protocol = PROTOCOL) -> Study:
-    return Study(url, folder, protocol, SPACE)
+    return Study(url, folder, protocol, SPACE, alone=url is None)
 
 
 def begin_trial(study: Study) -> None:
@@ -65,6 +65,7 @@ def test_trials_survive_reopening(tmp_path: Path) -> None:
 
 def test_every_policy_asked_for_is_legal(tmp_path: Path) -> None:
     """A measurement gets int64 keep-counts on the grid, in the space's order."""
+
     def check(policy: Policy) -> Trial:
         assert policy.dtype == np.int64 and SPACE.is_legal(policy[None]).all()
         return fake(policy)
@@ -119,6 +120,7 @@ def test_a_result_that_is_no_number_is_a_failure(tmp_path: Path, field: str) -> 
 
 def test_eight_failures_in_a_row_end_the_search(tmp_path: Path) -> None:
     """Then the machine is at fault: the last reason is told, in one line."""
+
     def never(policy: Policy) -> Trial:
         raise RuntimeError("no kernel image\nfor this device")
 
@@ -162,6 +164,7 @@ def test_given_policies_are_read_where_they_are_known(tmp_path: Path) -> None:
 
 def test_a_policy_that_cannot_be_measured_is_missing_from_the_answer(tmp_path: Path) -> None:
     """The others are answered, and it may be tried again."""
+
     def picky(policy: Policy) -> Trial:
         if policy[0] == 2:
             raise RuntimeError("too small")
@@ -175,6 +178,7 @@ def test_a_policy_that_cannot_be_measured_is_missing_from_the_answer(tmp_path: P
 
 def test_an_interrupted_list_leaves_nothing_behind(tmp_path: Path) -> None:
     """Ctrl-C among given policies: the next session measures what it asks for, and nothing that was left."""
+
     def stop(policy: Policy) -> Trial:
         if policy[0] == 4:
             raise KeyboardInterrupt

@@ -44,18 +44,18 @@ class ActivationCost:
         return (policies.to(torch.float64) @ self.channels.T + self.constant).amax(-1)
 
 
-class _LiveBytes(TorchDispatchMode):
+class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notes after every operation how many bytes of results are still referenced."""
 
     def __init__(self, ignored: Iterable[Tensor]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.ignored = {tensor.untyped_storage()._cdata for tensor in ignored}
         self.alive: dict[int, tuple[StorageWeakRef, int]] = {}
         self.moments: list[int] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        self.alive = {key: (ref, size) for key, (ref, size) in self.alive.items() if not ref.expired()}
+        self.alive = {key: (ref, size) for key, (ref, size) in self.alive.items() if not ref.expired()}  # type: ignore[no-untyped-call]
         # Normalisation kernels also return statistics, on some devices empty ones; nothing reads them in `eval` mode.
         results = tree_leaves(result)[:1] if "_norm" in func.__name__ else tree_leaves(result)
         for tensor in results:
@@ -67,7 +67,8 @@ class _LiveBytes(TorchDispatchMode):
     def add(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
         if storage._cdata not in self.ignored:
-            self.alive[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
+            weak = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
+            self.alive[storage._cdata] = (weak, storage.nbytes())
 
 
 def live_bytes(model: nn.Module, inputs: Tensor) -> list[int]:

@@ -144,9 +144,9 @@ def count_macs(model: nn.Module, table: OwnerTable, runs: LayerRuns) -> ProductC
     for name, places in runs.positions.items():
         owners = table.owners.get(f"{name}.weight", {})
         weight = model.get_submodule(name).weight
-        rest = weight.numel()  # type: ignore[union-attr, operator]
+        rest = weight.numel()  # type: ignore[operator]
         for dim in owners:
-            rest //= weight.shape[dim]  # type: ignore[union-attr, index]
+            rest //= weight.shape[dim]  # type: ignore[index]
         terms.add(float(places * rest), *owners.values())
     terms.add(float(runs.other_macs))
     return terms.cost("macs")

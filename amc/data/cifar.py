@@ -29,10 +29,14 @@ def find_cifar(folder: Path) -> Path:
         if (place / TEST_FILES[0]).is_file():
             return place
     if any((place / "data_batch_1").exists() for place in (folder, folder / "cifar-10-batches-py")):
-        raise DataError(f"CIFAR-10 is read from its binary version, but {folder} holds the python version (pickles, "
-                        f"which AMC never loads); fetch {ARCHIVE} and unpack it there")
-    raise DataError(f"cifar10:FOLDER must hold {TRAIN_FILES[0]} to {TEST_FILES[0]}, but {folder} does not; "
-                    f"fetch {ARCHIVE} and unpack it there")
+        raise DataError(
+            f"CIFAR-10 is read from its binary version, but {folder} holds the python version (pickles, "
+            f"which AMC never loads); fetch {ARCHIVE} and unpack it there"
+        )
+    raise DataError(
+        f"cifar10:FOLDER must hold {TRAIN_FILES[0]} to {TEST_FILES[0]}, but {folder} does not; "
+        f"fetch {ARCHIVE} and unpack it there"
+    )
 
 
 def read_cifar(folder: Path, files: tuple[str, ...]) -> tuple[Tensor, Tensor]:

@@ -59,8 +59,16 @@ class FolderSplit:
             digest.update(f"{name}\0{label}\0{state.st_size}\0{state.st_mtime_ns}\n".encode())
         return digest.hexdigest()[:16]
 
-    def batches(self, size: int, *, seed: int | None = None, augment: bool = False, limit: int | None = None,
-                rank: int = 0, world: int = 1) -> Iterator[Batch]:
+    def batches(
+        self,
+        size: int,
+        *,
+        seed: int | None = None,
+        augment: bool = False,
+        limit: int | None = None,
+        rank: int = 0,
+        world: int = 1,
+    ) -> Iterator[Batch]:
         generator = torch.Generator().manual_seed(seed or 0)
         count = min(len(self), limit or len(self))
         order = torch.arange(len(self)) if seed is None else torch.randperm(len(self), generator=generator)
@@ -68,8 +76,13 @@ class FolderSplit:
         whole = (chosen[start : start + size * world] for start in range(0, count, size * world))
         plan = [batch[rank::world] for batch in whole if len(batch) >= world]
         workers = self.workers if count > FEW else 0
-        loader = DataLoader(_Pictures(self.samples, self.size, seed or 0, augment), batch_sampler=plan,
-                            num_workers=workers, collate_fn=_collate, generator=generator)
+        loader = DataLoader(
+            _Pictures(self.samples, self.size, seed or 0, augment),
+            batch_sampler=plan,
+            num_workers=workers,
+            collate_fn=_collate,
+            generator=generator,
+        )
         for batch in loader:
             if isinstance(batch, str):  # an exception out of a worker would bring its whole traceback into the message
                 raise DataError(batch)
@@ -82,8 +95,11 @@ class _Pictures(Dataset[Any]):
     def __init__(self, samples: Sequence[Sample], size: int, seed: int, augment: bool) -> None:
         self.samples, self.seed, self.augment = samples, seed, augment
         finish = [transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
-        start = [transforms.RandomResizedCrop(size), transforms.RandomHorizontalFlip()] if augment else [
-            transforms.Resize(round(size * 256 / 224)), transforms.CenterCrop(size)]
+        start = (
+            [transforms.RandomResizedCrop(size), transforms.RandomHorizontalFlip()]
+            if augment
+            else [transforms.Resize(round(size * 256 / 224)), transforms.CenterCrop(size)]
+        )
         self.transform = transforms.Compose(start + finish)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int] | str:
@@ -129,8 +145,9 @@ def load_folders(name: str, root: Path, size: int, split_seed: int) -> Splits:
         test_classes, found = _find(root / "val")
         if classes != test_classes:
             odd = sorted(set(classes) ^ set(test_classes))
-            raise DataError(f"train/ and val/ of {root} must have the same classes, but {odd[0]!r} is in one only "
-                            f"({len(odd)} such)")
+            raise DataError(
+                f"train/ and val/ of {root} must have the same classes, but {odd[0]!r} is in one only ({len(odd)} such)"
+            )
         order, _ = hold_out(torch.zeros(len(found)), 0, split_seed)  # shuffled: its first n are a fair sample
         tested = [found[index] for index in order.tolist()]
     else:
@@ -146,14 +163,17 @@ def _find(folder: Path) -> tuple[list[str], list[Sample]]:
     """The names of the class folders, sorted, and the pictures in them with the number of their class."""
     classes = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith((".", "__")))
     if not classes:
-        raise DataError(f"an image folder must hold one folder a class, but {folder} holds none; "
-                        "make e.g. cat/ and dog/ in it")
+        raise DataError(
+            f"an image folder must hold one folder a class, but {folder} holds none; make e.g. cat/ and dog/ in it"
+        )
     numbers = {name: number for number, name in enumerate(classes)}
     samples: list[Sample] = make_dataset(str(folder), numbers, extensions=IMG_EXTENSIONS, allow_empty=True)
     missing = sorted(set(range(len(classes))) - {label for _, label in samples})
     if missing:
-        raise DataError(f"every class folder must hold pictures ({', '.join(IMG_EXTENSIONS)}), but "
-                        f"{folder / classes[missing[0]]} has none ({len(missing)} of {len(classes)} such)")
+        raise DataError(
+            f"every class folder must hold pictures ({', '.join(IMG_EXTENSIONS)}), but "
+            f"{folder / classes[missing[0]]} has none ({len(missing)} of {len(classes)} such)"
+        )
     if len(classes) < 2:
         raise DataError(f"an image folder must hold at least two classes, but {folder} holds only {classes[0]!r}")
     return classes, samples

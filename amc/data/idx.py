@@ -37,8 +37,10 @@ def read_idx(path: Path) -> Tensor:
     shape = tuple(int.from_bytes(raw[4 + 4 * i : 8 + 4 * i], "big") for i in range(rank))
     data = np.frombuffer(raw, dtype=np.uint8, offset=4 + 4 * rank)
     if data.size != math.prod(shape):
-        raise DataError(f"{found} must hold {math.prod(shape)} bytes after its header {shape}, but holds {data.size}; "
-                        "fetch it again")
+        raise DataError(
+            f"{found} must hold {math.prod(shape)} bytes after its header {shape}, but holds {data.size}; "
+            "fetch it again"
+        )
     return torch.from_numpy(data.reshape(shape).copy())
 
 
@@ -47,8 +49,10 @@ def read_pictures(folder: Path, part: str) -> tuple[Tensor, Tensor]:
     images = read_idx(folder / f"{part}-images-idx3-ubyte.gz")
     labels = read_idx(folder / f"{part}-labels-idx1-ubyte.gz").long()
     if (images.ndim, labels.ndim) != (3, 1):
-        raise DataError(f"{folder}: {part} pictures must have 3 dimensions and labels 1, but have {images.ndim} and "
-                        f"{labels.ndim}; are the files swapped?")
+        raise DataError(
+            f"{folder}: {part} pictures must have 3 dimensions and labels 1, but have {images.ndim} and "
+            f"{labels.ndim}; are the files swapped?"
+        )
     if len(images) != len(labels):
         raise DataError(f"{folder}: {part} must have one label a picture, but has {len(images)} and {len(labels)}")
     return images.unsqueeze(1), labels

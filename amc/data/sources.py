@@ -68,8 +68,10 @@ def load_splits(name: str, *, size: int | None = None, split_seed: int = 0, cach
     if kind not in LOADERS:
         near = difflib.get_close_matches(kind, LOADERS, 1)
         hint = f"did you mean {near[0]}? " if near else ""
-        raise DataError(f"data must be one of {', '.join(LOADERS)} or package.module:factory, but is {name!r}; {hint}"
-                        "give e.g. imagefolder:/data/imagenet")
+        raise DataError(
+            f"data must be one of {', '.join(LOADERS)} or package.module:factory, but is {name!r}; {hint}"
+            "give e.g. imagefolder:/data/imagenet"
+        )
     folder = Path(place).expanduser() if place else None
     return LOADERS[kind](Request(name, folder, size, split_seed, Path(cache) if cache else None))
 
@@ -86,8 +88,13 @@ def fashion_mnist_10k(request: Request) -> Splits:
 def fashion_mnist(request: Request) -> Splits:
     """The whole of Fashion-MNIST: train 55,000 and measure 5,000 out of the official train split, test the official."""
     folder = find_fashion_mnist(request)
-    return _in_memory(request, _official(request, read_pictures(folder, "train"), read_pictures(folder, "t10k")),
-                      FASHION_MEAN, FASHION_STD, Augmentation(erase=8))
+    return _in_memory(
+        request,
+        _official(request, read_pictures(folder, "train"), read_pictures(folder, "t10k")),
+        FASHION_MEAN,
+        FASHION_STD,
+        Augmentation(erase=8),
+    )
 
 
 def idx(request: Request) -> Splits:
@@ -100,8 +107,9 @@ def idx(request: Request) -> Splits:
     std = float((shades @ (levels - mean) ** 2).sqrt())
     if std < 1e-4:
         raise DataError(f"{folder} must hold pictures, but all its train pixels are alike; check the files")
-    return _in_memory(request, _official(request, train, test), (round(mean, 4),), (round(std, 4),),
-                      Augmentation(flip=False))
+    return _in_memory(
+        request, _official(request, train, test), (round(mean, 4),), (round(std, 4),), Augmentation(flip=False)
+    )
 
 
 def cifar10(request: Request) -> Splits:
@@ -155,9 +163,11 @@ def _download_fashion_mnist(cache: Path) -> Path:
         with short_sockets():
             FashionMNIST(str(cache), download=True)
     except (OSError, RuntimeError) as cause:
-        raise DataError("Fashion-MNIST was not found and its download was refused "
-                        f"({one_line(cause)[:80]}); `apt-get install dataset-fashion-mnist`, or give a folder "
-                        "with the four files: fashion-mnist:/folder, or AMC_DATA=/folder") from None
+        raise DataError(
+            "Fashion-MNIST was not found and its download was refused "
+            f"({one_line(cause)[:80]}); `apt-get install dataset-fashion-mnist`, or give a folder "
+            "with the four files: fashion-mnist:/folder, or AMC_DATA=/folder"
+        ) from None
     return cache / "FashionMNIST" / "raw"
 
 
@@ -175,23 +185,30 @@ def _official(request: Request, train: Pictures, test: Pictures) -> list[Picture
     return [(images[rest], labels[rest]), (images[held], labels[held]), test]
 
 
-def _in_memory(request: Request, parts: list[Pictures], mean: tuple[float, ...], std: tuple[float, ...],
-               augmentation: Augmentation) -> Splits:
+def _in_memory(
+    request: Request, parts: list[Pictures], mean: tuple[float, ...], std: tuple[float, ...], augmentation: Augmentation
+) -> Splits:
     """Splits of train, measure and test, resized where asked. Raises `DataError` for what cannot be learnt from."""
     shapes = {tuple(images.shape[1:]) for images, _ in parts}
     if len(shapes) > 1:
-        raise DataError(f"data {request.name!r} must have pictures of one size, but has {sorted(shapes)}; "
-                        "check the files")
+        raise DataError(
+            f"data {request.name!r} must have pictures of one size, but has {sorted(shapes)}; check the files"
+        )
     for part, (_, labels) in zip(("train", "measure", "test"), parts, strict=True):
         if len(labels) == 0:
-            raise DataError(f"data {request.name!r} must leave pictures in every split, but {part} is empty; "
-                            "at least 10 training pictures and a test picture are needed")
+            raise DataError(
+                f"data {request.name!r} must leave pictures in every split, but {part} is empty; "
+                "at least 10 training pictures and a test picture are needed"
+            )
     num_classes = 1 + max(int(labels.max()) for _, labels in parts)
     if int(parts[0][1].min()) == int(parts[0][1].max()):
-        raise DataError(f"data {request.name!r} must have at least two classes, but every train label is "
-                        f"{int(parts[0][1][0])}; check the label file")
+        raise DataError(
+            f"data {request.name!r} must have at least two classes, but every train label is "
+            f"{int(parts[0][1][0])}; check the label file"
+        )
     train, measure, test = (
-        MemorySplit(_resized(images, request.size), labels, mean, std, augmentation) for images, labels in parts)
+        MemorySplit(_resized(images, request.size), labels, mean, std, augmentation) for images, labels in parts
+    )
     channels, height, width = train.images.shape[1:]
     return Splits(request.name, train, measure, test, (channels, height, width), num_classes)
 
@@ -200,8 +217,13 @@ def _resized(images: Tensor, size: int | None) -> Tensor:
     """Uint8 (N, C, H, W) scaled to (N, C, size, size), a thousand at a time to spare memory."""
     if size is None or tuple(images.shape[2:]) == (size, size):
         return images
-    scaled = [torch.nn.functional.interpolate(part.float(), (size, size), mode="bilinear", antialias=True)
-              .round_().clamp_(0, 255).byte() for part in torch.split(images, 1000)]
+    scaled = [
+        torch.nn.functional.interpolate(part.float(), (size, size), mode="bilinear", antialias=True)
+        .round_()
+        .clamp_(0, 255)
+        .byte()
+        for part in torch.split(images, 1000)
+    ]
     return torch.cat(scaled)
 
 

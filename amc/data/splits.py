@@ -28,8 +28,16 @@ class Split(Protocol):
         """A hash of all that the split holds: two splits with one digest give the same batches."""
         ...
 
-    def batches(self, size: int, *, seed: int | None = None, augment: bool = False, limit: int | None = None,
-                rank: int = 0, world: int = 1) -> Iterator[Batch]:
+    def batches(
+        self,
+        size: int,
+        *,
+        seed: int | None = None,
+        augment: bool = False,
+        limit: int | None = None,
+        rank: int = 0,
+        world: int = 1,
+    ) -> Iterator[Batch]:
         """Yield float (B, C, H, W) inputs, normalised, and int64 (B,) labels.
 
         `seed` shuffles (and drives `augment`); None keeps the order. `limit` stops after that many pictures.
@@ -85,8 +93,16 @@ class MemorySplit:
         digest.update(self.labels.numpy().tobytes())
         return digest.hexdigest()[:16]
 
-    def batches(self, size: int, *, seed: int | None = None, augment: bool = False, limit: int | None = None,
-                rank: int = 0, world: int = 1) -> Iterator[Batch]:
+    def batches(
+        self,
+        size: int,
+        *,
+        seed: int | None = None,
+        augment: bool = False,
+        limit: int | None = None,
+        rank: int = 0,
+        world: int = 1,
+    ) -> Iterator[Batch]:
         generator = torch.Generator().manual_seed(seed or 0)
         count = min(len(self), limit or len(self))
         order = torch.arange(len(self)) if seed is None else torch.randperm(len(self), generator=generator)

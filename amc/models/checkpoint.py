@@ -36,12 +36,16 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             found = found[wrapper]
             break
     if not isinstance(found, Mapping) or not found:
-        raise ModelError(f"{path} must hold tensors by name (a state dict), but holds {type(found).__name__}"
-                         f"{' without entries' if isinstance(found, Mapping) else ''}; save model.state_dict()")
+        raise ModelError(
+            f"{path} must hold tensors by name (a state dict), but holds {type(found).__name__}"
+            f"{' without entries' if isinstance(found, Mapping) else ''}; save model.state_dict()"
+        )
     odd = [key for key, value in found.items() if not (isinstance(key, str) and isinstance(value, Tensor))]
     if odd:
-        raise ModelError(f"{path} must hold tensors by name alone, but {odd[0]!r} is {type(found[odd[0]]).__name__} "
-                         f"({len(odd)} such); save model.state_dict()")
+        raise ModelError(
+            f"{path} must hold tensors by name alone, but {odd[0]!r} is {type(found[odd[0]]).__name__} "
+            f"({len(odd)} such); save model.state_dict()"
+        )
     state = dict(found)
     for prefix in PREFIXES:
         if all(key.startswith(prefix) for key in state):
@@ -61,18 +65,24 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], origin: str) -> 
     unknown = [key for key in state if key not in wanted]
     for keys, what in ((missing, "lack"), (unknown, "have the unknown")):
         if keys:
-            raise ModelError(f"weights must fit the network, but those of {origin} {what} {keys[0]!r} "
-                             f"({_count(keys)}); check --model and its options")
+            raise ModelError(
+                f"weights must fit the network, but those of {origin} {what} {keys[0]!r} "
+                f"({_count(keys)}); check --model and its options"
+            )
     shapes = [key for key in state if state[key].shape != wanted[key].shape]
     if shapes:
         key = shapes[0]
-        raise ModelError(f"weights must fit the network, but {key!r} of {origin} is {tuple(state[key].shape)} where "
-                         f"the network has {tuple(wanted[key].shape)} ({_count(shapes)}); check --model, its options, "
-                         "and the data's classes and channels")
+        raise ModelError(
+            f"weights must fit the network, but {key!r} of {origin} is {tuple(state[key].shape)} where "
+            f"the network has {tuple(wanted[key].shape)} ({_count(shapes)}); check --model, its options, "
+            "and the data's classes and channels"
+        )
     broken = [key for key, value in state.items() if not bool(torch.isfinite(value.to(wanted[key].dtype)).all())]
     if broken:
-        raise ModelError(f"weights must be finite numbers, but {broken[0]!r} of {origin} holds NaN or infinity "
-                         f"({_count(broken)}); train or fetch them again")
+        raise ModelError(
+            f"weights must be finite numbers, but {broken[0]!r} of {origin} holds NaN or infinity "
+            f"({_count(broken)}); train or fetch them again"
+        )
     model.load_state_dict(dict(state), strict=False)  # strict but for the counters, as checked above
 
 
@@ -96,7 +106,9 @@ def _read_torch(path: Path) -> object:
             warnings.simplefilter("ignore")  # of a pickle protocol it may not know: then it fails below
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
-        raise ModelError(f"{path} must hold tensors alone, which is all that AMC loads from a pickle, but holds other "
-                         "objects or is broken; save model.state_dict(), best as .safetensors") from None
+        raise ModelError(
+            f"{path} must hold tensors alone, which is all that AMC loads from a pickle, but holds other "
+            "objects or is broken; save model.state_dict(), best as .safetensors"
+        ) from None
     except Exception as cause:  # torch's reader fails in many ways on bytes that it did not write
         raise ModelError(f"{path} must be a whole file of torch.save, but: {one_line(cause)}; fetch it again") from None

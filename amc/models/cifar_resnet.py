@@ -30,7 +30,8 @@ class BasicBlock(nn.Module):
         out = self.relu(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
         out = out + self.shortcut(x)
-        return self.relu(out)
+        result: Tensor = self.relu(out)
+        return result
 
 
 class CifarResNet(nn.Module):

@@ -68,8 +68,10 @@ def timm_pretrained(timm: Any, name: str, num_classes: int | None, in_channels: 
 
 def _check_classes(name: str, known: int, wanted: int | None) -> None:
     if wanted is not None and wanted != known:
-        raise ModelError(f"default weights must know the data's classes, but those of {name} know {known} and the data "
-                         f"has {wanted}; fine-tune the network first and give --weights FILE")
+        raise ModelError(
+            f"default weights must know the data's classes, but those of {name} know {known} and the data "
+            f"has {wanted}; fine-tune the network first and give --weights FILE"
+        )
 
 
 def _refused(name: str, cause: Exception) -> str:

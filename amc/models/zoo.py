@@ -62,8 +62,13 @@ class ModelSource:
 
     def to_json(self) -> dict[str, Any]:
         """The fields as plain values."""
-        return {"name": self.name, "num_classes": self.num_classes, "in_channels": self.in_channels,
-                "size": self.size, "options": dict(self.options)}
+        return {
+            "name": self.name,
+            "num_classes": self.num_classes,
+            "in_channels": self.in_channels,
+            "size": self.size,
+            "options": dict(self.options),
+        }
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> ModelSource:
@@ -74,8 +79,15 @@ class ModelSource:
             raise ModelError(f"a model record must hold {', '.join(cls.__dataclass_fields__)}, but: {cause}") from None
 
 
-def model_source(name: str, *, num_classes: int | None = None, in_channels: int | None = None, size: int | None = None,
-                 options: Mapping[str, Any] | None = None, weights: str | Path = "none") -> ModelSource:
+def model_source(
+    name: str,
+    *,
+    num_classes: int | None = None,
+    in_channels: int | None = None,
+    size: int | None = None,
+    options: Mapping[str, Any] | None = None,
+    weights: str | Path = "none",
+) -> ModelSource:
     """The source of a network, with what its default weights ask of its structure written into the options."""
     chosen = dict(options or {})
     if str(weights) == "default" and name.removeprefix("torchvision:") in TORCHVISION_OPTIONS:
@@ -83,9 +95,16 @@ def model_source(name: str, *, num_classes: int | None = None, in_channels: int 
     return ModelSource(name, num_classes, in_channels, size, chosen)
 
 
-def build_model(name: str, *, weights: str | Path = "none", num_classes: int | None = None,
-                in_channels: int | None = None, size: int | None = None, options: Mapping[str, Any] | None = None,
-                seed: int = 0) -> nn.Module:
+def build_model(
+    name: str,
+    *,
+    weights: str | Path = "none",
+    num_classes: int | None = None,
+    in_channels: int | None = None,
+    size: int | None = None,
+    options: Mapping[str, Any] | None = None,
+    seed: int = 0,
+) -> nn.Module:
     """Build a network by name, with its weights.
 
     Args:
@@ -102,8 +121,9 @@ def build_model(name: str, *, weights: str | Path = "none", num_classes: int | N
         ModelError: the name is unknown; a library, a file or a download is missing; the weights do not fit or are not
             finite.
     """
-    source = model_source(name, num_classes=num_classes, in_channels=in_channels, size=size, options=options,
-                          weights=weights)
+    source = model_source(
+        name, num_classes=num_classes, in_channels=in_channels, size=size, options=options, weights=weights
+    )
     if str(weights) == "default":
         return _with_default_weights(source, seed)
     model = source.build(seed)
@@ -139,8 +159,10 @@ def _with_default_weights(source: ModelSource, seed: int) -> nn.Module:
         path = SHIPPED.get(name)
         if path is None or not path.is_file():
             lack = "none are shipped" if path is None else f"{path} is not there"
-            raise ModelError(f"--weights default needs weights of {name}, but {lack}; train them with `amc train`, or "
-                             "give --weights FILE or none")
+            raise ModelError(
+                f"--weights default needs weights of {name}, but {lack}; train them with `amc train`, or "
+                "give --weights FILE or none"
+            )
         model = source.build(seed)
         load_weights(model, read_weights(path), f"{name} (Fashion-MNIST)")
         return model
@@ -173,8 +195,10 @@ def _known(whole: str, name: str, prefix: str, names: list[str]) -> str:
         return name
     near = difflib.get_close_matches(name, names, 3)
     hint = f"did you mean {' or '.join(prefix + n for n in near)}? " if near else ""
-    raise ModelError(f"a model must be one of {', '.join(FACTORIES)}, a name of torchvision, timm:NAME or "
-                     f"package.module:factory, but is {whole!r}; {hint}".rstrip("; ").rstrip())
+    raise ModelError(
+        f"a model must be one of {', '.join(FACTORIES)}, a name of torchvision, timm:NAME or "
+        f"package.module:factory, but is {whole!r}; {hint}".rstrip("; ").rstrip()
+    )
 
 
 def torchvision_names() -> list[str]:
@@ -196,8 +220,9 @@ def import_timm() -> Any:
     try:
         import timm
     except ImportError:
-        raise ModelError("timm:NAME needs the package timm, but it is not installed; pip install 'amc-compress[timm]'"
-                         ) from None
+        raise ModelError(
+            "timm:NAME needs the package timm, but it is not installed; pip install 'amc-compress[timm]'"
+        ) from None
     return timm
 
 
@@ -206,5 +231,7 @@ def _check_channels(source: ModelSource, model: nn.Module) -> None:
     first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
     if source.in_channels is None or first is None or first.in_channels == source.in_channels:
         return
-    raise ModelError(f"a network must read the channels of the data, but {source.name} reads {first.in_channels} and "
-                     f"the data has {source.in_channels}; take a network of ours or of timm, or your own factory")
+    raise ModelError(
+        f"a network must read the channels of the data, but {source.name} reads {first.in_channels} and "
+        f"the data has {source.in_channels}; take a network of ours or of timm, or your own factory"
+    )

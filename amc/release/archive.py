@@ -135,7 +135,7 @@ def load_network(folder: str | Path) -> nn.Module:
     except OSError as error:
         raise RunError(f"a release must hold {WEIGHTS}, but {path}: {error.strerror}; restore the release") from None
     if hashlib.sha256(payload).hexdigest() != architecture.weights_sha256:
-        raise RunError(f"{path} must be the file its record was written for, but its SHA-256 differs; restore the release")
+        raise RunError(f"{path} must be the file its record was written for, but the SHA-256 differs; restore it")
     try:
         tensors = load_tensors(payload)
     except SafetensorError as error:

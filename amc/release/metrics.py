@@ -1,6 +1,6 @@
-"""`metrics.json`: the figures of a run, in one schema that pipelines may rely on (`amc-metrics/1`; see METRICS below).
+"""`metrics.json`: the figures of a run, in one schema that pipelines may rely on (`amc-metrics/1`, METRICS below).
 
-Accuracies are shares in 0..1. Costs are of one picture; `macs` are multiply-adds and `flops_2x` the same counted 2 each.
+Accuracies are shares in 0..1. Costs are of one picture; `macs` are multiply-adds, `flops_2x` the same counted 2 each.
 Keys may be added within one schema number; none is removed or changes its meaning.
 """
 
@@ -9,14 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from amc_predictor import EnsemblePredictor
-
 from amc.dense import Dense
 from amc.evaluation import Evaluation, paired_difference
 from amc.recipe import Recipe
 from amc.selection import Selection, warn_if_poor
 from amc.study import Study
 from amc.trial import Trial
+from amc_predictor import EnsemblePredictor
 
 FORMAT = "amc-metrics/1"
 
@@ -27,8 +26,8 @@ METRICS = {
     "trials, failed_trials": "measured policies; policies that could not be measured",
     "seconds": "wall time of the command that finished the run; stage_seconds: its parts",
     "predictor": "cross-validated: kendall, spearman, rmse, coverage_90; warning: a sentence, or null",
-    "dense, released, uniform": "macs, flops_2x, params, bytes, measure_accuracy, test_accuracy, test_interval_95; the last "
-    "two also *_before_finetune",
+    "dense, released, uniform": "macs, flops_2x, params, bytes, measure_accuracy, test_accuracy, test_interval_95; the "
+    "last two also *_before_finetune",
     "comparison": "released minus uniform on the test pictures, in pairs: before_finetune and after_finetune, each "
     "{difference, low, high} (95 %); after_finetune is null where uniform was not fine-tuned",
     "protocol, digests": "the study's name; hashes of the dense weights and of the data",
@@ -63,8 +62,10 @@ def run_metrics(
     dense, test, ranks = contest.dense, contest.test, predictor.ranks
     dense_costs = dense.dense_costs(recipe.budgets)
     costs = dense.costs_of(contest.chosen.policy, recipe.budgets)
-    compared = {"before_finetune": _pair(test["released_before_finetune"], test["uniform_before_finetune"])}
-    compared["after_finetune"] = _pair(test["released"], test["uniform"]) if "uniform" in test else None
+    compared = {
+        "before_finetune": _pair(test["released_before_finetune"], test["uniform_before_finetune"]),
+        "after_finetune": _pair(test["released"], test["uniform"]) if "uniform" in test else None,
+    }
     return {
         "format": FORMAT,
         "recipe": recipe.name,

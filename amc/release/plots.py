@@ -240,9 +240,7 @@ def layers_plot(names: Sequence[str], before: Sequence[float], after: Sequence[f
     return {"data": traces, "layout": layout | {"barmode": "overlay"}}
 
 
-def progress_plot(
-    accuracies: Sequence[float], arms: Sequence[str], feasible: Sequence[bool], dense: float
-) -> Plot:
+def progress_plot(accuracies: Sequence[float], arms: Sequence[str], feasible: Sequence[bool], dense: float) -> Plot:
     """Accuracy by trial, all (n,), coloured by the arm that proposed it; best so far under the caps as a line."""
     traces: list[Plot] = []
     for arm in dict.fromkeys([*(arm for arm in ARMS if arm in arms), *arms]):

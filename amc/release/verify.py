@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from amc.budget import Unit, format_cost, parse_budgets
+from amc.budget import format_cost, parse_budgets
 from amc.compute import Compute
 from amc.cost.activations import live_bytes
 from amc.cost.counts import count_cut_macs
@@ -59,7 +59,10 @@ class Verdict:
         failed = [check for check in self.checks if not check.passed]
         if failed:
             first = failed[0]
-            raise GateFailed(f"{first.name} must be {first.asked}, but is {first.found} ({len(failed)} of {len(self.checks)} checks failed)")
+            raise GateFailed(
+                f"{first.name} must be {first.asked}, but is {first.found} "
+                f"({len(failed)} of {len(self.checks)} checks failed)"
+            )
 
 
 def verify(folder: Path, budgets: list[str], max_drop: str | None) -> Verdict:
@@ -112,7 +115,7 @@ def verify(folder: Path, budgets: list[str], max_drop: str | None) -> Verdict:
     return verdict
 
 
-def count_costs(model: torch.nn.Module, input_shape: tuple[int, ...]) -> dict[Unit, float]:
+def count_costs(model: torch.nn.Module, input_shape: tuple[int, ...]) -> dict[str, float]:
     """Costs of a network as it stands, without any owner table."""
     inputs = torch.zeros(1, *input_shape)
     state = model.state_dict()
@@ -129,7 +132,8 @@ def verdict_text(verdict: Verdict) -> str:
     figures = verdict.figures
     low, high = figures["test_interval_95"]
     lines = [
-        f"{'ok  ' if check.passed else 'FAIL'} {check.name}: {check.found}, asked {check.asked}" for check in verdict.checks
+        f"{'ok  ' if check.passed else 'FAIL'} {check.name}: {check.found}, asked {check.asked}"
+        for check in verdict.checks
     ]
     lines.append(
         f"     test accuracy {figures['test_accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%}), "
@@ -154,7 +158,7 @@ def _policy(folder: Path) -> dict[str, Any]:
 
 
 def _parse_drop(text: str) -> float:
-    """ "1.0%" or "0.01" -> 0.01. Raises `UsageError`."""
+    """A percentage ("1.0%") or share ("0.01") -> 0.01. Raises `UsageError`."""
     try:
         value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
     except ValueError:

@@ -1,9 +1,9 @@
-"""What a cut loses and gets back without training: fold removed channels into their readers, then re-estimate BatchNorm.
+"""What a cut loses and gets back without training: fold removed channels into readers, then re-estimate BatchNorm.
 
 Folding. Over the training pictures, what the removed input channels r of a layer carry is partly a linear function of
 the kept ones k: x_r ~ B x_k + c, with B = S_rk (S_kk + ridge)^-1 from the covariance S of the layer's input. Then
 W_k' = W_k + W_r B gives back that part exactly, and W_r c goes into the bias, or is left to the BatchNorm that follows.
-(Least-squares reconstruction of the next layer as in He et al. 2017, arXiv 1707.06168, here from moments in closed form.)
+(Least-squares reconstruction of the next layer, as in He et al. 2017, arXiv 1707.06168; here in closed form.)
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def _channel_rows(module: nn.Module, inputs: Tensor, run: int) -> Tensor:
     """A layer's input as (observations, channels) float32."""
     if isinstance(module, nn.Linear):
         if run > 1:
-            inputs = inputs.unflatten(-1, (-1, run)).transpose(-1, -2)
+            inputs = inputs.reshape(*inputs.shape[:-1], -1, run).transpose(-1, -2)
         return inputs.reshape(-1, inputs.shape[-1]).float()
     return inputs.movedim(1, -1).reshape(-1, inputs.shape[1]).float()
 
@@ -156,7 +156,8 @@ def _regression(covariance: Tensor, kept: Tensor, gone: Tensor, ridge: float) ->
     s_kk = covariance[kept][:, kept]
     weight = ridge * s_kk.diagonal().mean().clamp(min=1e-12)
     s_kk = s_kk + weight * torch.eye(len(kept), dtype=s_kk.dtype)
-    return torch.linalg.solve(s_kk, covariance[kept][:, gone]).T
+    solution: Tensor = torch.linalg.solve(s_kk, covariance[kept][:, gone])
+    return solution.T
 
 
 @torch.no_grad()
@@ -189,7 +190,7 @@ def _fold(tensors: dict[str, Tensor], name: str, run: int, kept_inputs: Kept, mo
     kept = torch.from_numpy(np.flatnonzero(kept_inputs))
     gone = torch.from_numpy(np.flatnonzero(~kept_inputs))
     b = _regression(moments.covariance[name], kept, gone, moments.ridge[name]).to(weight.device, weight.dtype)
-    shaped = weight.unflatten(1, (-1, run)) if run > 1 else weight
+    shaped = weight.reshape(len(weight), -1, run) if run > 1 else weight
     w_gone = shaped.index_select(1, gone.to(weight.device))
     new = shaped.clone()
     new[:, kept.to(weight.device)] += torch.einsum("or...,rk->ok...", w_gone, b)

@@ -170,7 +170,9 @@ def _join(axes: Sequence[Axis], couplings: Couplings) -> tuple[dict[Axis, NDArra
     return {axis: np.where(kept[u], -2 - u, u).astype(np.int32) for axis, u in unit_of.items()}, reasons_by_label
 
 
-def _signatures(axes: Sequence[Axis], unit_of: Mapping[Axis, NDArray[np.int32]]) -> dict[int, tuple[tuple[int, int], ...]]:
+def _signatures(
+    axes: Sequence[Axis], unit_of: Mapping[Axis, NDArray[np.int32]]
+) -> dict[int, tuple[tuple[int, int], ...]]:
     """For each removable unit: which axes it touches and in how many indices."""
     touches: dict[int, list[tuple[int, int]]] = {}
     for number, axis in enumerate(axes):
@@ -246,7 +248,9 @@ def _tensors(model: nn.Module, name: str, side: str) -> list[tuple[str, int]]:
     return [(f"{name}.{tensor}", dim) for tensor, dim in tensor_axes(model.get_submodule(name), side)]
 
 
-def unit_scores(table: OwnerTable, tensors: Mapping[str, Tensor], gradients: Mapping[str, Tensor] | None = None) -> Tensor:
+def unit_scores(
+    table: OwnerTable, tensors: Mapping[str, Tensor], gradients: Mapping[str, Tensor] | None = None
+) -> Tensor:
     """How much each unit matters, (U,) float64; only the order inside a group has meaning.
 
     Magnitude: for every weight matrix or kernel that a unit touches, the squared norm of its slices over the group's
@@ -266,7 +270,7 @@ def unit_scores(table: OwnerTable, tensors: Mapping[str, Tensor], gradients: Map
             per_index = salience.transpose(0, dim).flatten(1).sum(1)
             here = torch.from_numpy(owner).long()
             per_unit = torch.zeros_like(scores).index_add_(0, here[here >= 0], per_index[here >= 0]).abs()
-            touched = torch.zeros_like(scores).index_add_(0, here[here >= 0], torch.ones(int((here >= 0).sum())).double())
+            touched = torch.zeros_like(scores).index_add_(0, here[here >= 0], torch.ones_like(per_index[here >= 0]))
             present = (touched > 0).double()
             group_sum = torch.zeros(len(table.groups), dtype=torch.float64).index_add_(0, unit_group, per_unit)
             group_count = torch.zeros(len(table.groups), dtype=torch.float64).index_add_(0, unit_group, present)

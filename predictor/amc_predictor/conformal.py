@@ -29,9 +29,7 @@ def interval(mean: Tensor, std: Tensor, scores: Tensor, coverage: float) -> tupl
     return (mean - half).clamp(0, 1), (mean + half).clamp(0, 1)
 
 
-def cross_interval(
-    mean: Tensor, std: Tensor, accuracy: Tensor, fold: Tensor, coverage: float
-) -> tuple[Tensor, Tensor]:
+def cross_interval(mean: Tensor, std: Tensor, accuracy: Tensor, fold: Tensor, coverage: float) -> tuple[Tensor, Tensor]:
     """Out-of-fold predictions (n,) -> low (n,), high (n,): each fold's quantile comes from the other folds alone."""
     scores = (accuracy - mean).abs() / std
     low, high = torch.empty_like(mean), torch.empty_like(mean)

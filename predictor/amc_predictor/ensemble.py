@@ -1,11 +1,11 @@
-"""The predictor of the product: an additive ridge, an ensemble of small networks on top, calibrated spread.
+"""The predictor of the product: a Gaussian process, an ensemble of small networks on top, calibrated spread.
 
 Notation in this package
 n: measured policies. b: policies asked about. d: groups. m: members of the ensemble. K: folds.
 x: kept fractions (b, d) in [0, 1].
-F: features (b, 2d): x and exp(-4 x), standardised on the measured policies.
-y: accuracy in [0, 1]. z: score, the scale of the link on which accuracy is nearly additive; y = link.accuracy(z).
-f: additive part, (b,) in score. g_j: network j of m, (b,) in score. mean = link.accuracy(f + mean_j g_j).
+F: features (b, 3d): x, exp(-4 x) and log x, scaled on the measured policies.
+y: accuracy in [0, 1]. z: score, the scale of the link on which accuracy behaves; y = link.accuracy(z).
+f: mean of the process, (b,) in score. g_j: network j of m, (b,) in score. mean = link.accuracy(f + mean_j g_j).
 h: leverage (b,), variance of f over the noise variance; grows with the distance from the measured policies.
 sigma: noise, in score, from leave-one-out residuals.
 v: sigma^2 h + var_j g_j (b,), what is not known because too little was measured. sigma^2: what no model would know.
@@ -21,18 +21,19 @@ import torch
 from torch import Tensor
 
 from amc_predictor import conformal
-from amc_predictor.additive import Additive, Scaling, choose, fit_additive
 from amc_predictor.examples import checked_examples, checked_policies, fold_of_each
-from amc_predictor.link import Link, candidate_links
+from amc_predictor.link import KINDS, Link, candidate_links
 from amc_predictor.networks import Networks, Training, train
+from amc_predictor.process import PROCESS_TENSORS, Process, Scaling, choose, fit_process
 from amc_predictor.ranks import Ranks
 
 NOISE_FLOOR = 1e-4  # of accuracy: labels that happen to agree are no proof of certainty
 SCALE_FLOOR = 0.1
+MEDIAN_OF_NORMAL = 0.6745  # of |z|; a median, since one wrecked policy far off would widen every interval
 RANK_TENSORS = ("accuracy", "mean", "std", "low", "high", "fold")
 MODEL_TENSORS = (
-    *("center", "width", "link", "intercept", "weights", "root", "base"),
-    *("inner", "bias", "outer", "noise", "slope", "scale"),
+    *("center", "width", "link", "noise", "slope", "scale", "inner", "bias", "outer"),
+    *PROCESS_TENSORS,
 )
 
 
@@ -43,7 +44,7 @@ class Model:
     Attributes:
         scaling: kept fractions to features.
         link: score to accuracy.
-        additive: f and h.
+        process: f and h.
         networks: g, m of them.
         noise: () sigma.
         slope: () s_typical.
@@ -52,7 +53,7 @@ class Model:
 
     scaling: Scaling
     link: Link
-    additive: Additive
+    process: Process
     networks: Networks
     noise: Tensor
     slope: Tensor
@@ -67,31 +68,32 @@ class Model:
         features = self.scaling(policies)
         outputs = self.networks(features[:, : self.groups])
         learned = outputs.mean(dim=0)
-        score = self.additive.score(features) + learned
-        unknown = self.noise.square() * self.additive.leverage(features) + (outputs - learned).square().mean(dim=0)
+        expected, leverage = self.process.score_and_leverage(features)
+        score = expected + learned
+        unknown = self.noise.square() * leverage + (outputs - learned).square().mean(dim=0)
         slope = self.link.slope(score)
         variance = (slope * self.noise).square() + torch.maximum(slope, self.slope).square() * unknown
         return self.link.accuracy(score), self.scale * variance.sqrt()
 
     def tensors(self) -> dict[str, Tensor]:
-        link = torch.tensor([self.link.bounded, self.link.floor, self.link.ceiling], dtype=torch.float64)
-        parts = vars(self.scaling) | vars(self.additive) | vars(self.networks)
+        link = torch.tensor([KINDS.index(self.link.kind), self.link.floor, self.link.ceiling], dtype=torch.float64)
+        parts = vars(self.scaling) | vars(self.process) | vars(self.networks)
         return parts | {"link": link, "noise": self.noise, "slope": self.slope, "scale": self.scale}
 
     @classmethod
     def of_tensors(cls, tensors: dict[str, Tensor]) -> Model:
-        bounded, floor, ceiling = tensors["link"].tolist()
+        kind, floor, ceiling = tensors["link"].tolist()
         return cls(
             Scaling(tensors["center"], tensors["width"]),
-            Link(bool(bounded), floor, ceiling),
-            Additive(*(tensors[name] for name in ("intercept", "weights", "root", "base"))),
+            Link(KINDS[int(kind)], floor, ceiling),
+            Process(*(tensors[name] for name in PROCESS_TENSORS)),
             Networks(*(tensors[name] for name in ("inner", "bias", "outer"))),
             *(tensors[name] for name in ("noise", "slope", "scale")),
         )
 
 
 class EnsemblePredictor:
-    """Additive ridge, plus an ensemble of small networks, with spread calibrated on out-of-fold errors.
+    """A Gaussian process, plus an ensemble of small networks, with spread calibrated on out-of-fold errors.
 
     One fit trains the final networks and those of all folds in one batch. The folds' predictions choose the stopping
     step, scale the standard deviation, give the conformal scores, and are kept as `ranks`. Same seed and same data
@@ -136,7 +138,7 @@ class EnsemblePredictor:
             for number, model in enumerate(apart):
                 held = fold == number
                 mean[held], std[held] = model(inputs[held])
-            scale = ((labels - mean) / std).square().mean().sqrt().clamp_min(SCALE_FLOOR)
+            scale = (((labels - mean) / std).abs().median() / MEDIAN_OF_NORMAL).clamp_min(SCALE_FLOOR)
             std = std * scale
             low, high = conformal.cross_interval(mean, std, labels, fold, 0.9)
         self._model = replace(whole, scale=scale)
@@ -189,26 +191,27 @@ class EnsemblePredictor:
         """One model a fold, which has not seen it, then the model of everything."""
         scaling = Scaling.of(inputs)
         features = scaling(inputs)
-        link = choose(features, labels, candidate_links(labels)).link
+        chosen = choose(features, labels, candidate_links(labels))
+        link = chosen.link
         folds = int(fold.max()) + 1
         seen = torch.stack([fold != number for number in range(folds + 1)])  # the last row sees every policy
         score = link.score(labels)
-        choices = [choose(features[rows], labels[rows], [link]) for rows in seen]
-        additives = [fit_additive(features[r], score[r], choice) for r, choice in zip(seen, choices, strict=True)]
-        networks = self._networks(features, labels, torch.stack([a.score(features) for a in additives]), seen, link)
+        choices = [choose(features[rows], labels[rows], [link], [chosen.kernel]) for rows in seen]
+        processes = [fit_process(features[r], score[r], choice) for r, choice in zip(seen, choices, strict=True)]
+        networks = self._networks(features, labels, torch.stack([p.score(features) for p in processes]), seen, link)
         models = []
-        for index, additive in enumerate(additives):
+        for index, process in enumerate(processes):
             part = slice(index * self.members, (index + 1) * self.members)
             own = Networks(*(parameter[part].double() for parameter in networks.parameters()))
-            slope = link.slope(additive.score(features)).mean()
+            slope = link.slope(process.score(features)).median()
             noise = torch.as_tensor(choices[-1].noise, dtype=torch.float64).clamp_min(NOISE_FLOOR / slope)
-            models.append(Model(scaling, link, additive, own, noise, slope, torch.ones_like(slope)))
+            models.append(Model(scaling, link, process, own, noise, slope, torch.ones_like(slope)))
         return models
 
     def _networks(self, features: Tensor, labels: Tensor, offset: Tensor, seen: Tensor, link: Link) -> Networks:
         """Train the networks of all folds, and of everything, at once: (K + 1) times `members` of them."""
         generator = torch.Generator().manual_seed(self.seed)
-        count, groups = len(seen) * self.members, features.shape[1] // 2
+        count, groups = len(seen) * self.members, features.shape[1] // 3
         chance = seen.float().repeat_interleave(self.members, dim=0)
         draws = torch.multinomial(chance, len(labels), replacement=True, generator=generator)
         weight = torch.zeros_like(chance).scatter_add_(1, draws, torch.ones_like(chance))

@@ -3,52 +3,72 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 MARGIN = 0.002  # of accuracy, between the outermost label and the bound it saturates at
 SLACK = 0.05  # of the labels' range, likewise, where the bound is learned
+CEILINGS = (0.005, 0.02, 0.05)  # of accuracy, between the best label and the ceiling of a drop link
+RESOLUTION = 0.02  # a label this far below the best one counts half as much, by its error
+
+Kind = Literal["identity", "logit", "drop"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 @dataclass(frozen=True)
 class Link:
-    """Accuracy y <-> score z: the logit of (y - floor) / (ceiling - floor), or y itself where `bounded` is false.
+    """Accuracy y <-> score z.
 
     Attributes:
-        bounded: whether accuracy saturates at `floor` and `ceiling` (accuracy units).
+        kind: "identity": z = y. "logit": z = logit of (y - floor) / (ceiling - floor). "drop": z = -log(ceiling - y),
+            on which cuts multiply the drop they cause; good policies are told apart and wrecked ones lie close.
+        floor, ceiling: accuracies that are never reached.
     """
 
-    bounded: bool
+    kind: Kind = "identity"
     floor: float = 0.0
     ceiling: float = 1.0
 
     def score(self, accuracy: Tensor) -> Tensor:
         """Accuracy (n,) strictly between floor and ceiling -> score (n,)."""
-        if not self.bounded:
+        if self.kind == "identity":
             return accuracy
+        if self.kind == "drop":
+            return -(self.ceiling - accuracy).log()
         return ((accuracy - self.floor) / (self.ceiling - accuracy)).log()
 
     def accuracy(self, score: Tensor) -> Tensor:
-        """Any score (...) -> accuracy (...)."""
-        if not self.bounded:
+        """Any score (...) -> accuracy (...); of a drop link it may lie below 0, so that a gradient is left there."""
+        if self.kind == "identity":
             return score
+        if self.kind == "drop":
+            return self.ceiling - (-score).exp()
         return self.floor + (self.ceiling - self.floor) * score.sigmoid()
 
     def slope(self, score: Tensor) -> Tensor:
         """Accuracy per unit of score (...), at a score (...)."""
-        if not self.bounded:
+        if self.kind == "identity":
             return torch.ones_like(score)
+        if self.kind == "drop":
+            return (-score).exp()
         share = score.sigmoid()
         return (self.ceiling - self.floor) * share * (1 - share)
 
 
 def candidate_links(accuracy: Tensor) -> tuple[Link, ...]:
-    """The links worth trying for labels (n,): none, bounds just outside the labels, bounds at 0 and 1."""
+    """The links worth trying for labels (n,): none; logits with bounds just outside the labels, or 0 and 1; drops."""
     low, high = float(accuracy.min()), float(accuracy.max())
     slack = SLACK * (high - low) + MARGIN
     return (
-        Link(bounded=False),
-        Link(True, low - slack, high + slack),
-        Link(True, min(0.0, low - MARGIN), max(1.0, high + MARGIN)),
+        Link(),
+        Link("logit", low - slack, high + slack),
+        Link("logit", min(0.0, low - MARGIN), max(1.0, high + MARGIN)),
+        *(Link("drop", 0.0, high + above) for above in CEILINGS),
     )
+
+
+def importance(accuracy: Tensor) -> Tensor:
+    """What the error of each label (n,) counts: a search asks about the best policies, not about wrecked ones."""
+    return (RESOLUTION / (RESOLUTION + accuracy.max() - accuracy)).square()

@@ -1,4 +1,4 @@
-"""The learned part: many small networks on what the additive part leaves over, trained in one batch.
+"""The learned part: many small networks on what the Gaussian process leaves over, trained in one batch.
 
 Symbols: m networks at once, n policies, d groups, h hidden units.
 """
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from amc_predictor.link import Link
+from amc_predictor.link import Link, importance
 
 EVERY = 10  # steps between two looks at the held-out error
 PATIENCE = 40  # steps without a lower held-out error after which training ends
@@ -57,17 +57,25 @@ class Training:
 
 
 def train(
-    networks: Networks, inputs: Tensor, offset: Tensor, accuracy: Tensor, weight: Tensor, held: Tensor, link: Link,
+    networks: Networks,
+    inputs: Tensor,
+    offset: Tensor,
+    accuracy: Tensor,
+    weight: Tensor,
+    held: Tensor,
+    link: Link,
     training: Training,
 ) -> Networks:
-    """Train all networks at once on weighted squared error of accuracy; return them at the best step.
+    """Train all networks at once on squared error of accuracy, weighted and as `importance` counts it.
+
+    Returns them at the best step.
 
     Step 0, where the networks say nothing, is among those tried: what the networks cannot learn they do not spoil.
 
     Args:
         networks: m untrained ones.
         inputs: (n, d) standardised.
-        offset: (m, n) scores of each network's additive part.
+        offset: (m, n) scores of each network's process.
         accuracy: (n,).
         weight: (m, n) how often each network's bootstrap drew each policy, 0 where held out.
         held: (m, n) 1 where the network's output counts as held-out prediction of the policy, else 0.
@@ -78,15 +86,17 @@ def train(
     current = Networks(*parameters)
     optimizer = torch.optim.AdamW(parameters, lr=training.learning_rate, weight_decay=training.weight_decay)
     silent = torch.inf
-    unit = accuracy.var(correction=0).clamp_min(1e-6) * weight.sum(dim=1, keepdim=True)
+    counts = importance(accuracy)
+    spread = (counts * (accuracy - accuracy.mean()).square()).sum() / counts.sum()
+    unit = spread.clamp_min(1e-6) * (weight * counts).sum(dim=1, keepdim=True)
     lowest, lowest_step, best = torch.inf, 0, networks
     for step in range(training.steps + 1):
         with torch.enable_grad():
             output = current(inputs)
-            loss = (weight * (link.accuracy(offset + output) - accuracy).square() / unit).sum()
+            loss = (weight * counts * (link.accuracy(offset + output) - accuracy).square() / unit).sum()
         if step % EVERY == 0:
             mean = (held * (offset + output.detach())).sum(dim=0) / held.sum(dim=0)
-            missed = float((link.accuracy(mean) - accuracy).square().mean())
+            missed = float(((link.accuracy(mean) - accuracy).square() * counts).mean())
             silent = missed if step == 0 else silent
             if missed < lowest:
                 lowest, lowest_step = missed, step

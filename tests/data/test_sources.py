@@ -65,8 +65,10 @@ def test_embedded_fashion_mnist_is_divided_as_promised() -> None:
 def test_no_embedded_picture_stands_in_two_splits() -> None:
     """Not even as a copy: a picture seen in training would flatter the measure."""
     splits = load_splits("fashion-mnist-10k")
-    train, measure, test = ({image.numpy().tobytes() for image in memory(part).images}
-                            for part in (splits.train, splits.measure, splits.test))
+    train, measure, test = (
+        {image.numpy().tobytes() for image in memory(part).images}
+        for part in (splits.train, splits.measure, splits.test)
+    )
     assert len(train & measure) == len(train & test) == len(measure & test) == 0
 
 
@@ -159,9 +161,16 @@ def test_broken_idx_files_are_named(tmp_path: Path) -> None:
     path = folder / "train-images-idx3-ubyte.gz"
     whole = path.read_bytes()
     plain = gzip.decompress(whole)
-    for content in (b"", b"no gzip", whole[:-20], gzip.compress(b"\0\0\x08"), gzip.compress(plain[:9]),
-                    gzip.compress(b"\0\0\x0d\x03" + plain[4:]), gzip.compress(plain[:-1]),
-                    gzip.compress(plain + b"\0")):
+    for content in (
+        b"",
+        b"no gzip",
+        whole[:-20],
+        gzip.compress(b"\0\0\x08"),
+        gzip.compress(plain[:9]),
+        gzip.compress(b"\0\0\x0d\x03" + plain[4:]),
+        gzip.compress(plain[:-1]),
+        gzip.compress(plain + b"\0"),
+    ):
         path.write_bytes(content)
         assert "train-images" in complaint(f"idx:{folder}")
     write_idx(path, torch.zeros(59, 12, 12, dtype=torch.uint8))
@@ -172,9 +181,15 @@ def test_broken_idx_files_are_named(tmp_path: Path) -> None:
     assert "there is none" in complaint(f"idx:{folder}")
 
 
-@pytest.mark.parametrize(("train", "test", "classes", "part"), [
-    (60, 20, 1, "two classes"), (0, 20, 2, "empty"), (9, 20, 2, "measure is empty"), (60, 0, 2, "test is empty"),
-])
+@pytest.mark.parametrize(
+    ("train", "test", "classes", "part"),
+    [
+        (60, 20, 1, "two classes"),
+        (0, 20, 2, "empty"),
+        (9, 20, 2, "measure is empty"),
+        (60, 0, 2, "test is empty"),
+    ],
+)
 def test_data_that_cannot_be_learnt_from(tmp_path: Path, train: int, test: int, classes: int, part: str) -> None:
     """Empty splits and a single class are told before any work."""
     assert part in complaint(f"fashion-mnist:{write_mnist_like(tmp_path / 'd', train, test, classes)}")
@@ -201,7 +216,8 @@ def test_a_factory_of_the_user_gives_splits(tmp_path: Path, monkeypatch: pytest.
         "from amc.data.sources import load_splits\n"
         "def make(split_seed): return load_splits('fashion-mnist-10k', split_seed=split_seed)\n"
         "def broken(): raise OSError('two\\nlines')\n"
-        "def other(**anything): return sorted(anything)\n")
+        "def other(**anything): return sorted(anything)\n"
+    )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.path", [])
     splits = load_splits("my_own_data:make", split_seed=3)

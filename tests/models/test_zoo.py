@@ -26,11 +26,19 @@ def same(one: nn.Module, two: nn.Module) -> bool:
     return left.keys() == right.keys() and all(torch.equal(left[key], right[key]) for key in left)
 
 
-@pytest.mark.parametrize(("name", "channels", "size", "params"), [
-    ("resnet20", 1, 28, 272_186), ("resnet56", 3, 32, 855_770), ("vgg_small", 3, 32, 4_660_106),
-    ("vgg_small", 1, 28, None), ("mobilenet_v2", 3, 32, None), ("torchvision:resnet18", 3, 32, None),
-    ("googlenet", 3, 64, None), ("timm:resnet10t", 1, 32, None),
-])
+@pytest.mark.parametrize(
+    ("name", "channels", "size", "params"),
+    [
+        ("resnet20", 1, 28, 272_186),
+        ("resnet56", 3, 32, 855_770),
+        ("vgg_small", 3, 32, 4_660_106),
+        ("vgg_small", 1, 28, None),
+        ("mobilenet_v2", 3, 32, None),
+        ("torchvision:resnet18", 3, 32, None),
+        ("googlenet", 3, 64, None),
+        ("timm:resnet10t", 1, 32, None),
+    ],
+)
 def test_networks_by_name_fit_the_data(name: str, channels: int, size: int, params: int | None) -> None:
     """Every family takes the data's classes, and ours and timm's its channels too."""
     model = build_model(name, num_classes=7 if params is None else 10, in_channels=channels, size=size)
@@ -69,8 +77,10 @@ def save_plain(model: nn.Module, path: Path) -> Path:
 
 
 def save_wrapped(model: nn.Module, path: Path) -> Path:
-    torch.save({"epoch": 3, "state_dict": {f"module.{k}": v for k, v in model.state_dict().items()}},
-               path := path.with_suffix(".pt"))
+    torch.save(
+        {"epoch": 3, "state_dict": {f"module.{k}": v for k, v in model.state_dict().items()}},
+        path := path.with_suffix(".pt"),
+    )
     return path
 
 
@@ -173,17 +183,30 @@ def test_our_default_weights_are_shipped_or_missed_in_one_line(tmp_path: Path, m
 
 def test_refused_downloads_are_one_quick_line(tmp_path: Path) -> None:
     """A hub that does not answer costs seconds, and the line says what to give instead."""
-    code = ("import time\nfrom amc.models.zoo import build_model\nfrom amc.errors import ModelError\n"
-            "start = time.monotonic()\n"
-            "for name in ('squeezenet1_1', 'timm:test_resnet.r160_in1k'):\n"
-            "    try: build_model(name, weights='default')\n"
-            "    except ModelError as error: print(error)\n"
-            "assert time.monotonic() - start < 15\n")
+    code = (
+        "import time\nfrom amc.models.zoo import build_model\nfrom amc.errors import ModelError\n"
+        "start = time.monotonic()\n"
+        "for name in ('squeezenet1_1', 'timm:test_resnet.r160_in1k'):\n"
+        "    try: build_model(name, weights='default')\n"
+        "    except ModelError as error: print(error)\n"
+        "assert time.monotonic() - start < 15\n"
+    )
     closed = "http://127.0.0.1:9"
-    environment = {"HTTPS_PROXY": closed, "HTTP_PROXY": closed, "TORCH_HOME": str(tmp_path), "HF_HOME": str(tmp_path),
-                   "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True,
-                          cwd=Path(zoo.__file__).parents[2])
+    environment = {
+        "HTTPS_PROXY": closed,
+        "HTTP_PROXY": closed,
+        "TORCH_HOME": str(tmp_path),
+        "HF_HOME": str(tmp_path),
+        "OMP_NUM_THREADS": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=True,
+        cwd=Path(zoo.__file__).parents[2],
+    )
     lines = done.stdout.splitlines()
     assert len(lines) == 2, done.stdout
     assert all("must be fetched once" in line and "--weights FILE" in line for line in lines)
@@ -196,7 +219,8 @@ def test_a_factory_of_the_user_builds_networks(tmp_path: Path, monkeypatch: pyte
         "def small(num_classes, width=4):\n"
         "    return nn.Sequential(nn.Conv2d(3, width, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(),"
         " nn.Linear(width, num_classes))\n"
-        "def wrong(): return 3\n")
+        "def wrong(): return 3\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     model = build_model("my_own_nets:small", weights="default", num_classes=6, options={"width": 5})
     assert model(torch.zeros(1, 3, 8, 8)).shape == (1, 6)
