@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -258,6 +259,8 @@ def _recipe(
 
 
 def _print(result: Any) -> None:
+    if os.environ.get("RANK", "0") != "0":  # one process of `torchrun` speaks for all
+        return
     if isinstance(result, str):
         print(result)
     else:

@@ -43,3 +43,9 @@ def from_leader(length: int, decide: Callable[[], NDArray[np.int64]]) -> NDArray
     shared = torch.from_numpy(values).to(device)
     torch.distributed.broadcast(shared, src=0)
     return shared.cpu().numpy()
+
+
+def wait_for_all() -> None:
+    """Return when every process has come here."""
+    if world() > 1:
+        torch.distributed.barrier()

@@ -61,10 +61,13 @@ def compress(recipe: Recipe, progress: Progress | None = None) -> Run:
     recipe.budgets  # noqa: B018 - a recipe without a budget is told so before anything is written
     with claimed(folder):
         open_folder(folder, recipe)
-        if (folder / METRICS).is_file():
+        finished = (folder / METRICS).is_file()
+        distributed.from_leader(1, lambda: np.array([finished], dtype=np.int64))
+        if finished:
             progress.say(f"{folder} has finished already; nothing was done")
             return Run.open(folder)
         _compress(recipe, folder, progress)
+    distributed.wait_for_all()
     return Run.open(folder)
 
 
@@ -193,9 +196,12 @@ def _evaluate_all(dense: Dense, ours: _Contender, theirs: _Contender, progress: 
 
 def _assist(recipe: Recipe) -> None:
     """What the other processes of `torchrun` do: wait for each policy, then fine-tune it together with the first."""
+    if distributed.from_leader(1, lambda: np.zeros(1, dtype=np.int64))[0]:
+        return
     dense = prepare(recipe)
     baseline = _uniform(dense, dense.caps(recipe.budgets))
     policy = distributed.from_leader(len(dense.space), lambda: baseline)
     _Contender(dense, policy, None).finetune("", Silent())
     if recipe.finetune.uniform:
         _Contender(dense, baseline, None).finetune("", Silent())
+    distributed.wait_for_all()

@@ -201,7 +201,7 @@ def _raw(policies: Tensor) -> Tensor:
 def _own(kernel: Kernel, features: Tensor) -> Tensor:
     """k(x, x) of each row, (b,)."""
     groups = features.shape[1] // 3
-    linear: Tensor = (features[:, :-groups] @ _mixing(groups, kernel.rho)).square().sum(1)
+    linear = (features[:, :-groups] @ _mixing(groups, kernel.rho)).square().sum(1)
     return (1 - kernel.share) * linear + kernel.share
 
 
@@ -209,7 +209,8 @@ def _mixing(groups: int, rho: float) -> Tensor:
     """(2d, 2d + 2): own coefficients, and one common coefficient a feature; standardised features get variance 1."""
     own = torch.eye(2 * groups, dtype=torch.float64) / groups**0.5
     common = torch.eye(2, dtype=torch.float64).repeat_interleave(groups, dim=0) * rho / groups
-    return torch.cat([own, common], dim=1) / (2 * (1 + rho**2 / groups)) ** 0.5
+    unit: float = (2 * (1 + rho**2 / groups)) ** 0.5
+    return torch.cat([own, common], dim=1) / unit
 
 
 def _double_centred(covariance: Tensor) -> Tensor:

@@ -25,13 +25,15 @@ class Knowledge:
     Attributes:
         predictor: fitted on all measured policies.
         known: (n, d) policies measured or being measured.
-        spread: standard deviation of the measured accuracies, the unit of the predicted ones.
+        best: the best measured accuracy.
+        spread: how far below it the measured ones lie, in the median: the unit of the predicted ones.
     """
 
     space: Space
     caps: tuple[Cap, ...]
     predictor: Predictor
     known: Policies
+    best: float
     spread: float
 
 
@@ -43,22 +45,32 @@ def predict(predictor: Predictor, space: Space, policies: Policies) -> tuple[Sco
 
 
 def merit(policies: Policies, knowledge: Knowledge) -> Scores:
-    """Predicted accuracy with a small bonus for doubt: what the climb will ask about."""
-    mean, std = predict(knowledge.predictor, knowledge.space, policies)
-    return (mean + 0.5 * std) / knowledge.spread
+    """Predicted accuracy: what the climb will ask about. No bonus for doubt, which other arms look after."""
+    return predict(knowledge.predictor, knowledge.space, policies)[0] / knowledge.spread
 
 
 def disagreement(policies: Policies, knowledge: Knowledge) -> Scores:
-    """The predictor's own standard deviation."""
-    return predict(knowledge.predictor, knowledge.space, policies)[1] / knowledge.spread
+    """The predictor's own standard deviation, among policies that may be good."""
+    mean, std = predict(knowledge.predictor, knowledge.space, policies)
+    return std / knowledge.spread - hopelessness(mean, knowledge)
 
 
 def distance(policies: Policies, knowledge: Knowledge) -> Scores:
-    """k-centre: how far the nearest known policy is, root mean square over groups of log fractions."""
+    """k-centre: how far the nearest known policy is, root mean square over groups of log fractions.
+
+    Among policies that may be good: the farthest of all are wrecked ones, which teach little.
+    """
     scale = np.sqrt(len(knowledge.space))
     nearest = torch.cdist(_log_fractions(policies, knowledge.space), _log_fractions(knowledge.known, knowledge.space))
-    score: Scores = (nearest.min(dim=-1).values / scale).numpy()
-    return 3 * score
+    mean, _ = predict(knowledge.predictor, knowledge.space, policies)
+    score: Scores = 3 * (nearest.min(dim=-1).values / scale).numpy() - hopelessness(mean, knowledge)
+    return score
+
+
+def hopelessness(mean: Scores, knowledge: Knowledge) -> Scores:
+    """How far predicted accuracies (b,) lie below what is usual, in spreads, (b,); 0 for usual ones and better."""
+    below: Scores = np.maximum(0.0, (knowledge.best - mean) / knowledge.spread - 1.0)
+    return below
 
 
 def seernet(policies: Policies, knowledge: Knowledge) -> Scores:

@@ -90,8 +90,9 @@ def propose_by_arm(
     for arm in sorted(shares, key=lambda arm: -shares[arm]):
         pool, scores = _random_pool(space, caps, rng), np.zeros(POPULATION)
         if arm != "random" and predictor is not None and len(policies):
-            spread = max(float(np.std(accuracy)), 1e-6)
-            knowledge = Knowledge(space, caps, predictor, known, spread)
+            best_accuracy = float(np.max(accuracy))
+            spread = max(float(np.median(best_accuracy - accuracy)), 1e-6)
+            knowledge = Knowledge(space, caps, predictor, known, best_accuracy, spread)
             best = policies[np.argsort(-accuracy, kind="stable")]
             pool, scores = _evolved(arm, knowledge, best, rng)
         chosen[arm] = _pick(pool, scores, shares[arm], space, taken, picked)

@@ -74,7 +74,7 @@ def test_an_arm_proposes_what_scores_higher_than_random(arm):
     caps = (cap_at(space, cost, 0.3),)
     known, accuracy = measured(space, caps, 20)
     ridge = fitted_ridge(space)
-    knowledge = Knowledge(space, caps, ridge, known, float(accuracy.std()))
+    knowledge = Knowledge(space, caps, ridge, known, accuracy.max(), np.median(accuracy.max() - accuracy))
     evolved, drawn = (
         propose(space, caps, known, accuracy, known[:0], predictor=ridge, arms={name: 1}, seed=2)
         for name in (arm, "random")
@@ -87,7 +87,7 @@ def test_the_papers_score_is_the_mean_squared_change_one_step_down():
     space, cost = chain(4)
     ridge = fitted_ridge(space)
     policies = np.stack([space.high, space.low, np.where(np.arange(4) < 2, space.low, space.high)])
-    knowledge = Knowledge(space, (cap_at(space, cost, 1),), ridge, policies, 1.0)
+    knowledge = Knowledge(space, (cap_at(space, cost, 1),), ridge, policies, 1.0, 1.0)
 
     def predicted(policy):
         return float(ridge.predict(space.fractions(policy[None]))[0][0])
