@@ -94,7 +94,7 @@ def bench_recovery(recipe: Recipe, policies: int, epochs: float, progress: Progr
     The policies are random, at 25 to 80 % of the dense network's MACs; the test split is not touched.
     """
     dense = prepare(recipe, None, progress)
-    shares = np.linspace(0.25, 0.8, policies)
+    shares = np.linspace(0.3, 0.8, policies)
     chosen = [random_policy(dense, float(share), recipe.seed + index) for index, share in enumerate(shares)]
     stage = progress.stage("cut, recover, measure, fine-tune", 3 * policies)
     rows = []

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from amc.trial import Trial
 
-ON_CURVE = 0.75  # the share of a label that comes from the curve; the rest is the accuracy itself
+ON_CURVE = 0.75  # the share of a good trial's label that comes from the curve; the rest is the accuracy itself
+NEAR = 0.05  # accuracies this far below the best one take half that share: a wrecked network is told by its accuracy
 FEWEST = 8  # trials for a curve
 RESOLUTION = 0.01  # accuracies this close to the best one steer the curve most
 
@@ -33,7 +34,8 @@ def denoised(accuracy: NDArray[np.float64], loss: NDArray[np.float64]) -> NDArra
     scaled = (likelihood - likelihood.max()) / np.ptp(likelihood)
     weights = RESOLUTION / (RESOLUTION + accuracy.max() - accuracy)
     curve = np.polyval(np.polyfit(scaled, accuracy, 2, w=weights), scaled)
-    return np.clip(ON_CURVE * curve + (1 - ON_CURVE) * accuracy, 0.0, 1.0)
+    share = ON_CURVE / (1 + ((accuracy.max() - accuracy) / NEAR) ** 2)
+    return np.clip(share * curve + (1 - share) * accuracy, 0.0, 1.0)
 
 
 def labels_of(trials: Sequence[Trial]) -> NDArray[np.float64]:
