@@ -35,7 +35,8 @@ def denoised(accuracy: NDArray[np.float64], loss: NDArray[np.float64]) -> NDArra
     weights = RESOLUTION / (RESOLUTION + accuracy.max() - accuracy)
     curve = np.polyval(np.polyfit(scaled, accuracy, 2, w=weights), scaled)
     share = ON_CURVE / (1 + ((accuracy.max() - accuracy) / NEAR) ** 2)
-    return np.clip(share * curve + (1 - share) * accuracy, 0.0, 1.0)
+    labels: NDArray[np.float64] = np.clip(share * curve + (1 - share) * accuracy, 0.0, 1.0)
+    return labels
 
 
 def labels_of(trials: Sequence[Trial]) -> NDArray[np.float64]:

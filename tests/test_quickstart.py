@@ -37,7 +37,7 @@ def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def test_the_quickstart_measures_enough_and_fits_its_cap(quickstart: Run) -> None:
-    """At least 48 trials; 48 to 50 % of the multiply-adds used; the test accuracy within 1.5 points of the dense one."""
+    """At least 48 trials; 48 to 50 % of the multiply-adds; the test accuracy within 1.5 points of the dense one."""
     metrics = quickstart.metrics
     assert metrics["trials"] >= 48 and metrics["failed_trials"] == 0
     assert 0.48 <= metrics["released"]["macs"] / metrics["dense"]["macs"] <= 0.5
