@@ -15,25 +15,23 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from amc.anatomy import Anatomy, read_anatomy, write_anatomy
 from amc.budget import Budget
 from amc.compute import Compute
 from amc.cost.activations import ActivationCost, profile_activations
 from amc.cost.counts import ProductCost, count_bytes, count_layer_runs, count_macs, count_params, named_tensors
 from amc.data.sources import load_splits
 from amc.data.splits import Splits
-from amc.errors import ModelError, RunError
-from amc.files import write_whole
+from amc.errors import ModelError
 from amc.models.zoo import ModelSource, build_model, model_source
 from amc.progress import Progress, Silent
 from amc.recipe import Recipe
 from amc.surgery.cut import cut, mask
 from amc.surgery.recovery import Moments, evaluating, take_moments
-from amc.surgery.table import Frozen, Group, OwnerTable, build_table, kept_units, ranks, unit_scores
+from amc.surgery.table import OwnerTable, build_table, kept_units, ranks, unit_scores
 from amc.trial import Measure, Protocol
 from amc_search import Cap, Policies, Space
 
@@ -153,7 +151,7 @@ def prepare(
          recipe.model.ignore, recipe.seed, compute.name], sort_keys=True,
     )  # fmt: skip
     path = folder / "dense.safetensors" if folder else None
-    known = _read(path, key) if path else None
+    known = read_anatomy(path, key) if path else None
     if known is None:
         stage = progress.stage("trace groups, rank channels, take moments", 3)
         table = trace_groups(model, splits.input_shape, recipe)
@@ -162,17 +160,16 @@ def prepare(
         stage.advance()
         moments = _moments(model, table, splits, compute, recipe)
         stage.advance()
-        known = table, place, moments
+        runs = count_layer_runs(model, torch.zeros(1, *splits.input_shape, device=compute.device))
+        known = Anatomy(table, place, moments, runs)
         if path and store:
-            _write(path, key, *known)
-    table, place, moments = known
-    runs = count_layer_runs(model, torch.zeros(1, *splits.input_shape, device=compute.device))
+            write_anatomy(path, key, known)
     costs: dict[str, CountCost] = {
-        "macs": count_macs(model, table, runs),
-        "params": count_params(model, table),
-        "bytes": count_bytes(model, table),
+        "macs": count_macs(model, known.table, known.runs),
+        "params": count_params(model, known.table),
+        "bytes": count_bytes(model, known.table),
     }
-    return Dense(recipe, source, model, splits, compute, table, place, moments, costs, weights_digest)
+    return Dense(recipe, source, model, splits, compute, known.table, known.place, known.moments, costs, weights_digest)
 
 
 def load_model(
@@ -268,62 +265,3 @@ def digest_tensors(tensors: dict[str, Tensor]) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-def _write(path: Path, key: str, table: OwnerTable, place: NDArray[np.int32], moments: Moments | None) -> None:
-    arrays: list[NDArray[np.int32]] = []
-    numbers: dict[int, int] = {}
-
-    def number(owner: NDArray[np.int32]) -> int:
-        if id(owner) not in numbers:
-            numbers[id(owner)] = len(arrays)
-            arrays.append(owner)
-        return numbers[id(owner)]
-
-    record = {
-        "groups": [asdict(group) for group in table.groups],
-        "frozen": [asdict(frozen) for frozen in table.frozen],
-        "owners": {name: {str(dim): number(o) for dim, o in axes.items()} for name, axes in table.owners.items()},
-        "inputs": {name: number(owner) for name, owner in table.inputs.items()},
-        "ridge": dict(moments.ridge) if moments else None,
-        "rescaled": dict(moments.rescaled) if moments else None,
-    }
-    tensors = {f"owner.{i}": torch.from_numpy(array.copy()) for i, array in enumerate(arrays)}
-    tensors |= {"unit_group": torch.from_numpy(table.unit_group), "place": torch.from_numpy(place)}
-    if moments:
-        tensors |= {f"mean.{name}": value for name, value in moments.mean.items()}
-        tensors |= {f"covariance.{name}": value.contiguous() for name, value in moments.covariance.items()}
-    payload = save(tensors, metadata={"key": key, "record": json.dumps(record)})
-    write_whole(path, lambda file: file.write(payload))
-
-
-def _read(path: Path, key: str) -> tuple[OwnerTable, NDArray[np.int32], Moments | None] | None:
-    """What `_write` wrote for the same `key`, else None."""
-    if not path.is_file():
-        return None
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("key") != key:
-                return None
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except (OSError, SafetensorError) as error:
-        raise RunError(f"{path} must be a whole file, but: {error}; delete it and run the same command again") from None
-    record = json.loads(metadata["record"])
-    arrays = {int(name[6:]): value.numpy() for name, value in tensors.items() if name.startswith("owner.")}
-    table = OwnerTable(
-        tuple(Group(**{**group, "layers": tuple(group["layers"])}) for group in record["groups"]),
-        tensors["unit_group"].numpy(),
-        {name: {int(dim): arrays[i] for dim, i in axes.items()} for name, axes in record["owners"].items()},
-        {name: arrays[i] for name, i in record["inputs"].items()},
-        tuple(Frozen(**frozen) for frozen in record["frozen"]),
-    )
-    moments = None
-    if record["ridge"] is not None:
-        moments = Moments(
-            {name[5:]: value for name, value in tensors.items() if name.startswith("mean.")},
-            {name[11:]: value for name, value in tensors.items() if name.startswith("covariance.")},
-            record["ridge"],
-            record["rescaled"],
-        )
-    return table, tensors["place"].numpy(), moments

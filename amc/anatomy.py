@@ -1,0 +1,102 @@
+"""What is found once for a dense network and kept in the run folder: retargeting reads it, without torch-pruning."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from amc.cost.counts import LayerRuns
+from amc.errors import RunError
+from amc.files import write_whole
+from amc.surgery.recovery import Moments
+from amc.surgery.table import Frozen, Group, OwnerTable
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """What is found once for a dense network.
+
+    Attributes:
+        table: which units there are, and what they touch.
+        place: (U,) each unit's rank inside its group.
+        moments: of the readers' inputs; None where nothing is folded.
+        runs: how often each layer's kernel is applied.
+    """
+
+    table: OwnerTable
+    place: NDArray[np.int32]
+    moments: Moments | None
+    runs: LayerRuns
+
+
+def write_anatomy(path: Path, key: str, anatomy: Anatomy) -> None:
+    """Keep `anatomy` under a `key` that names all it was found from."""
+    table, place, moments = anatomy.table, anatomy.place, anatomy.moments
+    arrays: list[NDArray[np.int32]] = []
+    numbers: dict[int, int] = {}
+
+    def number(owner: NDArray[np.int32]) -> int:
+        if id(owner) not in numbers:
+            numbers[id(owner)] = len(arrays)
+            arrays.append(owner)
+        return numbers[id(owner)]
+
+    record = {
+        "groups": [asdict(group) for group in table.groups],
+        "frozen": [asdict(frozen) for frozen in table.frozen],
+        "owners": {name: {str(dim): number(o) for dim, o in axes.items()} for name, axes in table.owners.items()},
+        "inputs": {name: number(owner) for name, owner in table.inputs.items()},
+        "ridge": dict(moments.ridge) if moments else None,
+        "rescaled": dict(moments.rescaled) if moments else None,
+        "runs": asdict(anatomy.runs),
+    }
+    tensors = {f"owner.{i}": torch.from_numpy(array.copy()) for i, array in enumerate(arrays)}
+    tensors |= {"unit_group": torch.from_numpy(table.unit_group), "place": torch.from_numpy(place)}
+    if moments:
+        tensors |= {f"mean.{name}": value for name, value in moments.mean.items()}
+        tensors |= {f"covariance.{name}": value.contiguous() for name, value in moments.covariance.items()}
+    payload = save(tensors, metadata={"key": key, "record": json.dumps(record)})
+    write_whole(path, lambda file: file.write(payload))
+
+
+def read_anatomy(path: Path, key: str) -> Anatomy | None:
+    """What `write_anatomy` kept under the same `key`, else None.
+
+    Raises:
+        RunError: the file is broken.
+    """
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("key") != key:
+                return None
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"{path} must be a whole file, but: {error}; delete it and run the same command again") from None
+    record = json.loads(metadata["record"])
+    arrays = {int(name[6:]): value.numpy() for name, value in tensors.items() if name.startswith("owner.")}
+    table = OwnerTable(
+        tuple(Group(**{**group, "layers": tuple(group["layers"])}) for group in record["groups"]),
+        tensors["unit_group"].numpy(),
+        {name: {int(dim): arrays[i] for dim, i in axes.items()} for name, axes in record["owners"].items()},
+        {name: arrays[i] for name, i in record["inputs"].items()},
+        tuple(Frozen(**frozen) for frozen in record["frozen"]),
+    )
+    moments = None
+    if record["ridge"] is not None:
+        moments = Moments(
+            {name[5:]: value for name, value in tensors.items() if name.startswith("mean.")},
+            {name[11:]: value for name, value in tensors.items() if name.startswith("covariance.")},
+            record["ridge"],
+            record["rescaled"],
+        )
+    return Anatomy(table, tensors["place"].numpy(), moments, LayerRuns(**record["runs"]))
