@@ -13,12 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from amc.cost.counts import count_layer_runs, count_macs, named_tensors
+from amc.cost.counts import count_layer_runs, count_macs
 from amc.dense import Dense, load_model, prepare, trace_groups
 from amc.evaluation import evaluate
 from amc.progress import Progress
 from amc.recipe import Recipe
-from amc.surgery.cut import cut
+from amc.surgery.cut import cut, named_tensors
 from amc.surgery.recovery import cut_and_fold
 from amc.surgery.table import kept_units, ranks, unit_scores
 from amc.training import train

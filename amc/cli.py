@@ -19,7 +19,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    epilog="Exit codes: 0 done; 1 unexpected; 2 bad usage, recipe, data or network; 3 budget cannot be met; "
+    epilog="Exit codes: 0 done; 1 unexpected; 2 bad usage, recipe, data, network or storage; 3 budget cannot be met; "
     "4 gate failed; 130 interrupted (the same command goes on).",
 )
 
@@ -58,6 +58,9 @@ def compress(
     out: OutOption = None,
     trials: Annotated[int | None, typer.Option(help="Policies to measure.")] = None,
     seed: Annotated[int | None, typer.Option(help="What all randomness starts from.")] = None,
+    study: Annotated[
+        str | None, typer.Option(help="An Optuna storage URL; left out: a SQLite file in the run.")
+    ] = None,
     set_: SetOption = None,
     json_: JsonOption = False,
     quiet: QuietOption = False,
@@ -67,7 +70,8 @@ def compress(
     from amc.progress import shown
     from amc.show import summary
 
-    wanted = _recipe(recipe, model, weights, data, budget, set_, {"out": out, "search.trials": trials, "seed": seed})
+    flags = {"out": out, "search.trials": trials, "search.study": study, "seed": seed}
+    wanted = _recipe(recipe, model, weights, data, budget, set_, flags)
     with shown(quiet=quiet) as progress:
         run = compress(wanted, progress)
     _print(run.metrics if json_ else summary(run))

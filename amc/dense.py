@@ -22,14 +22,14 @@ from amc.anatomy import Anatomy, read_anatomy, write_anatomy
 from amc.budget import Budget
 from amc.compute import Compute
 from amc.cost.activations import ActivationCost, profile_activations
-from amc.cost.counts import ProductCost, count_bytes, count_layer_runs, count_macs, count_params, named_tensors
+from amc.cost.counts import ProductCost, count_bytes, count_layer_runs, count_macs, count_params
 from amc.data.sources import load_splits
 from amc.data.splits import Splits
 from amc.errors import ModelError
 from amc.models.zoo import ModelSource, build_model, model_source
 from amc.progress import Progress, Silent
 from amc.recipe import Recipe
-from amc.surgery.cut import cut, mask
+from amc.surgery.cut import cut, mask, named_tensors
 from amc.surgery.recovery import Moments, evaluating, take_moments
 from amc.surgery.table import OwnerTable, build_table, kept_units, ranks, unit_scores
 from amc.trial import Measure, Protocol

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -33,20 +34,12 @@ def pretrain(recipe: Recipe, out: Path, progress: Progress | None = None) -> dic
     """
     progress = progress or Silent()
     join()
-    with claimed(out) if rank() == 0 else _unclaimed():
+    with claimed(out) if rank() == 0 else nullcontext():
         if (out / "training.json").is_file():
             raise RunError(
                 f"a new training needs a folder without one, but {out} holds training.json; give another --out"
             )
         return _pretrain(recipe, out, progress)
-
-
-class _unclaimed:
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, *error: object) -> None:
-        return None
 
 
 def _pretrain(recipe: Recipe, out: Path, progress: Progress) -> dict[str, Any]:

@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from amc.surgery.cut import _named_tensors
 from amc.surgery.dependencies import CONVOLUTIONS, TRANSPOSED
 from amc.surgery.table import KEPT, OwnerTable
 
@@ -181,8 +180,3 @@ def count_cut_macs(model: nn.Module, inputs: Tensor) -> int:
     with torch.no_grad(), counter:
         model(inputs)
     return counter.get_total_flops() // 2
-
-
-def named_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Every parameter and buffer by name."""
-    return dict(_named_tensors(model))

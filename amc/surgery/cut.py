@@ -29,7 +29,7 @@ def cut(model: Module, table: OwnerTable, kept: Kept) -> Module:
 
     Parameters keep their `requires_grad`, modules their `training` mode, tensors their device, dtype and memory format.
     """
-    sliced = cut_tensors(dict(_named_tensors(model)), table, kept)
+    sliced = cut_tensors(named_tensors(model), table, kept)
     return with_tensors(model, sliced)
 
 
@@ -51,7 +51,7 @@ def cut_tensors(tensors: Mapping[str, Tensor], table: OwnerTable, kept: Kept) ->
 def with_tensors(model: Module, tensors: Mapping[str, Tensor]) -> Module:
     """A copy of `model` that holds `tensors` (by name, copied) in place of its own, its modules' integers to fit."""
     memo: dict[int, object] = {}
-    for _, tensor in _named_tensors(model):  # deepcopy then builds modules only; tensors come right after
+    for tensor in named_tensors(model).values():  # deepcopy then builds modules only; tensors come right after
         memo[id(tensor)] = tensor
     twin = copy.deepcopy(model, memo)
     replaced: dict[int, nn.Parameter] = {}  # by the dense parameter's id: layers that share one go on sharing
@@ -112,7 +112,7 @@ def mask(model: Module, table: OwnerTable, kept: Kept) -> Module:
     twin = copy.deepcopy(model)
     zero = torch.from_numpy(np.append(~kept, False))
     with torch.no_grad():
-        for name, tensor in _named_tensors(twin):
+        for name, tensor in named_tensors(twin).items():
             if name.endswith("running_var"):
                 continue  # nothing is divided by zero; with mean, weight and bias zero it no longer matters
             for dim, owner in table.owners.get(name, {}).items():
@@ -121,8 +121,10 @@ def mask(model: Module, table: OwnerTable, kept: Kept) -> Module:
     return twin
 
 
-def _named_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
-    return [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Every parameter and buffer under each of its names."""
+    named = model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)
+    return {name: tensor for pairs in named for name, tensor in pairs}
 
 
 def _like(tensor: Tensor, model: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from amc.data.splits import Batch
 from amc.surgery.cut import Kept, cut_tensors, with_tensors
 from amc.surgery.dependencies import BATCH_NORMS, CONVOLUTIONS, TRANSPOSED
-from amc.surgery.table import KEPT, OwnerTable
+from amc.surgery.table import OwnerTable
 
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)  # in units of the mean variance of the kept channels
 
@@ -300,8 +300,3 @@ def evaluating(model: nn.Module) -> Any:
     finally:
         for module, mode in modes:
             module.training = mode
-
-
-def owned(owner: np.ndarray[Any, np.dtype[np.int32]]) -> bool:
-    """Whether any index of an axis can be removed."""
-    return bool((owner != KEPT).any())
