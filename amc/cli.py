@@ -12,6 +12,9 @@ import typer
 
 from amc.errors import AmcError
 
+INTERRUPTED = 130
+WHEN_INTERRUPTED = "interrupted; what was measured is kept: the same command goes on"
+
 app = typer.Typer(
     name="amc",
     help="Make a trained network fit a device: the best per-layer policy under a cap, from few measured trials.",
@@ -273,17 +276,21 @@ def _print(result: Any) -> None:
 
 def main() -> None:
     """Run the command line; every error of ours is one line and its documented exit code."""
+    if len(sys.argv) == 1:
+        sys.argv.append("--help")
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)
+        if code == INTERRUPTED:  # typer may swallow Ctrl-C and hand back the code that a shell would show
+            _fail(WHEN_INTERRUPTED, INTERRUPTED)
     except AmcError as error:
         _fail(str(error), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        _fail("interrupted; what was measured is kept: the same command goes on", 130)
+        _fail(WHEN_INTERRUPTED, INTERRUPTED)
     except typer.Exit as stop:
         sys.exit(stop.exit_code)
     except Exception as error:
         if hasattr(error, "format_message"):  # a usage error of typer's
-            _fail(f"{error.format_message()}; see `amc --help`", 2)
+            _fail(f"{error.format_message().rstrip('.?')}; see `amc --help`", 2)
         _fail(f"unexpected {type(error).__name__}: {(str(error).splitlines() or [''])[0]}; please report it", 1)
 
 

@@ -95,9 +95,10 @@ class Dense:
         return self.activation_bytes if unit == "activation_bytes" else self.costs[unit]
 
     def caps(self, budgets: tuple[Budget, ...]) -> tuple[Cap, ...]:
-        """Budgets as caps in absolute units."""
+        """Budgets as caps in absolute units; one above the dense network's cost asks no more than that cost."""
         dense = self.dense_costs(budgets)
-        return tuple(Cap(self.cost(budget.unit), budget.limit(dense)) for budget in budgets)
+        limits = [min(budget.limit(dense), dense[budget.unit]) for budget in budgets]
+        return tuple(Cap(self.cost(budget.unit), limit) for budget, limit in zip(budgets, limits, strict=True))
 
     @property
     def digests(self) -> dict[str, str]:

@@ -96,8 +96,8 @@ def examination_text(found: dict[str, Any]) -> str:
         f"  {frozen['name']} ({frozen['channels']} channels): {frozen['reason']}" for frozen in found["frozen"]
     ]
     dense, smallest = found["dense"], found["smallest"]
-    lines += ["", f"{'':<12}{'dense':>16}{'smallest':>16}"]
+    lines += ["", f"{'':<12}{'dense':>34}{'smallest':>34}"]
     for unit in ("macs", "params", "bytes"):
-        lines.append(f"{unit:<12}{format_cost(unit, dense[unit]):>16}{format_cost(unit, smallest[unit]):>16}")
-    lines.append(f"{'2 per MAC':<12}{format_flops_2x(dense['macs']):>16}{format_flops_2x(smallest['macs']):>16}")
+        lines.append(f"{unit:<12}{format_cost(unit, dense[unit]):>34}{format_cost(unit, smallest[unit]):>34}")
+    lines.append(f"{'FLOPs':<12}{format_flops_2x(dense['macs']):>34}{format_flops_2x(smallest['macs']):>34}")
     return "\n".join(lines)

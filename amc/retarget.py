@@ -79,6 +79,8 @@ def _text(record: dict[str, Any]) -> str:
             f"  measured   {record['measured_accuracy']:.2%} without fine-tuning "
             f"(dense {record['dense_measure_accuracy']:.2%}, same pictures)"
         )
+        if record["measured_accuracy"] < record["predicted_accuracy"] - 3 * record["predicted_std"]:
+            lines.append("  warning: far below the prediction: this budget lies outside of what the run has measured")
     if record["finetuned_accuracy"] is not None:
         lines.append(f"  fine-tuned {record['finetuned_accuracy']:.2%}")
     return "\n".join(lines)

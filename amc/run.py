@@ -40,7 +40,7 @@ from amc.selection import best_candidates, best_of, load_predictor
 from amc.study import Study
 from amc.trial import Trial
 from amc_predictor import EnsemblePredictor
-from amc_search import Candidates
+from amc_search import Candidates, uniform
 
 
 @contextmanager
@@ -74,7 +74,8 @@ def open_folder(folder: Path, recipe: Recipe) -> None:
         RunError: the folder holds the run of another recipe, or files that are no run.
     """
     path = folder / RECIPE
-    if path.is_file():
+    begun = any(entry.name not in (".lock", RECIPE) for entry in folder.iterdir())
+    if path.is_file() and begun:
         mine, theirs = recipe.model_dump(), read_recipe(folder).model_dump()
         different = [key for key in _leaves(mine) if _leaves(mine)[key] != _leaves(theirs).get(key)]
         different = [key for key in different if key not in ("out", "threads")]
@@ -86,9 +87,9 @@ def open_folder(folder: Path, recipe: Recipe) -> None:
                 + (", or `amc retarget` for another budget" if key == "budget" else "")
             )
         return
-    strangers = [entry.name for entry in folder.iterdir() if entry.name != ".lock"]
-    if strangers:
-        raise RunError(f"a new run needs an empty folder, but {folder} holds {strangers[0]!r}; give another --out")
+    if begun:
+        stranger = next(entry.name for entry in folder.iterdir() if entry.name not in (".lock", RECIPE))
+        raise RunError(f"a new run needs an empty folder, but {folder} holds {stranger!r}; give another --out")
     write_text(path, resolved_toml(recipe))
 
 
@@ -184,11 +185,13 @@ class Retargeted:
         return self.run.dense.costs_of(self.policy, self.budgets)
 
     def measure(self, number: int = 3) -> Trial:
-        """Measure the best `number` candidates truly and keep the trials; the best trial under the budgets is taken."""
+        """Measure the best `number` candidates and uniform ratios; the best trial under the budgets is taken."""
         study, dense = self.run.study, self.run.dense
-        if not study.measure_all(list(self.candidates.policies[:number]), dense.measure):
+        caps = dense.caps(self.budgets)
+        rivals = [*self.candidates.policies[:number], uniform(dense.space, caps)]  # far from the trials it may be best
+        if not study.measure_all(rivals, dense.measure):
             raise RunError("no candidate could be measured; see the study's failed trials")
-        self.trial = best_of(study.trials, dense.caps(self.budgets))
+        self.trial = best_of(study.trials, caps)
         self.__dict__.pop("model", None)
         return self.trial
 

@@ -218,3 +218,23 @@ def test_help_names_every_command_without_importing_torch() -> None:
     assert done.returncode == 0, done.stderr
     for command in ("compress", "train", "retarget", "front", "show", "verify", "doctor", "recipes", "bench"):
         assert command in done.stdout
+
+
+def test_a_failed_first_try_does_not_reserve_the_folder(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """After a mistake is told, the corrected command may use the same folder."""
+    out = ["--out", tmp_path / "run", "--budget", "0.1%"]
+    assert run(capsys, monkeypatch, "compress", *TINY, "--weights", tmp_path / "none.pt", *out)[0] == 2
+    code, _, err = run(capsys, monkeypatch, "compress", *TINY, "--weights", "none", *out)
+    assert code == 3, err
+
+
+def test_a_cap_above_the_dense_network_is_held_by_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tiny_run: Run, tmp_path: Path
+) -> None:
+    """More than the dense network costs is as good as 100 %."""
+    shutil.copytree(tiny_run.folder, tmp_path / "run")
+    code, out, err = run(capsys, monkeypatch, "retarget", tmp_path / "run", "--budget", "5GB", "--json", "--quiet")
+    assert code == 0, err
+    assert json.loads(out)["costs"]["macs"] <= tiny_run.metrics["dense"]["macs"]

@@ -87,7 +87,13 @@ def test_an_interrupt_is_one_line_and_exit_code_130(tmp_path: Path) -> None:
     """Ctrl-C keeps what was measured and says how to go on."""
     out = tmp_path / "run"
     process = subprocess.Popen(
-        [*COMMAND, "--out", str(out)], cwd=ROOT, env=ONE_THREAD, stderr=subprocess.PIPE, text=True
+        [*COMMAND, "--out", str(out)],
+        cwd=ROOT,
+        env=ONE_THREAD,
+        stderr=subprocess.PIPE,
+        text=True,
+        # a shell that started the tests in the background has them ignore interrupts, and children inherit that
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     _wait_for_trials(out, 2, process)
     process.send_signal(signal.SIGINT)
