@@ -106,7 +106,7 @@ def test_an_interrupt_is_one_line_and_exit_code_130(tmp_path: Path) -> None:
 def test_many_processes_make_one_release(tmp_path: Path) -> None:
     """`torchrun` on two processes: the first searches, both fine-tune, one speaks."""
     arguments = [
-        sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0", "-m", "amc.cli",
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "amc.cli",
         "compress", "--quiet", "--json", "--out", str(tmp_path / "run"), "--trials", "12",
         "--set", "finetune.epochs=1", "--set", "finetune.uniform=false",
     ]  # fmt: skip
