@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -118,16 +117,6 @@ def load_predictor(path: Path) -> EnsemblePredictor:
         return EnsemblePredictor.from_state(load(path.read_bytes()))
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise RunError(f"{path} must be a predictor, but: {error}; run the same `amc compress` again") from None
-
-
-def describe_ranks(predictor: EnsemblePredictor) -> dict[str, Any]:
-    """Cross-validated quality, as plain numbers and lists."""
-    if predictor.ranks is None:
-        return {}
-    return {
-        key: value.tolist() if isinstance(value, torch.Tensor) else value
-        for key, value in asdict(predictor.ranks).items()
-    }
 
 
 def warn_if_poor(predictor: EnsemblePredictor) -> str | None:
