@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from amc.cost.counts import LayerRuns
 from amc.errors import RunError
 from amc.files import write_whole
 from amc.surgery.recovery import Moments
-from amc.surgery.table import Frozen, Group, OwnerTable
+from amc.surgery.narrow_norm import NormRule
+from amc.surgery.table import Frozen, Group, Integer, Multiply, Owners, OwnerTable
 
 
 @dataclass(frozen=True)
@@ -27,13 +27,11 @@ class Anatomy:
         table: which units there are, and what they touch.
         place: (U,) each unit's rank inside its group.
         moments: of the readers' inputs; None where nothing is folded.
-        runs: how often each layer's kernel is applied.
     """
 
     table: OwnerTable
     place: NDArray[np.int32]
     moments: Moments | None
-    runs: LayerRuns
 
 
 def write_anatomy(path: Path, key: str, anatomy: Anatomy) -> None:
@@ -48,14 +46,19 @@ def write_anatomy(path: Path, key: str, anatomy: Anatomy) -> None:
             arrays.append(owner)
         return numbers[id(owner)]
 
+    def listed(owners: Owners) -> list[int]:
+        return [number(owner) for owner in owners]
+
     record = {
         "groups": [asdict(group) for group in table.groups],
         "frozen": [asdict(frozen) for frozen in table.frozen],
-        "owners": {name: {str(dim): number(o) for dim, o in axes.items()} for name, axes in table.owners.items()},
-        "inputs": {name: number(owner) for name, owner in table.inputs.items()},
+        "owners": {name: {str(dim): listed(o) for dim, o in axes.items()} for name, axes in table.owners.items()},
+        "inputs": {name: listed(owners) for name, owners in table.inputs.items()},
+        "products": [[p.module, p.macs, [listed(owners) for owners in p.axes]] for p in table.products],
+        "integers": [[i.module, i.attribute, i.item, listed(i.owners)] for i in table.integers],
+        "norms": {name: asdict(rule) for name, rule in table.norms.items()},
         "ridge": dict(moments.ridge) if moments else None,
         "rescaled": dict(moments.rescaled) if moments else None,
-        "runs": asdict(anatomy.runs),
     }
     tensors = {f"owner.{i}": torch.from_numpy(array.copy()) for i, array in enumerate(arrays)}
     tensors |= {"unit_group": torch.from_numpy(table.unit_group), "place": torch.from_numpy(place)}
@@ -84,12 +87,19 @@ def read_anatomy(path: Path, key: str) -> Anatomy | None:
         raise RunError(f"{path} must be a whole file, but: {error}; delete it and run the same command again") from None
     record = json.loads(metadata["record"])
     arrays = {int(name[6:]): value.numpy() for name, value in tensors.items() if name.startswith("owner.")}
+
+    def named(numbers: list[int]) -> Owners:
+        return tuple(arrays[i] for i in numbers)
+
     table = OwnerTable(
         tuple(Group(**{**group, "layers": tuple(group["layers"])}) for group in record["groups"]),
         tensors["unit_group"].numpy(),
-        {name: {int(dim): arrays[i] for dim, i in axes.items()} for name, axes in record["owners"].items()},
-        {name: arrays[i] for name, i in record["inputs"].items()},
+        {name: {int(dim): named(i) for dim, i in axes.items()} for name, axes in record["owners"].items()},
+        {name: named(i) for name, i in record["inputs"].items()},
         tuple(Frozen(**frozen) for frozen in record["frozen"]),
+        tuple(Multiply(module, macs, tuple(map(named, axes))) for module, macs, axes in record["products"]),
+        tuple(Integer(module, name, item, named(owners)) for module, name, item, owners in record["integers"]),
+        {name: NormRule(**rule) for name, rule in record["norms"].items()},
     )
     moments = None
     if record["ridge"] is not None:
@@ -99,4 +109,4 @@ def read_anatomy(path: Path, key: str) -> Anatomy | None:
             record["ridge"],
             record["rescaled"],
         )
-    return Anatomy(table, tensors["place"].numpy(), moments, LayerRuns(**record["runs"]))
+    return Anatomy(table, tensors["place"].numpy(), moments)

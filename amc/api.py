@@ -9,7 +9,7 @@ from torch import nn
 
 from amc import flow
 from amc.progress import Progress
-from amc.recipe import load_recipe
+from amc.recipe import job_name, load_recipe
 from amc.release.archive import load_network
 from amc.run import Run
 
@@ -21,6 +21,9 @@ def compress(
     budget: str | Sequence[str] | None = None,
     recipe: str | Path | None = None,
     weights: str | Path | None = None,
+    metric: str | None = None,
+    batch: str | None = None,
+    loss: str | None = None,
     out: str | Path | None = None,
     progress: Progress | None = None,
     settings: dict[str, object] | None = None,
@@ -33,6 +36,9 @@ def compress(
         budget: `1.2GFLOPs` (1 FLOP is 1 multiply-add), `40%`, `9MB`, ...; several all hold.
         recipe: a built-in recipe or a TOML file; the other arguments override it.
         weights: a file, `default` or `none`.
+        metric: `package.module:function` from outputs and batch to scores in [0, 1]; None: accuracy. See `amc.task`.
+        batch: `package.module:function` from a batch to the network's arguments; None: the batch's first element.
+        loss: `package.module:function` from outputs and batch to what fine-tuning makes small; None: cross-entropy.
         out: the run folder; the same call with the same folder resumes.
         progress: told what is being done; None is silent.
         settings: any other recipe key, dotted: `{"finetune.epochs": 10}`.
@@ -47,11 +53,14 @@ def compress(
         "model.name": model,
         "model.weights": None if weights is None else str(weights),
         "data.name": data,
-        "budget": budget if budget is None or isinstance(budget, str) else list(budget),
+        "task.metric": metric,
+        "task.batch": batch,
+        "task.loss": loss,
+        "budget": list(budget) if isinstance(budget, (tuple, set)) else budget,
         "out": None if out is None else str(out),
     }
     if recipe is None and model is not None:
-        overrides["name"] = model.rpartition(":")[2]
+        overrides["name"] = job_name(model)
     return flow.compress(load_recipe(recipe, overrides), progress)
 
 

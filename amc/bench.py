@@ -40,7 +40,8 @@ def bench_cut(recipe: Recipe, size: int) -> dict[str, Any]:
     trace_seconds = perf_counter() - start
     place = ranks(table, unit_scores(table, named_tensors(model)))
     rng = np.random.default_rng(recipe.seed)
-    policies = rng.integers(1, table.space.levels, size=(POLICIES, len(table.space)), endpoint=True) * table.space.low
+    step, most = table.space.step, table.space.high // table.space.step
+    policies = step * rng.integers(1, most, size=(POLICIES, len(table.space)), endpoint=True)
     cuts = [_seconds(lambda p=p: cut(model, table, kept_units(table, place, p))) for p in policies[:REPEATS]]  # type: ignore[misc]
     macs = count_macs(model, table, count_layer_runs(model, torch.zeros(1, *shape)))
     counts = torch.from_numpy(policies).double()
@@ -102,13 +103,14 @@ def bench_recovery(recipe: Recipe, policies: int, epochs: float, progress: Progr
         row: dict[str, Any] = {"macs_share": dense.costs_of(policy)["macs"] / dense.dense_costs()["macs"]}
         for kind in ("none", "batchnorm", "fold_batchnorm"):
             model = recovered(dense, policy, kind)
-            before = evaluate(model, dense.splits.measure, dense.compute).accuracy
+            before = evaluate(model, dense.splits.measure, dense.compute, task=dense.task).accuracy
             schedule = recipe.finetune.model_copy(update={"epochs": epochs})
-            train(model, dense.splits, schedule, dense.compute, seed=recipe.seed, teacher=dense.model)
-            row[kind] = {"before": before, "after": evaluate(model, dense.splits.measure, dense.compute).accuracy}
+            train(model, dense.splits, schedule, dense.compute, seed=recipe.seed, teacher=dense.model, task=dense.task)
+            after = evaluate(model, dense.splits.measure, dense.compute, task=dense.task).accuracy
+            row[kind] = {"before": before, "after": after}
             stage.advance()
         rows.append(row)
-    reference = evaluate(dense.model, dense.splits.measure, dense.compute).accuracy
+    reference = evaluate(dense.model, dense.splits.measure, dense.compute, task=dense.task).accuracy
     return {"dense": reference, "epochs": epochs, "rows": rows}
 
 

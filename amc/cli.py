@@ -33,7 +33,23 @@ ModelOption = Annotated[
 ]
 WeightsOption = Annotated[str | None, typer.Option(help="FILE, default, or none (random).")]
 DataOption = Annotated[
-    str | None, typer.Option(help="fashion-mnist-10k, fashion-mnist, imagefolder:FOLDER, cifar10:FOLDER, idx:FOLDER.")
+    str | None,
+    typer.Option(
+        help="fashion-mnist-10k, fashion-mnist, imagefolder:FOLDER, cifar10:FOLDER, idx:FOLDER, hapt:FOLDER, or "
+        "package.module:factory."
+    ),
+]
+MetricOption = Annotated[
+    str | None,
+    typer.Option(help="package.module:function from outputs and batch to scores in 0..1; left out: accuracy."),
+]
+BatchOption = Annotated[
+    str | None,
+    typer.Option(help="package.module:function from a batch to the network's arguments; left out: its first element."),
+]
+LossOption = Annotated[
+    str | None,
+    typer.Option(help="package.module:function from outputs and batch to a loss; left out: cross-entropy."),
 ]
 BudgetOption = Annotated[
     list[str] | None,
@@ -51,18 +67,39 @@ QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")
 RunArgument = Annotated[Path, typer.Argument(help="A run folder.")]
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        version()
+        raise typer.Exit()
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Options of the program itself."""
+
+
 @app.command()
 def compress(
     recipe: RecipeOption = None,
     model: ModelOption = None,
     weights: WeightsOption = None,
     data: DataOption = None,
+    metric: MetricOption = None,
+    batch: BatchOption = None,
+    loss: LossOption = None,
     budget: BudgetOption = None,
     out: OutOption = None,
     trials: Annotated[int | None, typer.Option(help="Policies to measure.")] = None,
     seed: Annotated[int | None, typer.Option(help="What all randomness starts from.")] = None,
     study: Annotated[
         str | None, typer.Option(help="An Optuna storage URL; left out: a SQLite file in the run.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes on this machine that measure side by side, each on one thread.")
     ] = None,
     set_: SetOption = None,
     json_: JsonOption = False,
@@ -73,7 +110,8 @@ def compress(
     from amc.progress import shown
     from amc.show import summary
 
-    flags = {"out": out, "search.trials": trials, "search.study": study, "seed": seed}
+    flags = {"out": out, "search.trials": trials, "search.study": study, "search.workers": workers, "seed": seed}
+    flags |= {"task.metric": metric, "task.batch": batch, "task.loss": loss}
     wanted = _recipe(recipe, model, weights, data, budget, set_, flags)
     with shown(quiet=quiet) as progress:
         run = compress(wanted, progress)
@@ -81,10 +119,46 @@ def compress(
 
 
 @app.command()
+def worker(
+    where: Annotated[
+        str, typer.Argument(metavar="STUDY", help="An Optuna storage URL, grpc://HOST:PORT, or a run folder.")
+    ],
+    study: Annotated[str | None, typer.Option(help="The study's name, where the storage holds several.")] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option("--recipe", "-r", help="A recipe or a run folder; left out: what the study was begun with."),
+    ] = None,
+    model: ModelOption = None,
+    weights: WeightsOption = None,
+    data: DataOption = None,
+    set_: SetOption = None,
+    json_: JsonOption = False,
+    quiet: QuietOption = False,
+    leashed: Annotated[bool, typer.Option("--leashed", hidden=True)] = False,
+) -> None:
+    """Measure policies for a study that was begun elsewhere, until it has all its trials."""
+    if leashed:
+        from amc.crew import on_leash
+
+        on_leash()
+    from amc.progress import shown
+    from amc.worker import work
+
+    overrides = {"model.name": model, "model.weights": weights, "data.name": data, **_settings(set_)}
+    with shown(quiet=quiet) as progress:
+        done = work(where, progress, recipe=recipe, study=study, overrides=overrides, leashed=leashed)
+    line = f"{done['study']}: {done['measured_here']} policies measured here, {done['trials']} in all"
+    _print(done if json_ else line)
+
+
+@app.command()
 def train(
     recipe: RecipeOption = None,
     model: ModelOption = None,
     data: DataOption = None,
+    metric: MetricOption = None,
+    batch: BatchOption = None,
+    loss: LossOption = None,
     out: Annotated[str, typer.Option("--out", "-o", help="Where the weights go.")] = "runs/trained",
     set_: SetOption = None,
     json_: JsonOption = False,
@@ -94,7 +168,8 @@ def train(
     from amc.pretrain import pretrain
     from amc.progress import shown
 
-    wanted = _recipe(recipe, model, None, data, None, set_, {})
+    flags = {"task.metric": metric, "task.batch": batch, "task.loss": loss}
+    wanted = _recipe(recipe, model, None, data, None, set_, flags)
     with shown(quiet=quiet) as progress:
         record = pretrain(wanted, Path(out), progress)
     line = (
@@ -248,21 +323,29 @@ def _recipe(
     flags: dict[str, Any],
 ) -> Any:
     """The recipe asked for: the quickstart without `--recipe` and `--model`; `--model` alone starts from defaults."""
-    from amc.errors import UsageError
-    from amc.recipe import load_recipe
+    from amc.recipe import job_name, load_recipe
 
     overrides: dict[str, object] = dict(flags)
     overrides |= {"model.name": model, "model.weights": weights, "data.name": data, "budget": budget or None}
+    overrides |= _settings(settings)
+    if recipe is None and model is None:
+        recipe = "quickstart"
+    if recipe is None and model is not None:
+        overrides["name"] = job_name(model)
+    return load_recipe(recipe, overrides)
+
+
+def _settings(settings: list[str] | None) -> dict[str, object]:
+    """What `--set KEY=VALUE` asks for."""
+    from amc.errors import UsageError
+
+    overrides: dict[str, object] = {}
     for setting in settings or []:
         key, equals, value = setting.partition("=")
         if not equals:
             raise UsageError(f"--set must be KEY=VALUE, but is {setting!r}; e.g. --set finetune.epochs=10")
         overrides[key] = value
-    if recipe is None and model is None:
-        recipe = "quickstart"
-    if recipe is None and model is not None:
-        overrides["name"] = model.rpartition(":")[2]
-    return load_recipe(recipe, overrides)
+    return overrides
 
 
 def _print(result: Any) -> None:

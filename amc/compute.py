@@ -37,5 +37,8 @@ class Compute:
         return torch.autocast(self.device.type, dtype=torch.bfloat16) if self.bfloat16 else nullcontext()
 
     def place(self, model: Module) -> Module:
-        """Move `model` to the device, 4-d weights channels-last; in place, and returned."""
-        return model.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+        """Move `model` to the device, 4-d weights channels-last where all others have no such order; in place."""
+        model = model.to(device=self.device)
+        if all(parameter.ndim != 5 for parameter in model.parameters()):  # torch refuses the format for clips
+            model = model.to(memory_format=torch.channels_last)
+        return model

@@ -16,22 +16,23 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from amc.anatomy import Anatomy, read_anatomy, write_anatomy
 from amc.budget import Budget
+from amc.call import Call
 from amc.compute import Compute
 from amc.cost.activations import ActivationCost, profile_activations
-from amc.cost.counts import ProductCost, count_bytes, count_layer_runs, count_macs, count_params
+from amc.cost.counts import ProductCost, count_bytes, count_macs, count_params
 from amc.data.sources import load_splits
 from amc.data.splits import Splits
-from amc.errors import ModelError
+from amc.errors import ModelError, UsageError
 from amc.models.zoo import ModelSource, build_model, model_source
 from amc.progress import Progress, Silent
 from amc.recipe import Recipe
-from amc.surgery.cut import cut, mask, named_tensors
-from amc.surgery.recovery import Moments, evaluating, take_moments
-from amc.surgery.table import OwnerTable, build_table, kept_units, ranks, unit_scores
+from amc.surgery.cut import named_tensors
+from amc.surgery.recovery import Moments, take_moments
+from amc.surgery.table import OwnerTable, ranks, unit_scores
+from amc.task import CLASSIFICATION, Task, load_task
 from amc.trial import Measure, Protocol
 from amc_search import Cap, Policies, Space
 
@@ -45,6 +46,7 @@ class Dense:
 
     Attributes:
         place: (U,) each unit's rank inside its group: a policy keeps the first ones.
+        example: what the network is called with for one example: it was traced and its layers counted on this.
         moments: None when the recipe asks for no folding.
         costs: "macs", "params", "bytes": unit -> exact cost of keep-counts.
     """
@@ -53,6 +55,8 @@ class Dense:
     source: ModelSource
     model: nn.Module
     splits: Splits
+    task: Task
+    example: Call
     compute: Compute
     table: OwnerTable
     place: NDArray[np.int32]
@@ -69,14 +73,14 @@ class Dense:
         """What measures policies of this network."""
         return Measure(
             self.model, self.table, self.place, self.moments, self.splits, self.compute,
-            self.recipe.recovery, self.recipe.search, self.costs,
+            self.recipe.recovery, self.recipe.search, self.costs, self.task,
         )  # fmt: skip
 
     @cached_property
     def activation_bytes(self) -> ActivationCost:
         """Peak activation bytes; taken when first asked for, since it needs one pass of the network a group."""
         try:
-            return profile_activations(self.model, self.table, self.splits.input_shape)
+            return profile_activations(self.model, self.table, self.example)
         except (ValueError, RuntimeError, NotImplementedError) as error:
             first = (str(error).splitlines() or [""])[0]
             raise ModelError(f"this network's peak activations cannot be counted: {first}; cap MACs") from error
@@ -114,6 +118,7 @@ class Dense:
             model=json.dumps(self.source.to_json(), sort_keys=True),
             weights_digest=self.weights_digest,
             data_digest=self.splits.digest,
+            task=self.task.fingerprint,
             groups_digest=digest,
             importance=recipe.surgery.importance,
             fold=settings[1].fold,
@@ -141,46 +146,64 @@ def prepare(
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
     compute = Compute.detect()
+    task = load_task(recipe.task.batch, recipe.task.metric, recipe.task.loss)
     splits = load_splits(
         recipe.data.name, size=recipe.data.size, split_seed=recipe.data.split_seed, cache=recipe.data.cache
     )
     source, model = load_model(recipe, splits.num_classes, splits.input_shape)
     compute.place(model)
+    example = example_call(task, splits).to(compute.device)
     weights_digest = digest_tensors(model.state_dict())
     key = json.dumps(
-        [weights_digest, splits.digest, source.to_json(), recipe.surgery.model_dump(), recipe.recovery.model_dump(),
-         recipe.model.ignore, recipe.seed, compute.name], sort_keys=True,
+        [weights_digest, splits.digest, task.fingerprint, source.to_json(), recipe.surgery.model_dump(),
+         recipe.recovery.model_dump(), recipe.model.ignore, recipe.seed, compute.name], sort_keys=True,
     )  # fmt: skip
     path = folder / "dense.safetensors" if folder else None
     known = read_anatomy(path, key) if path else None
     if known is None:
         stage = progress.stage("trace groups, rank channels, take moments", 3)
-        table = trace_groups(model, splits.input_shape, recipe)
+        table = trace_groups(model, example, recipe)
         stage.advance()
-        place = _rank(model, table, splits, compute, recipe)
+        place = _rank(model, table, splits, task, compute, recipe)
         stage.advance()
-        moments = _moments(model, table, splits, compute, recipe)
+        moments = _moments(model, table, splits, task, recipe)
         stage.advance()
-        runs = count_layer_runs(model, torch.zeros(1, *splits.input_shape, device=compute.device))
-        known = Anatomy(table, place, moments, runs)
+        known = Anatomy(table, place, moments)
         if path and store:
             write_anatomy(path, key, known)
     costs: dict[str, CountCost] = {
-        "macs": count_macs(model, known.table, known.runs),
+        "macs": count_macs(known.table),
         "params": count_params(model, known.table),
         "bytes": count_bytes(model, known.table),
     }
-    return Dense(recipe, source, model, splits, compute, known.table, known.place, known.moments, costs, weights_digest)
+    return Dense(
+        recipe, source, model, splits, task, example, compute, known.table, known.place, known.moments, costs,
+        weights_digest,
+    )  # fmt: skip
 
 
-def load_model(
-    recipe: Recipe, num_classes: int | None, input_shape: tuple[int, int, int]
-) -> tuple[ModelSource, nn.Module]:
+def example_call(task: Task, splits: Splits) -> Call:
+    """What the network is called with for one example: the first training example, or noise for a lone float tensor.
+
+    Raises:
+        UsageError: the batch function fails, or the data hold no example.
+    """
+    batch = next(iter(splits.train.batches(1, limit=1)), None)
+    if batch is None:
+        raise UsageError(f"data must hold a training example, but the train split of {splits.name!r} is empty")
+    call = task.call(batch)
+    lone = call.args[0] if len(call.args) == 1 and not call.kwargs else None
+    if isinstance(lone, Tensor) and lone.is_floating_point():
+        return Call((torch.randn(lone.shape, generator=torch.Generator().manual_seed(0)),))
+    return call
+
+
+def load_model(recipe: Recipe, num_classes: int | None, input_shape: tuple[int, ...]) -> tuple[ModelSource, nn.Module]:
     """The dense network of a recipe, in `eval` mode, and the record it can be built from again."""
     given = {
         "num_classes": recipe.model.num_classes or num_classes,
-        "in_channels": input_shape[0],
-        "size": input_shape[1],
+        "in_channels": input_shape[0] if len(input_shape) > 1 else None,
+        "size": input_shape[-1] if input_shape else None,
         "options": recipe.model.options,
         "weights": recipe.model.weights,
     }
@@ -189,74 +212,60 @@ def load_model(
     return source, model.eval()
 
 
-def trace_groups(model: nn.Module, input_shape: tuple[int, ...], recipe: Recipe) -> OwnerTable:
-    """The owner table of `model`, proved on one policy: cutting must equal zeroing. Groups that fail are frozen.
+def trace_groups(model: nn.Module, example: Call | tuple[int, ...], recipe: Recipe) -> OwnerTable:
+    """The owner table of `model`, every group proved by cutting; on an example, or on noise of a shape.
+
+    Layers whose weights are derived from others (weight standardisation) are first turned into plain ones, in place.
 
     Raises:
         ModelError: the network cannot be traced, or nothing in it can be cut.
     """
-    from amc.surgery.dependencies import trace  # torch-pruning: not needed when the trace is read back
+    from amc.surgery.baking import bake
+    from amc.surgery.proof import proved_table
 
     device = next(model.parameters()).device
-    inputs = torch.randn(1, *input_shape, generator=torch.Generator().manual_seed(0)).to(device)
-    table = build_table(model, trace(model, inputs, recipe.model.ignore), recipe.surgery.round_to)
-    everywhere = range(len(table.groups))
-    if _why_wrong(model, table, inputs, everywhere) is None:
-        return table
-    wrong = {table.groups[g].name: _why_wrong(model, table, inputs, [g]) for g in everywhere}
-    table = table.without({name: reason for name, reason in wrong.items() if reason})
-    reason = _why_wrong(model, table, inputs, range(len(table.groups))) if table.groups else "no group can be cut alone"
-    if reason:
-        raise ModelError(f"the network's channels could not be told apart ({reason}); name layers at fault in `ignore`")
-    return table
+    if not isinstance(example, Call):
+        example = Call((torch.randn(1, *example, generator=torch.Generator().manual_seed(0)),))
+    example = example.to(device)
+    bake(model, example)
+    return proved_table(model, example, recipe.model.ignore, recipe.surgery.round_to)
 
 
-@torch.no_grad()
-def _why_wrong(model: nn.Module, table: OwnerTable, inputs: Tensor, groups: range | list[int]) -> str | None:
-    """Cut some groups to uneven widths, at random places, and compare with the dense network with zeros there."""
-    rng = np.random.default_rng(0)
-    drawn = table.space.nearest(table.space.high * rng.uniform(0.25, 0.75, len(table.space)))
-    chosen = list(groups)
-    policy = table.space.high.copy()
-    policy[chosen] = drawn[chosen]
-    kept = kept_units(table, ranks(table, torch.from_numpy(rng.random(len(table.unit_group)))), policy)
-    try:
-        with evaluating(model):
-            small, full = cut(model, table, kept)(inputs), mask(model, table, kept)(inputs)
-    except Exception as error:  # whatever a network may raise when its shapes do not meet
-        return f"cutting it fails: {(str(error).splitlines() or [type(error).__name__])[0][:120]}"
-    if small.shape != full.shape:
-        return f"cutting it changes the output's shape from {tuple(full.shape)} to {tuple(small.shape)}"
-    difference = float((small - full).abs().max())
-    if difference > 1e-3 * max(float(full.abs().max()), 1e-12):
-        return f"cutting it is not the same as zeroing it (outputs differ by {difference:.2g})"
-    return None
-
-
-def _rank(model: nn.Module, table: OwnerTable, splits: Splits, compute: Compute, recipe: Recipe) -> NDArray[np.int32]:
+def _rank(
+    model: nn.Module, table: OwnerTable, splits: Splits, task: Task, compute: Compute, recipe: Recipe
+) -> NDArray[np.int32]:
     gradients = None
     if recipe.surgery.importance == "taylor":
-        gradients = loss_gradients(model, splits, compute)
+        gradients = loss_gradients(model, splits, compute, task)
     return ranks(table, unit_scores(table, named_tensors(model), gradients))
 
 
-def loss_gradients(model: nn.Module, splits: Splits, compute: Compute) -> dict[str, Tensor]:
-    """Gradient of the mean training loss by parameter, over `TAYLOR_IMAGES` pictures; frozen parameters too."""
+def loss_gradients(
+    model: nn.Module, splits: Splits, compute: Compute, task: Task = CLASSIFICATION
+) -> dict[str, Tensor]:
+    """Gradient of the mean training loss by parameter, over `TAYLOR_IMAGES` examples; frozen parameters too.
+
+    Raises:
+        UsageError: the task has no loss of the network's outputs.
+    """
     twin = copy.deepcopy(model).requires_grad_(True).eval()
-    for inputs, labels in splits.train.batches(128, seed=2, limit=TAYLOR_IMAGES):
-        loss = cross_entropy(twin(inputs.to(compute.device)), labels.to(compute.device), reduction="sum")
-        (loss / TAYLOR_IMAGES).backward()  # type: ignore[no-untyped-call]
+    for batch in splits.train.batches(128, seed=2, limit=TAYLOR_IMAGES):
+        call = task.call(batch).to(compute.device)
+        loss = task.loss(call.on(twin), batch)
+        if loss is None:
+            raise UsageError("surgery.importance = taylor needs a loss; give --loss, or take magnitude")
+        (loss * len(call) / TAYLOR_IMAGES).backward()  # type: ignore[no-untyped-call]
     return {
         name: parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
         for name, parameter in twin.named_parameters(remove_duplicate=False)
     }
 
 
-def _moments(model: nn.Module, table: OwnerTable, splits: Splits, compute: Compute, recipe: Recipe) -> Moments | None:
+def _moments(model: nn.Module, table: OwnerTable, splits: Splits, task: Task, recipe: Recipe) -> Moments | None:
     if not recipe.recovery.fold:
         return None
     batches = splits.train.batches(recipe.search.batch_size, seed=0, limit=recipe.recovery.moment_images)
-    return take_moments(model, table, batches, recipe.seed)
+    return take_moments(model, table, batches, recipe.seed, task)
 
 
 def digest_tensors(tensors: dict[str, Tensor]) -> str:

@@ -24,11 +24,12 @@ from amc.recipe import Recipe
 from amc.release.metrics import Contest, run_metrics
 from amc.release.publish import publish
 from amc.run import METRICS, POLICY, PREDICTOR, Run, claimed, open_folder, policy_table, save_release
+from amc.search import search
 from amc.selection import fit_predictor, save_predictor, select, unreachable, warn_if_poor
 from amc.study import Study
 from amc.training import train
 from amc_predictor import EnsemblePredictor
-from amc_search import Cap, CapUnreachable, EvolutionarySampler, uniform
+from amc_search import Cap, CapUnreachable, uniform
 
 
 @dataclass
@@ -77,10 +78,13 @@ def _compress(recipe: Recipe, folder: Path, progress: Progress) -> None:
         dense = prepare(recipe, folder, progress)
         caps = dense.caps(recipe.budgets)
         baseline = _uniform(dense, caps)
-        reference = evaluate(dense.model, dense.splits.measure, dense.compute, batch_size=recipe.search.batch_size)
-    progress.say(f"dense network: {reference.accuracy:.2%} on {len(dense.splits.measure):,} pictures")
+        reference = evaluate(
+            dense.model, dense.splits.measure, dense.compute, batch_size=recipe.search.batch_size, task=dense.task
+        )
+    said = f"{dense.task.metric_name} {reference.accuracy:.2%} on {len(dense.splits.measure):,} examples"
+    progress.say(f"dense network: {said}")
     with clock("search"):
-        study = _search(dense, caps, reference.accuracy, folder, progress)
+        study = search(dense, caps, reference.accuracy, folder, progress)
     with clock("select"):
         predictor = _learn(dense, study, reference.accuracy, folder, progress)
         chosen = select(study, dense.measure, predictor, caps, recipe.search.candidates, recipe.seed)
@@ -104,23 +108,6 @@ def _compress(recipe: Recipe, folder: Path, progress: Progress) -> None:
     write_json(folder / METRICS, metrics)  # last: its presence says that the run has finished
     for checkpoint in folder.glob("checkpoint-*.pt"):
         checkpoint.unlink()
-
-
-def _search(dense: Dense, caps: tuple[Cap, ...], accuracy: float, folder: Path, progress: Progress) -> Study:
-    """Measure informative policies until the study holds as many trials as asked for."""
-    search = dense.recipe.search
-    study = Study(search.study, folder, dense.protocol(), dense.space, alone=search.study is None)  # the lock says so
-    sampler = EvolutionarySampler(
-        dense.space,
-        caps,
-        lambda: EnsemblePredictor(seed=dense.recipe.seed),
-        seed=dense.recipe.seed,
-        acquisition=search.acquisition,
-        dense_accuracy=accuracy,
-        labels=study.labels,
-    )
-    study.run(dense.measure, sampler, search.trials, progress)
-    return study
 
 
 def _learn(dense: Dense, study: Study, accuracy: float, folder: Path, progress: Progress) -> EnsemblePredictor:
@@ -171,6 +158,7 @@ class _Contender:
             checkpoint=self.folder / f"checkpoint-{name}.pt" if self.folder else None,
             title=title,
             progress=progress,
+            task=self.dense.task,
         )
         if done.accuracies:
             self.accuracy = done.best_accuracy
@@ -189,7 +177,9 @@ def _evaluate_all(dense: Dense, ours: _Contender, theirs: _Contender, progress: 
     stage = progress.stage("measure on the test split, once", len(networks))
     found = {}
     for name, model in networks.items():
-        found[name] = evaluate(model, dense.splits.test, dense.compute, batch_size=dense.recipe.search.batch_size)
+        found[name] = evaluate(
+            model, dense.splits.test, dense.compute, batch_size=dense.recipe.search.batch_size, task=dense.task
+        )
         stage.advance()
     return found
 

@@ -17,6 +17,7 @@ from amc.progress import Progress, Silent
 from amc.recipe import Recipe
 from amc.release.archive import save_network
 from amc.run import claimed
+from amc.task import load_task
 from amc.training import train
 
 FORMAT = "amc-training/1"
@@ -48,6 +49,7 @@ def _pretrain(recipe: Recipe, out: Path, progress: Progress) -> dict[str, Any]:
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
     compute = Compute.detect()
+    task = load_task(recipe.task.batch, recipe.task.metric, recipe.task.loss)
     splits = load_splits(
         recipe.data.name, size=recipe.data.size, split_seed=recipe.data.split_seed, cache=recipe.data.cache
     )
@@ -57,9 +59,9 @@ def _pretrain(recipe: Recipe, out: Path, progress: Progress) -> dict[str, Any]:
     checkpoint = out / "checkpoint.pt"
     done = train(
         model, splits, recipe.train, compute, seed=recipe.seed, checkpoint=checkpoint,
-        title=f"train {recipe.model.name}", progress=progress,
+        title=f"train {recipe.model.name}", progress=progress, task=task,
     )  # fmt: skip
-    test = evaluate(model.eval(), splits.test, compute)
+    test = evaluate(model.eval(), splits.test, compute, task=task)
     record = {
         "format": FORMAT,
         "model": source.to_json(),

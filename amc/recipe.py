@@ -33,7 +33,8 @@ class ModelSection(Section):
     name: str = Field(
         default="resnet20",
         min_length=1,
-        description="resnet20, resnet56, vgg_small, a torchvision name, timm:NAME, or package.module:factory",
+        description="resnet20, resnet56, vgg_small, sensor_net, a torchvision name, timm:NAME, or "
+        "package.module:factory",
     )
     weights: str = Field(
         default="default", min_length=1, description="default, none (random), or a file: .safetensors, .pth, .pt"
@@ -51,14 +52,36 @@ class DataSection(Section):
     name: str = Field(
         default="fashion-mnist-10k",
         min_length=1,
-        description="fashion-mnist-10k, fashion-mnist, idx:FOLDER, cifar10:FOLDER, imagefolder:FOLDER, or "
-        "package.module:factory",
+        description="fashion-mnist-10k, fashion-mnist, idx:FOLDER, cifar10:FOLDER, imagefolder:FOLDER, "
+        "hapt:FOLDER, or package.module:factory",
     )
     size: int | None = Field(
         default=None, ge=8, le=4096, description="height and width in pixels; left out: the data's own"
     )
     split_seed: int = Field(default=0, ge=0, lt=2**32, description="what decides which picture stands in which split")
     cache: str | None = Field(default=None, description="folder for downloads; left out: the user's cache folder")
+
+
+class TaskSection(Section):
+    """How batches are given to the network and how its outputs are judged; left out: classification."""
+
+    batch: str | None = Field(
+        default=None,
+        min_length=1,
+        description="package.module:function from a batch to what the network is called with; left out: its first part",
+    )
+    metric: str | None = Field(
+        default=None,
+        min_length=1,
+        description="package.module:function from outputs and batch to a score from 0 to 1 for each example; left out: "
+        "accuracy",
+    )
+    loss: str | None = Field(
+        default=None,
+        min_length=1,
+        description="package.module:function from outputs and batch to what training makes small; left out: "
+        "cross-entropy",
+    )
 
 
 class SurgerySection(Section):
@@ -100,6 +123,7 @@ class SearchSection(Section):
     study: str | None = Field(
         default=None, min_length=1, description="Optuna storage URL; left out: a SQLite file in the run"
     )
+    workers: int = Field(default=1, ge=1, le=1024, description="processes on this machine that measure side by side")
 
 
 class Schedule(Section):
@@ -144,6 +168,7 @@ class Recipe(Section):
     threads: int | None = Field(default=None, ge=1, le=4096, description="threads of torch; left out: as torch decides")
     model: ModelSection = Field(default=ModelSection(), description="the dense network")
     data: DataSection = Field(default=DataSection(), description="the pictures")
+    task: TaskSection = Field(default=TaskSection(), description="what the network is called with, and what is good")
     surgery: SurgerySection = Field(default=SurgerySection(), description="which channels go first")
     recovery: RecoverySection = Field(default=RecoverySection(), description="what is done before measuring")
     search: SearchSection = Field(default=SearchSection(), description="how policies are measured and chosen")
@@ -189,6 +214,23 @@ def load_recipe(name_or_path: str | Path | None = None, overrides: Mapping[str, 
         return Recipe.model_validate(table)
     except ValidationError as error:
         raise UsageError(_explain(origin, error)) from None
+
+
+def job_name(model: str) -> str:
+    """What a job is called that names only its network: the last part of the network's name."""
+    return model.rstrip(":").rpartition(":")[2] or "custom"
+
+
+def amended(recipe: Recipe, overrides: Mapping[str, object]) -> Recipe:
+    """The recipe with other values by dotted key; raises `UsageError` as `load_recipe` does."""
+    table = recipe.model_dump(exclude_none=True)
+    for key, value in overrides.items():
+        if value is not None:
+            _set(table, key, value)
+    try:
+        return Recipe.model_validate(table)
+    except ValidationError as error:
+        raise UsageError(_explain(f"recipe {recipe.name}", error)) from None
 
 
 def list_recipes() -> dict[str, str]:

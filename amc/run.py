@@ -78,7 +78,7 @@ def open_folder(folder: Path, recipe: Recipe) -> None:
     if path.is_file() and begun:
         mine, theirs = recipe.model_dump(), read_recipe(folder).model_dump()
         different = [key for key in _leaves(mine) if _leaves(mine)[key] != _leaves(theirs).get(key)]
-        different = [key for key in different if key not in ("out", "threads")]
+        different = [key for key in different if key not in ("out", "threads", "search.workers")]
         if different:
             key = different[0]
             raise RunError(
@@ -208,6 +208,7 @@ class Retargeted:
         done = train(
             self.model, dense.splits, recipe.finetune, dense.compute,
             seed=recipe.seed, teacher=dense.model, title="fine-tune", progress=progress,
+            task=dense.task,
         )  # fmt: skip
         return done.best_accuracy
 

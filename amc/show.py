@@ -112,6 +112,7 @@ def _networks(metrics: dict[str, Any]) -> list[str]:
         return [f"{network[key]:.2%}" if key in network else "-" for network in networks]
 
     untuned = metrics["comparison"]["after_finetune"] is None
+    metric = metrics.get("metric", "accuracy")
     lines = [
         row("", list(names)),
         row("MACs", [format_macs(network["macs"]) for network in networks]),
@@ -119,9 +120,9 @@ def _networks(metrics: dict[str, Any]) -> list[str]:
         row("  FLOPs, 2 per MAC", [format_flops_2x(network["macs"]).split(" (")[0] for network in networks]),
         row("params", [format_params(network["params"]).replace(" params", "") for network in networks]),
         row("weights", [format_bytes(network["bytes"]) for network in networks]),
-        row("measure accuracy", shares("measure_accuracy")),
+        row(f"measure {metric}", shares("measure_accuracy")),
         row("  before fine-tune", shares("measure_accuracy_before_finetune")),
-        row("test accuracy", shares("test_accuracy")),
+        row(f"test {metric}", shares("test_accuracy")),
         row("  95% interval", ["{:.1%} - {:.1%}".format(*network["test_interval_95"]) for network in networks]),
         row("  before fine-tune", shares("test_accuracy_before_finetune")),
     ]

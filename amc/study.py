@@ -1,146 +1,153 @@
 """All trials of one protocol, kept for ever in an Optuna study named by the protocol's hash.
 
 Each coordinate is an integer parameter under its group's name; the value is the accuracy; costs, loss and seconds are
-user attributes. Optuna's dashboard and plots read it as it is, and any number of workers may share it by URL.
+user attributes. Optuna's dashboard and plots read it as it is, and any number of workers may share it by URL: each
+claims a policy, measures it, and writes all of it at once. A trial whose worker died is marked as failed, and its
+policy is free again.
 """
 
 from __future__ import annotations
 
-import logging
 import math
-import re
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from time import sleep
+from typing import Any, TypeVar
 
 import numpy as np
 import optuna
 from numpy.typing import NDArray
-from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.exc import SQLAlchemyError
+from optuna.distributions import BaseDistribution
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from amc.errors import ModelError, StorageError
-from amc.files import explain_storage
+from amc.errors import ModelError
 from amc.labels import labels_of
 from amc.progress import Progress
+from amc.pulse import PULSE, Pulse, Watch, measured_by, name_of, own_name
+from amc.storage import end_trial, open_storage, patiently
 from amc.trial import Protocol, Trial
 from amc_search import Space
-from amc_search.sampler import ARM
+from amc_search.history import CLAIM
+from amc_search.sampler import ARM, search_space
 
-HEARTBEAT_SECONDS = 30
 FAILURES_IN_A_ROW = 8  # then the network or the machine is at fault, not the policy
+LOOK_SECONDS = 0.25  # between two looks at the storage while others measure
+INTERRUPTED, NOT_NEEDED = "interrupted", "not needed: the others had begun all that were asked for"
+RECIPE, DENSE_ACCURACY = "recipe", "dense_accuracy"  # study attributes: what a worker needs to join
+
+Policy = NDArray[np.int64]
+Answer = TypeVar("Answer")
 
 
 class Study:
     """Durable trials of one protocol."""
 
-    def __init__(self, url: str | None, folder: Path, protocol: Protocol, space: Space, *, alone: bool = False) -> None:
+    def __init__(
+        self, url: str | None, folder: Path | None, protocol: Protocol, space: Space, *, alone: bool = False
+    ) -> None:
         """Open the study at an Optuna storage `url`, or in the run folder's own SQLite file for None.
 
-        `alone` says that no other process is at work on it: trials that still run are marked as failed.
+        `alone` says that no other process is at work in the run folder: trials that run there still are marked as
+        failed.
 
         Raises:
             StorageError: the storage cannot be reached or written.
         """
-        optuna.logging.set_verbosity(logging.ERROR)
-        self.space, self.protocol = space, protocol
-        self.path = folder / "study.db"
-        self.url = url or f"sqlite:///{self.path.absolute()}"
-        try:
-            self._study = optuna.create_study(
-                storage=_storage(self.url),
-                study_name=f"amc-{protocol.digest}",
-                direction="maximize",
-                load_if_exists=True,
-            )
-            self._study.set_user_attr("protocol", asdict(protocol))
-            if alone:  # what still runs was killed
-                for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-                    self._study.tell(trial.number, state=TrialState.FAIL)
-        except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
-            raise StorageError(explain_storage(self._place, _cause(error))) from error
-        except (ImportError, ValueError) as error:
-            first = (str(error).splitlines() or [""])[0]
-            raise StorageError(f"`study` must be an Optuna storage URL, but {self._place} gave: {first}") from None
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self.space, self.protocol, self.folder = space, protocol, folder
+        self.url = url or study_url(folder)
+        self.name = own_name(folder)
+        self._storage = open_storage(self.url)
+        self._say: Callable[[str], None] = lambda text: None
+        self._watch = Watch()
+        self._known: dict[int, Trial] = {}
+        self.done_here = 0  # trials that this process measured
+        self._study = self._patiently(self._open, 0.0)
+        if alone:
+            home = name_of(folder)
+            self.bury(lambda name: name.startswith(home) if name else url is None)
 
     @property
     def trials(self) -> list[Trial]:
-        """All finished trials, in the order they were started."""
-        return [self._read(trial) for trial in self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))]
+        """All measured trials, in the order they were started; those that were stopped early say so."""
+        return [self._read(trial) for trial in self._measured()]
 
     def labels(self, trials: Sequence[FrozenTrial]) -> NDArray[np.float64]:
-        """What is learned from complete trials, (n,): see `amc.labels`."""
+        """What is learned from measured trials, (n,): see `amc.labels`."""
         return labels_of([self._read(trial) for trial in trials])
 
     @property
     def arms(self) -> list[str]:
         """Which part of the search proposed each of `trials`; "candidate" where the policy was asked for by name."""
-        complete = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        return [str(trial.user_attrs.get(ARM, "candidate")) for trial in complete]
+        return [str(trial.user_attrs.get(ARM, "candidate")) for trial in self._measured()]
 
     @property
     def failures(self) -> list[str]:
         """Why trials failed, one reason a trial."""
-        failed = self._study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
-        return [str(trial.user_attrs.get("reason", "interrupted")) for trial in failed]
+        failed = [trial for trial in self._all() if trial.state == TrialState.FAIL]
+        reasons = [str(trial.user_attrs.get("reason", INTERRUPTED)) for trial in failed]
+        return [reason for reason in reasons if reason != NOT_NEEDED]
+
+    def describe(self, recipe: str, dense_accuracy: float) -> None:
+        """Leave word for workers elsewhere: the resolved recipe, as TOML, and the dense network's accuracy."""
+        for key, value in ((RECIPE, recipe), (DENSE_ACCURACY, dense_accuracy)):
+            self._patiently(lambda key=key, value=value: self._study.set_user_attr(key, value))  # type: ignore[misc]
 
     def run(
         self,
-        measure: Callable[[NDArray[np.int64]], Trial],
+        measure: Callable[[Policy], Trial],
         sampler: optuna.samplers.BaseSampler,
         total: int,
         progress: Progress,
         title: str = "measure policies",
     ) -> None:
-        """Go on until the study holds `total` finished trials, whoever measured them.
+        """Go on until the study holds `total` measured trials, whoever measured them.
 
         Raises:
             ModelError: several trials in a row failed; the last reason is told.
             StorageError: a result could not be stored.
         """
-        done = len(self.trials)
-        if done >= total:
-            return
-        self._study.sampler = sampler
-        stage = progress.stage(title, total)
-        stage.advance(done)
-        best, failed = 0.0, 0
-
-        def count(study: optuna.Study, trial: FrozenTrial) -> None:
-            nonlocal best, failed
-            failed = failed + 1 if trial.state == TrialState.FAIL else 0
+        self._say = progress.say
+        failed, showing = 0, _Showing(progress, title, total)
+        while not showing.done(self._measured()):
+            begun = self._patiently(lambda: self._begin(sampler, total))
+            if begun is None:
+                sleep(LOOK_SECONDS)
+                continue
+            reason = self._work(*begun, measure)
+            failed = failed + 1 if reason else 0
             if failed >= FAILURES_IN_A_ROW:
-                raise ModelError(
-                    f"{failed} policies in a row could not be measured; the last: {trial.user_attrs.get('reason')}"
-                )
-            if trial.state == TrialState.COMPLETE and trial.value is not None:
-                best = max(best, trial.value)
-                stage.advance(1, f"last {trial.value:.2%}, best {best:.2%}")
-            if len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))) >= total:
-                study.stop()
+                raise ModelError(f"{failed} policies in a row could not be measured; the last: {reason}")
 
-        self._optimize(measure, None, count)
+    def follow(self, total: int, progress: Progress, tend: Callable[[int], None]) -> None:
+        """Look on while others measure, until the study holds `total` measured trials.
 
-    def measure_all(
-        self, policies: Sequence[NDArray[np.int64]], measure: Callable[[NDArray[np.int64]], Trial]
-    ) -> list[Trial]:
-        """The trials of given policies: those already measured are read, the others measured and kept.
+        `tend` is called several times a second with how many trials there are; what it raises ends the waiting.
+        """
+        self._say = progress.say
+        showing = _Showing(progress, "measure policies", total)
+        while not showing.done(measured := self._measured()):
+            tend(len(measured))
+            self._patiently(lambda: self._bury(self._watch.dead(self._study.get_trials(deepcopy=False))))
+            sleep(LOOK_SECONDS)
+
+    def measure_all(self, policies: Sequence[Policy], measure: Callable[[Policy], Trial]) -> list[Trial]:
+        """The trials of given policies: those already measured in full are read, the others measured and kept.
 
         A policy that cannot be measured is missing from the answer. Nothing is queued in the storage: what a killed
         process had not begun leaves no trace there.
         """
-        known = {trial.policy for trial in self.trials}
+        known = {trial.policy for trial in self.trials if not trial.stopped}
         wanted = [tuple(policy.tolist()) for policy in policies]
         for policy in dict.fromkeys(wanted):
             if policy not in known:
-                self._study.sampler = _Given(dict(zip(self.space.names, policy, strict=True)))
-                self._optimize(measure, 1, None)
-        found = {trial.policy: trial for trial in self.trials}
+                self._work(*self._patiently(lambda policy=policy: self._create(policy)), measure)  # type: ignore[misc]
+        found = {trial.policy: trial for trial in self.trials if not trial.stopped}
         return [found[policy] for policy in wanted if policy in found]
 
-    def measure_one(self, policy: NDArray[np.int64], measure: Callable[[NDArray[np.int64]], Trial]) -> Trial:
+    def measure_one(self, policy: Policy, measure: Callable[[Policy], Trial]) -> Trial:
         """The trial of one policy that must be known.
 
         Raises:
@@ -151,76 +158,177 @@ class Study:
             raise ModelError(f"a policy that is needed could not be measured: {self.failures[-1]}")
         return trials[0]
 
-    def _optimize(
-        self,
-        measure: Callable[[NDArray[np.int64]], Trial],
-        number: int | None,
-        callback: Callable[[optuna.Study, FrozenTrial], None] | None,
-    ) -> None:
-        def objective(trial: optuna.Trial) -> float:
-            grid = zip(self.space.names, self.space.steps, self.space.sizes, strict=True)
-            policy = np.array([trial.suggest_int(name, step, size, step=step) for name, step, size in grid])
-            try:
-                result = measure(policy.astype(np.int64))
-                if not (math.isfinite(result.accuracy) and math.isfinite(result.loss)):
-                    raise ModelError(f"accuracy and loss must be finite, but are {result.accuracy} and {result.loss}")
-            except Exception as error:  # out of memory, NaN, a layer that cannot run: the trial is lost, not the study
-                first = (str(error).splitlines() or [""])[0]
-                trial.set_user_attr("reason", f"{type(error).__name__}: {first}")
-                raise
-            for key in ("costs", "loss", "seconds"):
-                value = getattr(result, key)
-                trial.set_user_attr(key, dict(value) if key != "loss" else value)
-            return result.accuracy
+    def bury(self, is_dead: Callable[[str | None], bool]) -> None:
+        """Mark running trials as failed by the name of who measures them, which may be missing."""
+        self._patiently(
+            lambda: self._bury(t for t in self._study.get_trials(deepcopy=False) if is_dead(measured_by(t)))
+        )
 
+    def _open(self) -> optuna.Study:
+        study = optuna.create_study(
+            storage=self._storage,
+            study_name=f"amc-{self.protocol.digest}",
+            direction="maximize",
+            load_if_exists=True,
+        )
+        if "protocol" not in study.user_attrs:
+            study.set_user_attr("protocol", asdict(self.protocol))
+        return study
+
+    def _begin(self, sampler: optuna.samplers.BaseSampler, total: int) -> tuple[int, Policy] | None:
+        """Claim a policy; None while trials that others have begun may be the last ones."""
+        trials = self._study.get_trials(deepcopy=False)
+        self._bury([*self._watch.dead(trials), *(trial for trial in trials if measured_by(trial) == self.name)])
+        if sum(_counts(trial) for trial in trials) >= total:
+            return None
+        trial_id = self._create()[0]
+        trials = self._study.get_trials(deepcopy=False)
+        own = next(trial.number for trial in trials if trial._trial_id == trial_id)
+        if sum(_counts(trial) and (trial.number < own or _is_measured(trial)) for trial in trials) >= total:
+            end_trial(self._storage, trial_id, TrialState.FAIL, attributes={"reason": NOT_NEEDED})
+            return None
+        self._study.sampler = sampler
+        trial = optuna.Trial(self._study, trial_id)
+        kinds = search_space(self.space)
+        if proposed := trial.relative_params:
+            return trial_id, np.array([proposed[name] for name in self.space.names], dtype=np.int64)
+        policy = [trial.suggest_int(name, kind.low, kind.high, step=kind.step) for name, kind in kinds.items()]
+        return trial_id, np.array(policy, dtype=np.int64)
+
+    def _create(self, policy: Sequence[int] | None = None) -> tuple[int, Policy]:
+        """A running trial of ours, in one transaction; with a policy, it is claimed."""
+        claim = {} if policy is None else {CLAIM: list(policy)}
+        template = create_trial(state=TrialState.RUNNING, system_attrs={PULSE: [self.name, 0], **claim})
+        trial_id = self._storage.create_new_trial(self._study._study_id, template_trial=template)
+        return trial_id, np.array(policy if policy else (), dtype=np.int64)
+
+    def _work(self, trial_id: int, policy: Policy, measure: Callable[[Policy], Trial]) -> str | None:
+        """Measure the policy of a trial and end it; returns why it failed, if it did."""
         try:
-            self._study.optimize(
-                objective, n_trials=number, catch=(Exception,), callbacks=[callback] if callback else None
-            )
-        except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
-            raise StorageError(explain_storage(self._place, _cause(error))) from error
+            with Pulse(self._storage, trial_id, self.name):
+                result = measure(policy)
+            if not (math.isfinite(result.accuracy) and math.isfinite(result.loss)):
+                raise ModelError(f"accuracy and loss must be finite, but are {result.accuracy} and {result.loss}")
+        except Exception as error:  # out of memory, NaN, a layer that cannot run: the trial is lost, not the study
+            reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+            self._end(trial_id, TrialState.FAIL, {"reason": reason}, policy)
+            return reason
+        except BaseException:
+            with suppress(Exception):  # else who opens the study next will say so
+                end_trial(self._storage, trial_id, TrialState.FAIL, attributes={"reason": INTERRUPTED})
+            raise
+        if not self._store(trial_id, policy, result):
+            self._rescue(policy, result)
+        self.done_here += 1
+        return None
 
-    @property
-    def _place(self) -> str:
-        """The storage as it may be shown to anyone: without a password."""
-        return re.sub(r"(//[^:/@]*):[^@]*@", r"\1:***@", self.url.removeprefix("sqlite:///"))
+    def _store(self, trial_id: int, policy: Policy, result: Trial) -> bool:
+        """Write a result; False if the trial is no longer ours to end and has no result."""
+        attributes = {"costs": dict(result.costs), "loss": result.loss, "seconds": dict(result.seconds)}
+        if result.images is not None:
+            attributes["images"] = result.images
+        state = TrialState.PRUNED if result.stopped else TrialState.COMPLETE
+        return self._end(
+            trial_id, state, attributes, policy, result.accuracy, result.images if result.stopped else None
+        )
+
+    def _end(
+        self,
+        trial_id: int,
+        state: TrialState,
+        attributes: dict[str, Any],
+        policy: Policy,
+        value: float | None = None,
+        step: int | None = None,
+    ) -> bool:
+        def write() -> bool:
+            written = self._storage.get_trial(trial_id)
+            if written.state.is_finished():  # by an earlier try whose answer was lost, or by who took us for dead
+                return written.state == state
+            params: dict[str, tuple[int, BaseDistribution]] = {
+                name: (int(count), kind)
+                for count, (name, kind) in zip(policy, search_space(self.space).items(), strict=True)
+                if name not in written.params
+            }
+            return end_trial(self._storage, trial_id, state, value, params, attributes, step)
+
+        return self._patiently(write)
+
+    def _rescue(self, policy: Policy, result: Trial) -> None:
+        """Keep the result of a trial that was taken for dead: in a new one, unless its policy is in other hands now."""
+        trial_id, _ = self._patiently(lambda: self._create(result.policy))
+        others = (trial for trial in self._all() if trial._trial_id != trial_id and _counts(trial))
+        if any(self._policy_of(trial) == result.policy for trial in others):
+            self._say(
+                "a trial of this worker was taken for dead and its policy given to another: its result is dropped"
+            )
+            self._end(trial_id, TrialState.FAIL, {"reason": "measured by another worker meanwhile"}, policy)
+        else:
+            self._store(trial_id, policy, result)
+
+    def _policy_of(self, trial: FrozenTrial) -> tuple[int, ...]:
+        found = trial.params if len(trial.params) == len(self.space) else None
+        return tuple(found[name] for name in self.space.names) if found else tuple(trial.system_attrs.get(CLAIM, ()))
+
+    def _bury(self, trials: Iterable[FrozenTrial]) -> None:
+        for trial in trials:
+            if trial.state == TrialState.RUNNING:
+                end_trial(self._storage, trial._trial_id, TrialState.FAIL, attributes={"reason": INTERRUPTED})
+
+    def _all(self) -> list[FrozenTrial]:
+        return self._patiently(lambda: self._study.get_trials(deepcopy=False))
+
+    def _measured(self) -> list[FrozenTrial]:
+        return [trial for trial in self._all() if _is_measured(trial)]
+
+    def _patiently(self, act: Callable[[], Answer], patience: float | None = None) -> Answer:
+        return patiently(act, self.url, lambda text: self._say(text), patience)
 
     def _read(self, trial: FrozenTrial) -> Trial:
-        policy = tuple(int(trial.params[name]) for name in self.space.names)
-        attributes = trial.user_attrs
-        assert trial.value is not None
-        return Trial(policy, attributes["costs"], trial.value, attributes["loss"], attributes["seconds"])
+        if trial.number not in self._known:  # what is finished never changes
+            policy = tuple(int(trial.params[name]) for name in self.space.names)
+            costs, loss, seconds = (trial.user_attrs[key] for key in ("costs", "loss", "seconds"))
+            assert trial.value is not None
+            self._known[trial.number] = Trial(
+                policy, costs, trial.value, loss, seconds,
+                stopped=trial.state == TrialState.PRUNED, images=trial.user_attrs.get("images"),
+            )  # fmt: skip
+        return self._known[trial.number]
 
 
-class _Given(optuna.samplers.BaseSampler):
-    """Proposes one policy."""
+class _Showing:
+    """The bar of the measured trials, whoever measures them."""
 
-    def __init__(self, policy: dict[str, int]) -> None:
-        self.policy = policy
+    def __init__(self, progress: Progress, title: str, total: int) -> None:
+        self.progress, self.title, self.total = progress, title, total
+        self.stage: Any = None
+        self.shown, self.best = 0, 0.0
 
-    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, Any]:
-        return {}
-
-    def sample_relative(self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, Any]) -> dict[str, Any]:
-        return {}
-
-    def sample_independent(
-        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: Any
-    ) -> int:
-        return self.policy[param_name]
-
-
-def _storage(url: str) -> optuna.storages.BaseStorage | str:
-    if not url.startswith(("sqlite", "postgresql", "mysql")):
-        return url
-    with warnings.catch_warnings():  # heartbeats are stable enough for us: they only mark dead trials as failed
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return optuna.storages.RDBStorage(url, heartbeat_interval=HEARTBEAT_SECONDS)
+    def done(self, measured: Sequence[FrozenTrial]) -> bool:
+        """Show what is new; whether it is enough."""
+        if self.stage is None and len(measured) < self.total:
+            self.stage = self.progress.stage(self.title, self.total)
+            self.stage.advance(len(measured))
+        elif self.stage is not None and len(measured) > self.shown:
+            values = [trial.value for trial in measured if trial.value is not None]
+            note = f"last {values[-1]:.2%}, best {max(values):.2%}"
+            self.stage.advance(len(measured) - self.shown, note)
+        self.shown = len(measured)
+        return self.shown >= self.total
 
 
-def _cause(error: BaseException) -> BaseException:
-    """The database driver's own words, which name the reason."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    text = str(error)
-    return OSError(28, "disk full") if "full" in text else error
+def study_url(folder: Path | None) -> str:
+    """The SQLite file of a run folder."""
+    if folder is None:
+        raise ValueError("a study needs a storage URL or a run folder")
+    return f"sqlite:///{(folder / 'study.db').absolute()}"
+
+
+def _is_measured(trial: FrozenTrial) -> bool:
+    """In full, or stopped early with what was seen."""
+    return trial.state in (TrialState.COMPLETE, TrialState.PRUNED) and "loss" in trial.user_attrs
+
+
+def _counts(trial: FrozenTrial) -> bool:
+    """Measured, or on the way to it."""
+    return trial.state == TrialState.RUNNING or _is_measured(trial)

@@ -15,16 +15,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, kl_div, log_softmax
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from amc.call import Call
 from amc.compute import Compute
-from amc.data.splits import Splits
-from amc.errors import ModelError
+from amc.data.splits import Batch, Splits
+from amc.errors import ModelError, UsageError
 from amc.evaluation import evaluate
 from amc.files import write_whole
 from amc.progress import Progress, Silent
 from amc.recipe import FinetuneSection, Schedule
+from amc.task import CLASSIFICATION, Task
 
 
 @dataclass
@@ -56,6 +57,7 @@ def train(
     checkpoint: Path | None = None,
     title: str = "train",
     progress: Progress | None = None,
+    task: Task = CLASSIFICATION,
 ) -> Training:
     """Train `model` in place and leave it with the best weights seen, in the training mode it came in.
 
@@ -69,11 +71,13 @@ def train(
         checkpoint: written after every epoch; the same call with the same file goes on where it stopped.
         title: what the progress is called.
         progress: where it is shown; None shows nothing.
+        task: how batches are given to the network, and what is made small.
 
     Raises:
         ModelError: the loss is not finite.
+        UsageError: there is neither a loss nor a teacher whose outputs could be matched.
     """
-    loop = _Loop(model, splits, schedule, compute, seed, teacher)
+    loop = _Loop(model, splits, schedule, compute, seed, teacher, task)
     if loop.steps == 0:
         return loop.training
     loop.restore(checkpoint)
@@ -104,12 +108,13 @@ class _Loop:
         compute: Compute,
         seed: int,
         teacher: nn.Module | None,
+        task: Task,
     ) -> None:
         from accelerate import Accelerator
 
         self.accelerator = Accelerator(cpu=compute.device.type == "cpu")
         self.model, self.splits, self.schedule, self.compute, self.seed = model, splits, schedule, compute, seed
-        self.teacher = teacher.eval() if teacher is not None else None
+        self.teacher, self.task = teacher.eval() if teacher is not None else None, task
         whole, rest = divmod(len(splits.train), schedule.batch_size)
         self.per_epoch = max(1, whole + (rest >= 2 * self.world))  # BatchNorm cannot train on one picture
         self.steps, self.step = round(schedule.epochs * self.per_epoch), 0
@@ -148,13 +153,13 @@ class _Loop:
         start, before = perf_counter(), self.step
         self.running.train()
         epoch = self.step // self.per_epoch
-        for inputs, labels in self._batches(epoch):
+        for batch in self._batches(epoch):
             if self.step >= min(self.steps, (epoch + 1) * self.per_epoch):
                 break
-            self._take_step(inputs.to(self.compute.device), labels.to(self.compute.device))
+            self._take_step(batch)
             self.step += 1
         judged = self.average.module if self.average is not None else self.model
-        accuracy = self._from_leader(evaluate(judged, self.splits.measure, self.compute).accuracy)
+        accuracy = self._from_leader(evaluate(judged, self.splits.measure, self.compute, task=self.task).accuracy)
         self.training.accuracies.append(accuracy)
         if accuracy > self.training.best_accuracy:
             self.training.best_accuracy = accuracy
@@ -169,7 +174,7 @@ class _Loop:
             torch.distributed.broadcast_object_list(shared, src=0)
         return shared[0]
 
-    def _batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def _batches(self, epoch: int) -> Iterator[Batch]:
         return self.splits.train.batches(
             max(1, self.schedule.batch_size // self.world),
             seed=self.seed * 100_003 + epoch + 1,
@@ -178,14 +183,13 @@ class _Loop:
             world=self.world,
         )
 
-    def _take_step(self, inputs: Tensor, labels: Tensor) -> None:
+    def _take_step(self, batch: Batch) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule.lr * learning_rate_factor(self.schedule, self.step, self.steps)
+        call = self.task.call(batch).to(self.compute.device)
         with self.compute.autocast():
-            logits = self.running(inputs).float()
-        loss = cross_entropy(logits, labels, label_smoothing=self.schedule.label_smoothing)
-        if self.teacher is not None and isinstance(self.schedule, FinetuneSection):
-            loss = self._distil(loss, logits, inputs)
+            outputs = call.on(self.running)
+        loss = self._loss(outputs, batch, call)
         if not math.isfinite(loss.item()):
             raise ModelError(f"the loss must stay finite, but is {loss.item()} at step {self.step}; lower `lr`")
         self.optimizer.zero_grad()
@@ -194,20 +198,28 @@ class _Loop:
         if self.average is not None:
             self.average.update_parameters(self.model)
 
-    def _distil(self, loss: Tensor, logits: Tensor, inputs: Tensor) -> Tensor:
+    def _loss(self, outputs: Any, batch: Batch, call: Call) -> Tensor:
+        """The task's loss, the teacher's share in it, or the teacher alone where the task knows no loss."""
+        loss = self.task.loss(outputs, batch, self.schedule.label_smoothing)
+        share = self.schedule.distill if isinstance(self.schedule, FinetuneSection) else 0.0
+        if self.teacher is None or share == 0:
+            soft = None
+        else:
+            soft = self._distil(outputs, call)
+        if loss is None and soft is None:
+            raise UsageError(
+                "training needs a loss, but none can be told from these outputs and batches; give --loss "
+                "package.module:function"
+            )
+        if soft is None or loss is None:
+            return loss if soft is None else soft  # type: ignore[return-value]
+        return (1 - share) * loss + share * soft
+
+    def _distil(self, outputs: Any, call: Call) -> Tensor | None:
         assert self.teacher is not None and isinstance(self.schedule, FinetuneSection)
-        temperature, share = self.schedule.temperature, self.schedule.distill
-        if share == 0:
-            return loss
         with torch.no_grad(), self.compute.autocast():
-            taught = self.teacher(inputs).float()
-        soft = kl_div(
-            log_softmax(logits / temperature, 1),
-            log_softmax(taught / temperature, 1),
-            reduction="batchmean",
-            log_target=True,
-        )
-        return (1 - share) * loss + share * temperature**2 * soft
+            taught = call.on(self.teacher)
+        return self.task.distil(outputs, taught, self.schedule.temperature)
 
     def finish(self) -> None:
         self.model.load_state_dict(self.best)

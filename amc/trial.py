@@ -20,6 +20,7 @@ from amc.evaluation import evaluate
 from amc.recipe import RecoverySection, SearchSection
 from amc.surgery.recovery import Moments, cut_and_fold, reestimate_batchnorm
 from amc.surgery.table import OwnerTable, kept_units
+from amc.task import CLASSIFICATION, Task
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Trial:
         accuracy: top-1 on the measure split, 0..1, after recovery and without training.
         loss: calibrated mean cross-entropy there, nats (`amc.evaluation`).
         seconds: wall time of each part: cut, batchnorm, evaluate.
+        stopped: clearly bad, so that the measurement ended early: accuracy and loss are of the pictures seen.
+        images: how many pictures were seen; None in trials of earlier versions.
     """
 
     policy: tuple[int, ...]
@@ -39,6 +42,8 @@ class Trial:
     accuracy: float
     loss: float
     seconds: Mapping[str, float]
+    stopped: bool = False
+    images: int | None = None
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,7 @@ class Protocol:
     compute: str
     seed: int
     versions: tuple[str, ...]
+    task: str = "accuracy"
 
     @property
     def digest(self) -> str:
@@ -79,9 +85,11 @@ class Measure:
         recovery: RecoverySection,
         search: SearchSection,
         costs: Mapping[str, object],
+        task: Task = CLASSIFICATION,
     ) -> None:
         self.model, self.table, self.place, self.moments = model, table, place, moments
         self.splits, self.compute, self.recovery, self.search, self.costs = splits, compute, recovery, search, costs
+        self.task = task
 
     def __call__(self, policy: NDArray[np.int64]) -> Trial:
         """Measure one (d,) policy of keep-counts."""
@@ -97,6 +105,7 @@ class Measure:
                 self.compute,
                 batch_size=self.search.batch_size,
                 limit=self.search.measure_images,
+                task=self.task,
             )
         return Trial(tuple(policy.tolist()), self.cost_of(policy), result.accuracy, result.loss, seconds)
 
@@ -115,7 +124,7 @@ class Measure:
         if self.recovery.batchnorm_images:
             batches = self.splits.train.batches(self.search.batch_size, seed=1, limit=self.recovery.batchnorm_images)
             with self.compute.autocast():
-                reestimate_batchnorm(model, batches)
+                reestimate_batchnorm(model, batches, self.task)
 
     def cost_of(self, policy: NDArray[np.int64]) -> dict[str, float]:
         counts = torch.from_numpy(policy)[None].double()

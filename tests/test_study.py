@@ -220,7 +220,7 @@ def test_two_studies_share_a_storage_by_url(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/shared.db"
     one, two = opened(tmp_path / "a", url), opened(tmp_path / "b", url)
     begin_trial(one)
-    random_search(one, 3)
+    one.measure_all([np.array([2, 4]), np.array([4, 4]), np.array([6, 4])], fake)
     assert opened(tmp_path / "c", url).trials == two.trials == one.trials
     assert two.failures == []
 

@@ -22,6 +22,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from amc.call import Call, as_call
 from amc.surgery.cut import cut
 from amc.surgery.table import OwnerTable, kept_units
 
@@ -71,24 +72,27 @@ class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.alive[storage._cdata] = (weak, storage.nbytes())
 
 
-def live_bytes(model: nn.Module, inputs: Tensor) -> list[int]:
-    """Bytes alive after each operation of `model` on `inputs`, the input among them."""
+def live_bytes(model: nn.Module, inputs: Call | Tensor) -> list[int]:
+    """Bytes alive after each operation of `model` on `inputs`, the inputs among them."""
+    call = as_call(inputs)
     mode = _LiveBytes([*model.parameters(), *model.buffers()])
-    mode.add(inputs)
+    for leaf in tree_leaves((call.args, dict(call.kwargs))):
+        if isinstance(leaf, Tensor):
+            mode.add(leaf)
     with torch.no_grad(), mode:
-        model(inputs)
+        call.on(model)
     return mode.moments
 
 
-def profile_activations(model: nn.Module, table: OwnerTable, input_shape: tuple[int, ...]) -> ActivationCost:
-    """Measure the affine functions of `ActivationCost` for one picture of `input_shape` (C, H, W).
+def profile_activations(model: nn.Module, table: OwnerTable, example: Call | tuple[int, ...]) -> ActivationCost:
+    """Measure the affine functions of `ActivationCost` for one example, or one picture of shape (C, H, W).
 
     Raises:
         ValueError: live bytes are not affine in the keep-counts (two policies checked).
     """
     space = table.space
     hollow = _hollow(model)
-    inputs = torch.empty(1, *input_shape, device="meta")
+    inputs = example.to("meta") if isinstance(example, Call) else Call((torch.empty(1, *example, device="meta"),))
     place = np.concatenate([np.arange((table.unit_group == g).sum()) for g in range(len(space))])
     order = np.argsort(table.unit_group, kind="stable")
     place = place[np.argsort(order, kind="stable")].astype(np.int32)
@@ -100,11 +104,11 @@ def profile_activations(model: nn.Module, table: OwnerTable, input_shape: tuple[
     channels = np.zeros((len(dense), len(space)))
     for group in range(len(space)):
         policy = space.high.copy()
-        policy[group] = space.low[group]
+        policy[group] = space.step[group]
         if policy[group] < space.high[group]:
             channels[:, group] = (dense - measure(policy)) / (space.high - policy)[group]
     constant = dense - channels @ space.high
-    for policy in (space.low, space.nearest(space.high / 2)):
+    for policy in (space.step, space.nearest(space.high / 2, space.step)):
         if not np.allclose(measure(policy), constant + channels @ policy, rtol=0, atol=0.5):
             raise ValueError("live bytes must be affine in the keep-counts, but they are not for this network")
     distinct = np.unique(np.column_stack([channels, constant]).round(6), axis=0)

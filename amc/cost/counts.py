@@ -1,8 +1,8 @@
 """Exact multiply-adds, parameters and bytes of every policy, from the dense network's shapes and the owner table.
 
-What is counted: each convolution and linear layer, once per time it runs, on a batch of one picture; biases, BatchNorm,
-activations and pooling are not (as in torch's flop counter, which counts 2 per multiply-add). Multiply-adds outside
-convolution and linear layers (attention, say) are taken from torch's counter and added as a constant.
+What is counted: each convolution and each product of matrices (linear layers, attention), once per time it runs, on a
+batch of one; biases, BatchNorm, activations and pooling are not (as in torch's flop counter, which counts 2 per
+multiply-add).
 
 Every count is a sum of products of linear forms of the keep-counts, so it is exact at integers (float64 holds them to
 2^53), differentiable between them, and computed for thousands of policies by two matrix products.
@@ -10,30 +10,36 @@ Every count is a sum of products of linear forms of the keep-counts, so it is ex
 
 from __future__ import annotations
 
+import contextlib
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from itertools import product
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from amc.surgery.dependencies import CONVOLUTIONS, TRANSPOSED
-from amc.surgery.table import KEPT, OwnerTable
+from amc.call import Call, as_call
+from amc.surgery.table import OwnerTable, Owners
+from amc.surgery.units import KEPT
 
 FULL = 0  # the row of the axis matrix that stands for "a constant 1"
+Monomial = tuple[float, tuple[int, ...]]  # times, and the rows that are multiplied
 
 
 @dataclass(frozen=True)
 class ProductCost:
-    """Sum of terms coefficient x axis x axis, where an axis counts kept channels: `constant + policies @ channels.T`.
+    """Sum of terms coefficient x axis x ..., where an axis counts kept channels: `constant + policies @ channels.T`.
 
     Attributes:
         unit: "macs", "params" or "bytes".
         channels: (A, d) what one kept channel of each group adds to each axis.
         constant: (A,) what every policy keeps on it.
-        terms: (T, 2) the two axes of each term.
+        terms: (T, factors) the axes of each term.
         coefficients: (T,) the rest of each term.
     """
 
@@ -50,105 +56,95 @@ class ProductCost:
     def by_term(self, policies: Tensor) -> Tensor:
         """Keep-counts (b, d) -> the cost of each term, (b, T)."""
         kept = policies.to(torch.float64) @ self.channels.T + self.constant
-        return self.coefficients * kept[:, self.terms[:, 0]] * kept[:, self.terms[:, 1]]
+        return self.coefficients * kept[:, self.terms].prod(-1)
 
 
 class _Terms:
-    """Collects terms; one row of the axis matrix per distinct owner array."""
+    """Collects terms; one row of the axis matrix per distinct owner array, one more where two arrays share an axis."""
 
     def __init__(self, table: OwnerTable) -> None:
         self.table = table
-        self.granularity = np.array([group.granularity for group in table.groups])
+        self.sizes = np.array([group.size for group in table.groups])
+        self.units = np.bincount(table.unit_group, minlength=len(table.groups))
         self.rows: list[NDArray[np.float64]] = [np.zeros(len(table.groups))]
         self.constants = [1.0]
-        self.row_of: dict[int, int] = {}
-        self.terms: list[tuple[int, int]] = []
+        self.polynomials: dict[tuple[int, ...], list[Monomial]] = {}
+        self.row_of: dict[bytes, int] = {}
+        self.terms: list[tuple[int, ...]] = []
         self.coefficients: list[float] = []
 
-    def axis(self, owner: NDArray[np.int32] | None) -> int:
-        """The row that counts the kept indices of one tensor dimension."""
-        if owner is None:
-            return FULL
-        if id(owner) not in self.row_of:
-            units = owner[owner != KEPT]
-            per_group = np.bincount(self.table.unit_group[units], minlength=len(self.granularity))
-            sizes = np.array([group.size for group in self.table.groups])
-            self.row_of[id(owner)] = len(self.rows)
-            self.rows.append(per_group / sizes)
-            self.constants.append(float((owner == KEPT).sum()))
-        return self.row_of[id(owner)]
+    def axis(self, owners: Owners) -> list[Monomial]:
+        """The kept indices of one axis, counted: a sum of products of rows."""
+        key = tuple(map(id, owners))
+        if key not in self.polynomials:
+            self.polynomials[key] = [(1.0, (self._linear(owners[0]),))] if len(owners) == 1 else self._joint(*owners)
+        return self.polynomials[key]
 
-    def add(self, coefficient: float, *owners: NDArray[np.int32] | None) -> None:
-        first, second = [self.axis(owner) for owner in (*owners, None, None)[:2]]
-        self.terms.append((first, second))
-        self.coefficients.append(coefficient)
+    def _linear(self, owner: NDArray[np.int32]) -> int:
+        per_group = np.bincount(self.table.unit_group[owner[owner != KEPT]], minlength=len(self.sizes))
+        return self._row(per_group / self.sizes, float((owner == KEPT).sum()))
+
+    def _joint(self, first: NDArray[np.int32], second: NDArray[np.int32]) -> list[Monomial]:
+        """Indices that two units own are kept if both are: heads times width, plus what has one owner or none."""
+        both = (first != KEPT) & (second != KEPT)
+        single = np.where(first[~both] != KEPT, first[~both], second[~both])
+        found: list[Monomial] = [(1.0, (self._linear(single),))] if len(single) else []
+        pairs = np.stack([self.table.unit_group[first[both]], self.table.unit_group[second[both]]])
+        for left, right in np.unique(pairs, axis=1).T:
+            times = (pairs == [[left], [right]]).all(0).sum() / (self.units[left] * self.units[right])
+            found.append((float(times), (self._kept_units(left), self._kept_units(right))))
+        return found
+
+    def _kept_units(self, group: int) -> int:
+        share = np.zeros(len(self.sizes))
+        share[group] = self.units[group] / self.sizes[group]
+        return self._row(share, 0.0)
+
+    def _row(self, channels: NDArray[np.float64], constant: float) -> int:
+        key = channels.tobytes() + np.float64(constant).tobytes()
+        if key not in self.row_of:
+            self.row_of[key] = len(self.rows)
+            self.rows.append(channels)
+            self.constants.append(constant)
+        return self.row_of[key]
+
+    def add(self, coefficient: float, *axes: Owners) -> int:
+        """Add coefficient x axis x axis x ...; returns how many terms that takes."""
+        expanded = list(product(*(self.axis(owners) for owners in axes)))
+        for monomials in expanded:
+            self.terms.append(tuple(row for _, rows in monomials for row in rows))
+            self.coefficients.append(coefficient * math.prod(times for times, _ in monomials))
+        return len(expanded)
 
     def cost(self, unit: str) -> ProductCost:
+        widest = max((len(rows) for rows in self.terms), default=0) or 1
         return ProductCost(
             unit,
             torch.from_numpy(np.stack(self.rows)),
             torch.tensor(self.constants, dtype=torch.float64),
-            torch.tensor(self.terms),
+            torch.tensor([[*rows, *[FULL] * (widest - len(rows))] for rows in self.terms]),
             torch.tensor(self.coefficients, dtype=torch.float64),
         )
 
 
-@dataclass(frozen=True)
-class LayerRuns:
-    """How often each layer's kernel is applied to one picture (output positions), and multiply-adds outside layers."""
-
-    positions: dict[str, int]
-    other_macs: int
-
-
-def count_layer_runs(model: nn.Module, inputs: Tensor) -> LayerRuns:
-    """Run `model` once on (1, C, H, W) `inputs`; its training mode is left as it was found."""
-    positions: dict[str, int] = {}
-    layers = 0
-
-    def record(name: str) -> Any:
-        def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            nonlocal layers
-            if isinstance(module, TRANSPOSED):
-                places = args[0].numel() // module.in_channels
-            else:
-                width = module.out_features if isinstance(module, nn.Linear) else module.out_channels
-                places = output.numel() // int(width)  # type: ignore[arg-type]
-            positions[name] = positions.get(name, 0) + places
-            layers += places * module.weight.numel()  # type: ignore[operator]
-
-        return hook
-
-    modes = {name: module.training for name, module in model.named_modules()}
-    handles = [
-        module.register_forward_hook(record(name))
-        for name, module in model.named_modules()
-        if isinstance(module, (*CONVOLUTIONS, nn.Linear))
-    ]
-    counter = FlopCounterMode(display=False)
-    try:
-        with torch.no_grad(), counter:
-            model.eval()(inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
-        for name, module in model.named_modules():
-            module.training = modes[name]
-    return LayerRuns(positions, max(0, counter.get_total_flops() // 2 - layers))
-
-
-def count_macs(model: nn.Module, table: OwnerTable, runs: LayerRuns) -> ProductCost:
-    """Multiply-adds of one picture; one term a layer, in the order of `runs.positions`, then the constant rest."""
+def count_macs(table: OwnerTable) -> ProductCost:
+    """Multiply-adds of one example: every multiplication of two tensors that the trace saw."""
     terms = _Terms(table)
-    for name, places in runs.positions.items():
-        owners = table.owners.get(f"{name}.weight", {})
-        weight = model.get_submodule(name).weight
-        rest = weight.numel()  # type: ignore[operator]
-        for dim in owners:
-            rest //= weight.shape[dim]  # type: ignore[index]
-        terms.add(float(places * rest), *owners.values())
-    terms.add(float(runs.other_macs))
+    for found in table.products:
+        terms.add(float(found.macs), *found.axes)
     return terms.cost("macs")
+
+
+def macs_by_module(table: OwnerTable, policies: Tensor) -> dict[str, Tensor]:
+    """Module name -> multiply-adds of each of (b, d) policies in it, (b,), in the order modules first ran."""
+    terms, modules = _Terms(table), []
+    for found in table.products:
+        modules += [found.module] * terms.add(float(found.macs), *found.axes)
+    counted = terms.cost("macs").by_term(policies)
+    summed: dict[str, Tensor] = {}
+    for module, column in zip(modules, counted.T, strict=True):
+        summed[module] = summed.get(module, 0) + column
+    return summed
 
 
 def count_params(model: nn.Module, table: OwnerTable) -> ProductCost:
@@ -174,9 +170,21 @@ def _count_tensors(tensors: dict[str, Tensor], table: OwnerTable, unit: str) -> 
     return terms.cost(unit)
 
 
-def count_cut_macs(model: nn.Module, inputs: Tensor) -> int:
-    """Multiply-adds of a network as torch's own counter sees them (it counts 2 each), for one picture."""
+def count_cut_macs(model: nn.Module, inputs: Call | Tensor) -> int:
+    """Multiply-adds of a network as torch's own counter sees them (it counts 2 each), for one example."""
     counter = FlopCounterMode(display=False)
-    with torch.no_grad(), counter:
-        model(inputs)
+    with torch.no_grad(), attention_composed(), counter:
+        as_call(inputs).on(model)
     return counter.get_total_flops() // 2
+
+
+@contextlib.contextmanager
+def attention_composed() -> Iterator[None]:
+    """Attention as products of matrices: torch's counter overlooks the CPU's own kernels for it."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)

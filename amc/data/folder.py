@@ -19,7 +19,7 @@ from torchvision import transforms
 from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
 from amc.data.division import hold_out
-from amc.data.splits import Batch, Splits
+from amc.data.splits import Batch, Splits, plan_batches
 from amc.errors import DataError
 from amc.factory import one_line
 
@@ -69,19 +69,14 @@ class FolderSplit:
         rank: int = 0,
         world: int = 1,
     ) -> Iterator[Batch]:
-        generator = torch.Generator().manual_seed(seed or 0)
-        count = min(len(self), limit or len(self))
-        order = torch.arange(len(self)) if seed is None else torch.randperm(len(self), generator=generator)
-        chosen = order[:count].tolist()
-        whole = (chosen[start : start + size * world] for start in range(0, count, size * world))
-        plan = [batch[rank::world] for batch in whole if len(batch) >= world]
-        workers = self.workers if count > FEW else 0
+        plan = [p.tolist() for p in plan_batches(len(self), size, seed=seed, limit=limit, rank=rank, world=world)]
+        workers = self.workers if min(len(self), limit or len(self)) > FEW else 0
         loader = DataLoader(
             _Pictures(self.samples, self.size, seed or 0, augment),
             batch_sampler=plan,
             num_workers=workers,
             collate_fn=_collate,
-            generator=generator,
+            generator=torch.Generator().manual_seed(seed or 0),
         )
         for batch in loader:
             if isinstance(batch, str):  # an exception out of a worker would bring its whole traceback into the message

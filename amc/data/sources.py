@@ -126,12 +126,20 @@ def image_folder(request: Request) -> Splits:
     return load_folders(request.name, request.need_folder(), request.size or 224, request.split_seed)
 
 
+def hapt(request: Request) -> Splits:
+    """Windows of a phone's sensors, people held out; `size` is the window's length, 128 where it is not given."""
+    from amc.data.hapt import load_hapt
+
+    return load_hapt(request.name, request.need_folder(), request.size, request.split_seed)
+
+
 LOADERS: dict[str, Callable[[Request], Splits]] = {
     "fashion-mnist-10k": fashion_mnist_10k,
     "fashion-mnist": fashion_mnist,
     "idx": idx,
     "cifar10": cifar10,
     "imagefolder": image_folder,
+    "hapt": hapt,
 }
 
 

@@ -2,24 +2,28 @@
 
 `train` feeds moments, BatchNorm statistics and gradients; `measure` is the accuracy the search sees; `test` is touched
 once, at the end. Pictures that fit in memory are kept there as uint8 and turned into floats one batch at a time.
+
+A data factory of the user's returns `Splits` of any class that keeps to `Split`; `TensorSplit` and `ListSplit` are
+ready-made for what fits in memory.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_map
 
-Batch = tuple[Tensor, Tensor]
+Batch = Any  # (inputs, labels) for classification; whatever the task's functions can read otherwise
 
 
 class Split(Protocol):
-    """Pictures with labels, seen one batch at a time."""
+    """Examples with what is known of them, seen one batch at a time."""
 
     def __len__(self) -> int: ...
 
@@ -38,30 +42,52 @@ class Split(Protocol):
         rank: int = 0,
         world: int = 1,
     ) -> Iterator[Batch]:
-        """Yield float (B, C, H, W) inputs, normalised, and int64 (B,) labels.
+        """Yield batches of `size` examples: normalised inputs (B, C, H, W) and int64 labels (B,), or any others.
 
-        `seed` shuffles (and drives `augment`); None keeps the order. `limit` stops after that many pictures.
-        `rank` of `world` processes yields its own share of every global batch of `size * world` pictures; a last one
-        of fewer pictures than processes is left out, so that all ranks take the same number of steps.
+        `seed` shuffles (and drives `augment`); None keeps the order. `limit` stops after that many examples.
+        `rank` of `world` processes yields its own share of every global batch of `size * world` examples; a last one
+        of fewer examples than processes is left out, so that all ranks take the same number of steps. `plan_batches`
+        does all that.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Splits:
-    """One data set, divided once: no picture stands in two splits."""
+    """One data set, divided once: no example stands in two splits.
+
+    Attributes:
+        name: of the data set; that of a user's factory is put in for it.
+        input_shape: of one example, e.g. (channels, height, width) or (channels, length); () where the network's input
+            is not one tensor of floats: it is then traced on the first training example.
+        num_classes: the outputs that the network needs; None where the data do not say.
+    """
 
     name: str
     train: Split
     measure: Split
     test: Split
-    input_shape: tuple[int, int, int]  # channels, height, width
-    num_classes: int
+    input_shape: tuple[int, ...] = ()
+    num_classes: int | None = None
 
     @cached_property
     def digest(self) -> str:
         """Hash of the two splits that a trial depends on; `test` never decides anything, so it is left out."""
         return hashlib.sha256(f"{self.train.digest} {self.measure.digest}".encode()).hexdigest()[:16]
+
+
+def plan_batches(
+    number: int, size: int, *, seed: int | None = None, limit: int | None = None, rank: int = 0, world: int = 1
+) -> Iterator[Tensor]:
+    """Yield the indices of each batch of a split of `number` examples, int64, as `Split.batches` promises them."""
+    order = torch.arange(number)
+    if seed is not None:
+        order = torch.randperm(number, generator=torch.Generator().manual_seed(seed))
+    chosen = order[: limit or number]
+    for start in range(0, len(chosen), size * world):
+        share = chosen[start : start + size * world]
+        if len(share) >= world:
+            yield share[rank::world]
 
 
 @dataclass(frozen=True)
@@ -103,17 +129,8 @@ class MemorySplit:
         rank: int = 0,
         world: int = 1,
     ) -> Iterator[Batch]:
-        generator = torch.Generator().manual_seed(seed or 0)
-        count = min(len(self), limit or len(self))
-        order = torch.arange(len(self)) if seed is None else torch.randperm(len(self), generator=generator)
-        order = order[:count]
-        if augment:  # every rank draws its own noise
-            generator.manual_seed((seed or 0) * 1009 + rank)
-        for start in range(0, count, size * world):
-            share = order[start : start + size * world]
-            if len(share) < world:
-                break
-            index = share[rank::world]
+        generator = torch.Generator().manual_seed((seed or 0) * 1009 + rank)  # every rank draws its own noise
+        for index in plan_batches(len(self), size, seed=seed, limit=limit, rank=rank, world=world):
             images = self.images[index]
             if augment:
                 images = self._augment(images, generator)
@@ -145,3 +162,79 @@ class MemorySplit:
             inside_rows, inside_columns = ((place >= 0) & (place < kind.erase) for place in (row, column))
             moved[inside_rows[:, :, None] & inside_columns[:, None, :]] = round(255 * sum(self.mean) / len(self.mean))
         return moved.permute(0, 3, 1, 2)
+
+
+@dataclass(frozen=True, eq=False)
+class TensorSplit:
+    """Examples held in memory as tensors: batches are (inputs[i], targets[i]), never augmented.
+
+    `inputs` and `targets` are a tensor (N, ...), or a tuple or dict of such, all of one length; `mean` and `std` are
+    what the inputs were normalised with, per channel, for the record of a release.
+    """
+
+    inputs: Any
+    targets: Any
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+    def __len__(self) -> int:
+        return len(tree_flatten(self.inputs)[0][0])
+
+    @cached_property
+    def digest(self) -> str:
+        return _digest((self.inputs, self.targets))
+
+    def batches(
+        self,
+        size: int,
+        *,
+        seed: int | None = None,
+        augment: bool = False,
+        limit: int | None = None,
+        rank: int = 0,
+        world: int = 1,
+    ) -> Iterator[Batch]:
+        for index in plan_batches(len(self), size, seed=seed, limit=limit, rank=rank, world=world):
+            yield tree_map(lambda tensor: tensor[index], (self.inputs, self.targets))  # noqa: B023 - called at once
+
+
+@dataclass(frozen=True, eq=False)
+class ListSplit:
+    """Examples of many sizes held in memory: batches are (list of inputs, list of targets), as detectors take them."""
+
+    inputs: Sequence[Any]
+    targets: Sequence[Any]
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    @cached_property
+    def digest(self) -> str:
+        return _digest((list(self.inputs), list(self.targets)))
+
+    def batches(
+        self,
+        size: int,
+        *,
+        seed: int | None = None,
+        augment: bool = False,
+        limit: int | None = None,
+        rank: int = 0,
+        world: int = 1,
+    ) -> Iterator[Batch]:
+        for index in plan_batches(len(self), size, seed=seed, limit=limit, rank=rank, world=world):
+            chosen = index.tolist()
+            yield [self.inputs[i] for i in chosen], [self.targets[i] for i in chosen]
+
+
+def _digest(tree: Any) -> str:
+    """A hash of the structure and the values of a tree of tensors."""
+    leaves, structure = tree_flatten(tree)
+    digest = hashlib.sha256(str(structure).encode())
+    for leaf in leaves:
+        if isinstance(leaf, Tensor):
+            digest.update(f"{leaf.dtype} {tuple(leaf.shape)}".encode())
+            digest.update(leaf.contiguous().numpy().tobytes())
+        else:
+            digest.update(repr(leaf).encode())
+    return digest.hexdigest()[:16]

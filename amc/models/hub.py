@@ -37,7 +37,8 @@ def torchvision_pretrained(name: str, num_classes: int | None, options: Mapping[
     choice = getattr(get_model_weights(name), "DEFAULT", None)
     if choice is None:
         raise ModelError(f"{name} has no default weights in torchvision; {MEND}")
-    _check_classes(name, len(choice.meta["categories"]), num_classes)
+    if "categories" in choice.meta:  # optical flow has none
+        _check_classes(name, len(choice.meta["categories"]), num_classes)
     try:
         with short_sockets():
             # By way of a network, because torchvision renames keys of some files (DenseNet) only there.

@@ -1,12 +1,14 @@
 """From the name of a network to the network, with its weights.
 
-Names: our own (`FACTORIES`), torchvision's (`resnet50` or `torchvision:resnet50`), `timm:NAME`, or the user's
-`package.module:factory`, a function that returns an `nn.Module`.
+Names: our own (`FACTORIES`), torchvision's (`resnet50` or `torchvision:resnet50`: classifiers, segmentation, detection,
+video and optical flow alike), `timm:NAME`, or the user's `package.module:factory`, a function that returns an
+`nn.Module`.
 """
 
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,9 +23,15 @@ from amc.factory import FACTORY, call_factory, import_factory
 from amc.models.checkpoint import load_weights, read_weights
 from amc.models.cifar_resnet import resnet20, resnet56
 from amc.models.hub import timm_pretrained, torchvision_pretrained
+from amc.models.sensor_net import sensor_net
 from amc.models.vgg_small import vgg_small
 
-FACTORIES: dict[str, Callable[..., nn.Module]] = {"resnet20": resnet20, "resnet56": resnet56, "vgg_small": vgg_small}
+FACTORIES: dict[str, Callable[..., nn.Module]] = {
+    "resnet20": resnet20,
+    "resnet56": resnet56,
+    "vgg_small": vgg_small,
+    "sensor_net": sensor_net,
+}
 # Trained by `amc train`, for Fashion-MNIST: 1 channel, 10 classes.
 SHIPPED = {"resnet20": Path(__file__).parent / "weights" / "resnet20-fashion-mnist.safetensors"}
 # Auxiliary outputs are a tuple while training, which is no classifier's output; init_weights silences a warning.
@@ -31,6 +39,7 @@ TORCHVISION_OPTIONS: dict[str, dict[str, Any]] = {
     "googlenet": {"aux_logits": False, "init_weights": True},
     "inception_v3": {"aux_logits": False, "init_weights": True},
 }
+AUXILIARY = ("deeplabv3_", "fcn_")  # segmentation networks whose fetched weights have an auxiliary head
 
 
 @dataclass(frozen=True)
@@ -89,9 +98,11 @@ def model_source(
     weights: str | Path = "none",
 ) -> ModelSource:
     """The source of a network, with what its default weights ask of its structure written into the options."""
-    chosen = dict(options or {})
-    if str(weights) == "default" and name.removeprefix("torchvision:") in TORCHVISION_OPTIONS:
+    chosen, plain = dict(options or {}), name.removeprefix("torchvision:")
+    if str(weights) == "default" and plain in TORCHVISION_OPTIONS:
         chosen.setdefault("transform_input", True)  # as torchvision sets it when it loads them
+    if str(weights) == "default" and plain.startswith(AUXILIARY):
+        chosen.setdefault("aux_loss", True)  # the fetched weights hold those of the auxiliary head
     return ModelSource(name, num_classes, in_channels, size, chosen)
 
 
@@ -143,7 +154,7 @@ def _build(source: ModelSource) -> Any:
     if kind == "torchvision":
         from torchvision.models import get_model
 
-        options = TORCHVISION_OPTIONS.get(name, {}) | dict(source.options)
+        options = TORCHVISION_OPTIONS.get(name, {}) | _without_backbone_weights(name) | dict(source.options)
         return call_factory(source.name, partial(get_model, name, weights=None), given, options, ModelError)
     if kind == "timm":
         given |= {"in_chans": source.in_channels}
@@ -151,6 +162,14 @@ def _build(source: ModelSource) -> Any:
         return call_factory(source.name, create, given, source.options, ModelError)
     given |= {"in_channels": source.in_channels, "size": source.size}
     return call_factory(name, import_factory(name, ModelError), given, source.options, ModelError)
+
+
+def _without_backbone_weights(name: str) -> dict[str, Any]:
+    """Segmentation and detection networks would fetch weights for their backbone even when asked for random ones."""
+    from torchvision.models import get_model_builder
+
+    takes = "weights_backbone" in inspect.signature(get_model_builder(name)).parameters
+    return {"weights_backbone": None} if takes else {}
 
 
 def _with_default_weights(source: ModelSource, seed: int) -> nn.Module:
@@ -184,10 +203,15 @@ def _family(name: str) -> tuple[str, str]:
     if prefix == "timm" and rest:
         return "timm", _known(name, rest, "timm:", timm_names())
     if prefix == "torchvision" and rest:
-        return "torchvision", _known(name, rest, "torchvision:", torchvision_names())
+        return "torchvision", _known(name, rest, "torchvision:", torchvision_all())
     if FACTORY.fullmatch(name):
         return "factory", name
-    return "torchvision", _known(name, name, "", [*FACTORIES, *torchvision_names()])
+    if rest or name.endswith(":"):
+        raise ModelError(
+            f"a model with a colon must be timm:NAME, torchvision:NAME or package.module:factory, but is {name!r}; "
+            "write the name behind the colon"
+        )
+    return "torchvision", _known(name, name, "", [*FACTORIES, *torchvision_all()])
 
 
 def _known(whole: str, name: str, prefix: str, names: list[str]) -> str:
@@ -206,6 +230,14 @@ def torchvision_names() -> list[str]:
     import torchvision
 
     names: list[str] = torchvision.models.list_models(module=torchvision.models)
+    return names
+
+
+def torchvision_all() -> list[str]:
+    """Names of all of torchvision's networks: classifiers, segmentation, detection, video, optical flow."""
+    import torchvision
+
+    names: list[str] = torchvision.models.list_models()
     return names
 
 
@@ -228,7 +260,7 @@ def import_timm() -> Any:
 
 def _check_channels(source: ModelSource, model: nn.Module) -> None:
     """The first convolution must read as many channels as the pictures have."""
-    first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+    first = next((m for m in model.modules() if isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Conv3d))), None)
     if source.in_channels is None or first is None or first.in_channels == source.in_channels:
         return
     raise ModelError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,14 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
-from torch import nn
+from torch import Tensor, nn
 
 from amc.errors import ModelError, RunError
 from amc.files import write_json, write_whole
 from amc.models.zoo import ModelSource
-from amc.surgery.cut import resize_modules, with_tensors
+from amc.surgery.cut import with_tensors
+from amc.surgery.standins import BAKED, restore
+from amc.surgery.standins import record as standins_of
 
 FORMAT = "amc-architecture/1"
 WEIGHTS, RECORD = "model.safetensors", "architecture.json"
@@ -33,14 +36,16 @@ class Architecture:
 
     Attributes:
         source: builds the dense skeleton.
-        layers: the integers of each layer that differ from the dense network's, by module name.
+        layers: the integers of each module that differ from the dense network's, by module name.
+        standins: what took the place of a library's module, by module name.
         input_shape: one picture's channels, height, width.
         normalisation: mean and std per channel that inputs are normalised with, where they are known.
         weights_sha256: of the weights file.
     """
 
     source: ModelSource
-    layers: dict[str, dict[str, int]]
+    layers: dict[str, dict[str, Any]]
+    standins: dict[str, dict[str, dict[str, Any]]]
     input_shape: tuple[int, ...]
     normalisation: dict[str, list[float]] | None
     channels_last: bool
@@ -66,12 +71,12 @@ def save_network(
         for tensor in state.values()
     )
     payload = save_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()})
-    skeleton = with_tensors(source.build(), {})
-    layers = resize_modules(_holding(skeleton, model))
+    standins = {name: found for name, module in model.named_modules() if (found := standins_of(module))}
     record = {
         "format": FORMAT,
         "source": source.to_json(),
-        "layers": layers,
+        "layers": _changed_integers(source.build(), model),
+        "standins": standins,
         "input_shape": list(input_shape),
         "normalisation": normalisation,
         "channels_last": channels_last,
@@ -87,12 +92,19 @@ def _saved_names(model: nn.Module) -> set[str]:
     return names & set(model.state_dict())
 
 
-def _holding(skeleton: nn.Module, model: nn.Module) -> nn.Module:
-    """The dense skeleton's modules over the small network's tensors, its integers still the dense ones."""
-    small = dict(model.named_modules())
-    for name, module in skeleton.named_modules():
-        module._parameters, module._buffers = small[name]._parameters, small[name]._buffers
-    return skeleton
+def _changed_integers(dense: nn.Module, small: nn.Module) -> dict[str, dict[str, Any]]:
+    """The integers, and tuples and lists of them, that modules of the small network hold and the dense ones do not."""
+    modules = dict(dense.named_modules())
+    changed: dict[str, dict[str, Any]] = {}
+    for name, module in small.named_modules():
+        for attribute, value in vars(module).items():
+            if _is_integral(value) and vars(modules[name]).get(attribute) != value:
+                changed.setdefault(name, {})[attribute] = value
+    return changed
+
+
+def _is_integral(value: Any) -> bool:
+    return type(value) is int or (type(value) in (tuple, list) and all(type(item) is int for item in value))
 
 
 def read_architecture(folder: Path) -> Architecture:
@@ -111,6 +123,7 @@ def read_architecture(folder: Path) -> Architecture:
         return Architecture(
             ModelSource.from_json(record["source"]),
             record["layers"],
+            record.get("standins", {}),
             tuple(record["input_shape"]),
             record["normalisation"],
             record["channels_last"],
@@ -140,18 +153,34 @@ def load_network(folder: str | Path) -> nn.Module:
         tensors = load_tensors(payload)
     except SafetensorError as error:
         raise RunError(f"{path} must be a safetensors file, but: {error}; restore the release") from None
+    model = _rebuilt(architecture, tensors)
+    return model.to(memory_format=torch.channels_last) if architecture.channels_last else model
+
+
+def _rebuilt(architecture: Architecture, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """The dense skeleton with everything put in that the record and the tensors say."""
+    name = architecture.source.name
     skeleton = architecture.source.build()
+    dense = dict(skeleton.named_modules())
+    strange = sorted((set(architecture.layers) | set(architecture.standins)) - set(dense))
+    if strange:
+        raise ModelError(f"{name} must have the modules of the release, but has no {strange[0]!r}")
+    for path, record in architecture.standins.items():
+        restore(dense[path], {kind: settings for kind, settings in record.items() if kind == BAKED})
     unknown = sorted(set(tensors) - set(skeleton.state_dict()))
     if unknown:
-        raise ModelError(f"{architecture.source.name} must have the tensors of the release, but has no {unknown[0]!r}")
+        raise ModelError(f"{name} must have the tensors of the release, but has no {unknown[0]!r}")
     missing = sorted(_saved_names(skeleton) - set(tensors))
     if missing:
-        raise ModelError(f"{architecture.source.name} must have no tensor but the release's, but has {missing[0]!r}")
+        raise ModelError(f"{name} must have no tensor but the release's, but has {missing[0]!r}")
     model = with_tensors(skeleton, tensors).eval()
-    layers = dict(model.named_modules())
-    for name, widths in architecture.layers.items():
-        for attribute, value in widths.items():
-            got = getattr(layers.get(name), attribute, None)
-            if got not in (value, (value,)):
-                raise ModelError(f"{name}.{attribute} must be {value} as the release says, but is {got}")
-    return model.to(memory_format=torch.channels_last) if architecture.channels_last else model
+    modules = dict(model.named_modules())
+    for path, integers in architecture.layers.items():
+        for attribute, value in integers.items():
+            held = vars(modules[path]).get(attribute)
+            if not _is_integral(held):
+                raise ModelError(f"{path}.{attribute} must be {value} as the release says, but is {held}")
+            setattr(modules[path], attribute, value if type(held) is int else type(held)(value))
+    for path, record in architecture.standins.items():
+        restore(modules[path], {kind: settings for kind, settings in record.items() if kind != BAKED})
+    return model

@@ -17,18 +17,17 @@ def model_card(folder: Path, dense: Dense, metrics: dict[str, Any]) -> str:
     model, data = _code(metrics["model"]), _code(metrics["data"])
     share = metrics["released"]["macs"] / metrics["dense"]["macs"]
     sections = [
-        _front_matter(),
+        _front_matter(dense),
         f"# {_plain(metrics['model'])}, cut to {share:.1%} of its multiply-adds",
-        f"An image classification network ({dense.splits.num_classes} classes): {model} with channels removed by AMC "
-        f"and {_training(dense)}. It was made from {_origin(dense)} on the data {data}.",
+        f"{_kind(dense)}: {model} with channels removed by AMC and {_training(dense)}. "
+        f"It was made from {_origin(dense)} on the data {data}.",
         _table("Cost of one picture", metrics, slice(0, -5)),
         _caps(metrics),
-        _table("Accuracy (top 1)", metrics, slice(-5, None)),
+        _table(_measured_by(dense), metrics, slice(-5, None)),
         "\n".join(f"- {sentence}" for sentence in comparison_sentences(metrics)),
         "## Use",
         f"```python\n{load_snippet(dense)}\n```",
-        f"{preprocessing(dense)} The outputs are logits, one a class. Loading needs PyTorch and AMC, "
-        "and reads no pickle.",
+        f"{preprocessing(dense)} {_outputs(dense)} Loading needs PyTorch and AMC, and reads no pickle.",
         "## How it was made",
         _made(dense, metrics),
         "## Intended use and limits",
@@ -42,9 +41,34 @@ def model_card(folder: Path, dense: Dense, metrics: dict[str, Any]) -> str:
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def _front_matter() -> str:
+def _front_matter(dense: Dense) -> str:
     """Only what is true of every release; the hub's ids of base model, data and licence are not known here."""
-    return "---\npipeline_tag: image-classification\ntags:\n- amc\n- pruning\n- model-compression\n---"
+    kind = "pipeline_tag: image-classification\n" if _classifies_pictures(dense) else ""
+    return f"---\n{kind}tags:\n- amc\n- pruning\n- model-compression\n---"
+
+
+def _classifies_pictures(dense: Dense) -> bool:
+    return dense.task.metric is None and len(dense.splits.input_shape) == 3
+
+
+def _kind(dense: Dense) -> str:
+    if dense.task.metric is not None:
+        return "A network"
+    kind = "An image" if _classifies_pictures(dense) else "A"
+    return f"{kind} classification network ({dense.splits.num_classes} classes)"
+
+
+def _measured_by(dense: Dense) -> str:
+    task = dense.task
+    return (
+        "Accuracy (top 1)" if task.metric is None else f"{task.metric_name.capitalize()} ({_code(task.names[1])}, mean)"
+    )
+
+
+def _outputs(dense: Dense) -> str:
+    return (
+        "The outputs are logits, one a class." if dense.task.metric is None else "The outputs are the dense network's."
+    )
 
 
 def _training(dense: Dense) -> str:

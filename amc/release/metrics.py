@@ -22,6 +22,7 @@ FORMAT = "amc-metrics/1"
 METRICS = {
     "format": "amc-metrics/1",
     "recipe, model, data": "what was asked for",
+    "metric": "what every *_accuracy is: accuracy, or the name of the user's metric; always a mean of scores in 0..1",
     "budgets": "list of {budget, unit, limit, used}: `used` is the released network's exact cost, never above `limit`",
     "trials, failed_trials": "measured policies; policies that could not be measured",
     "seconds": "wall time of the command that finished the run; stage_seconds: its parts",
@@ -71,6 +72,7 @@ def run_metrics(
         "recipe": recipe.name,
         "model": recipe.model.name,
         "data": recipe.data.name,
+        "metric": dense.task.metric_name,
         "budgets": [
             {"budget": str(b), "unit": b.unit, "limit": b.limit(dense_costs), "used": costs[b.unit]}
             for b in recipe.budgets

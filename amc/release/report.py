@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from amc.budget import Unit, format_bytes, format_cost, format_flops_2x, format_macs, format_params
 from amc.cost.activations import ActivationCost
-from amc.cost.counts import count_layer_runs
+from amc.cost.counts import macs_by_module
 from amc.dense import Dense
 from amc.recipe import resolved_toml
 from amc.release import plots
@@ -100,7 +100,7 @@ def _cards(metrics: dict[str, Any]) -> list[dict[str, Any]]:
         cards.append({"name": name, "before": before, "after": after, "notes": notes})
     low, high = released["test_interval_95"]
     accuracy = {
-        "name": "Test accuracy",
+        "name": f"Test {metrics.get('metric', 'accuracy')}",
         "before": f"{dense['test_accuracy']:.2%}",
         "after": f"{released['test_accuracy']:.2%}",
         "notes": [f"95% interval {low:.2%} to {high:.2%}", f"uniform {uniform_['test_accuracy']:.2%}"],
@@ -136,7 +136,7 @@ def network_rows(metrics: dict[str, Any]) -> list[dict[str, Any]]:
         texts = [f"{n[f'{split}_accuracy']:.2%}" for n in networks]
         if not tuned:
             texts[2] += " (not fine-tuned)"
-        rows.append(row(f"Accuracy, {split} split", texts))
+        rows.append(row(f"{metrics.get('metric', 'accuracy').capitalize()}, {split} split", texts))
         if split == "test":
             intervals = ["{:.2%} to {:.2%}".format(*n["test_interval_95"]) for n in networks]
             rows.append(row("95% interval", intervals, sub=True))
@@ -206,32 +206,42 @@ def marks_of(metrics: dict[str, Any], dense: float, released: float, plain: floa
 
 def _macs_by_layer(dense: Dense, policy: NDArray[np.int64]) -> tuple[list[str], list[float], list[float]]:
     """Layer names, and the multiply-adds of each before and after."""
-    macs = dense.costs["macs"]
-    assert not isinstance(macs, ActivationCost)
-    inputs = torch.zeros(1, *dense.splits.input_shape, device=dense.compute.device)
-    names = [*count_layer_runs(dense.model, inputs).positions, "outside layers"]
-    before, after = macs.by_term(torch.from_numpy(np.stack([dense.space.high, policy])).double()).tolist()
-    if before[-1] == 0:
-        names, before, after = names[:-1], before[:-1], after[:-1]
-    return names, before, after
+    both = macs_by_module(dense.table, torch.from_numpy(np.stack([dense.space.high, policy])).double())
+    before, after = torch.stack(list(both.values()), dim=1).tolist()
+    return [name or "the network itself" for name in both], before, after
 
 
 def load_snippet(dense: Dense) -> str:
     """Python that has the released network back."""
-    shape = ", ".join(str(size) for size in dense.splits.input_shape)
+    shape = ", ".join(str(size) for size in _lone_shape(dense))
+    use = (
+        f"outputs = model(torch.zeros({shape}))" if shape else "outputs = model(...)  # called as the dense network is"
+    )
+    if dense.task.metric is None:
+        use = use.replace("outputs", "logits", 1)
     return (
         "import amc, torch\n\n"
         'model = amc.load(".")  # the folder that holds model.safetensors and architecture.json\n'
-        f"logits = model(torch.zeros(1, {shape}))"
+        f"{use}"
     )
 
 
+def _lone_shape(dense: Dense) -> tuple[int, ...]:
+    """The shape of the network's input for one example; () where it takes more than one tensor."""
+    args = dense.example.args
+    lone = len(args) == 1 and not dense.example.kwargs and isinstance(args[0], torch.Tensor)
+    return tuple(args[0].shape) if lone else ()
+
+
 def preprocessing(dense: Dense) -> str:
-    """What pictures must be before the network sees them, in one or two sentences."""
-    channels, height, width = dense.splits.input_shape
+    """What inputs must be before the network sees them, in one or two sentences."""
+    shape = _lone_shape(dense)[1:]
+    if not shape:
+        return "Inputs are those of the dense network, prepared as the training data was."
     mean, std = (getattr(dense.splits.measure, name, None) for name in ("mean", "std"))
-    size = f"Inputs are float tensors (batch, {channels}, {height}, {width})"
+    size = f"Inputs are float tensors (batch, {', '.join(map(str, shape))})"
     if not (mean and std):
         return f"{size}, normalised as the training data was."
     means, stds = (", ".join(f"{value:.4g}" for value in values) for values in (mean, std))
-    return f"{size}: pixels scaled to 0..1, then normalised per channel with mean ({means}) and deviation ({stds})."
+    scaled = "pixels scaled to 0..1, then " if len(shape) == 3 else ""
+    return f"{size}: {scaled}normalised per channel with mean ({means}) and deviation ({stds})."

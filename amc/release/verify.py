@@ -11,16 +11,18 @@ from typing import Any
 import torch
 
 from amc.budget import format_cost, parse_budgets
+from amc.call import Call
 from amc.compute import Compute
 from amc.cost.activations import live_bytes
 from amc.cost.counts import count_cut_macs
 from amc.data.sources import load_splits
-from amc.dense import load_model
+from amc.dense import example_call, load_model
 from amc.errors import GateFailed, UsageError
 from amc.evaluation import evaluate
 from amc.recipe import Recipe
 from amc.release.archive import load_network
 from amc.run import POLICY, Run
+from amc.task import load_task
 
 
 @dataclass(frozen=True)
@@ -89,22 +91,28 @@ def verify(folder: Path, budgets: list[str], max_drop: str | None) -> Verdict:
     )
     compute = Compute.detect()
     dense = compute.place(load_model(recipe, splits.num_classes, splits.input_shape)[1])
+    task = load_task(recipe.task.batch, recipe.task.metric, recipe.task.loss)
+    example = example_call(task, splits)
     verdict = Verdict(str(folder))
-    found, reference = count_costs(model, splits.input_shape), count_costs(dense.cpu(), splits.input_shape)
+    found, reference = count_costs(model, example), count_costs(dense.cpu(), example)
     for budget in caps:
         limit, used = budget.limit(reference), found[budget.unit]
         asked = f"at most {format_cost(budget.unit, limit)} ({budget})"
         verdict.checks.append(Check(budget.unit, used <= limit, asked, format_cost(budget.unit, used)))
-    ours = evaluate(compute.place(model), splits.test, compute, batch_size=recipe.search.batch_size)
-    theirs = evaluate(compute.place(dense), splits.test, compute, batch_size=recipe.search.batch_size)
+    size = recipe.search.batch_size
+    ours, theirs = (
+        evaluate(compute.place(network), splits.test, compute, batch_size=size, task=task) for network in (model, dense)
+    )
     drop = theirs.accuracy - ours.accuracy
+    name = f"test {task.metric_name}"
     if allowed is not None:
-        verdict.checks.append(Check("drop in test accuracy", drop <= allowed, f"at most {allowed:.2%}", f"{drop:.2%}"))
+        verdict.checks.append(Check(f"drop in {name}", drop <= allowed, f"at most {allowed:.2%}", f"{drop:.2%}"))
     if is_run:
         written = run.metrics["released"]["test_accuracy"]
         same = abs(written - ours.accuracy) <= _noise(recipe, len(splits.test))
-        verdict.checks.append(Check("test accuracy", same, f"{written:.2%} as in metrics.json", f"{ours.accuracy:.2%}"))
+        verdict.checks.append(Check(name, same, f"{written:.2%} as in metrics.json", f"{ours.accuracy:.2%}"))
     verdict.figures = {
+        "metric": task.metric_name,
         "costs": found,
         "dense_costs": reference,
         "test_accuracy": ours.accuracy,
@@ -115,15 +123,14 @@ def verify(folder: Path, budgets: list[str], max_drop: str | None) -> Verdict:
     return verdict
 
 
-def count_costs(model: torch.nn.Module, input_shape: tuple[int, ...]) -> dict[str, float]:
-    """Costs of a network as it stands, without any owner table."""
-    inputs = torch.zeros(1, *input_shape)
+def count_costs(model: torch.nn.Module, example: Call) -> dict[str, float]:
+    """Costs of a network as it stands, for one example, without any owner table."""
     state = model.state_dict()
     return {
-        "macs": count_cut_macs(model, inputs),
+        "macs": count_cut_macs(model, example),
         "params": sum(parameter.numel() for parameter in model.parameters()),
         "bytes": sum(tensor.numel() * tensor.element_size() for tensor in state.values()),
-        "activation_bytes": max(live_bytes(model, inputs)),
+        "activation_bytes": max(live_bytes(model, example)),
     }
 
 
@@ -136,7 +143,7 @@ def verdict_text(verdict: Verdict) -> str:
         for check in verdict.checks
     ]
     lines.append(
-        f"     test accuracy {figures['test_accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%}), "
+        f"     test {figures['metric']} {figures['test_accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%}), "
         f"dense {figures['dense_test_accuracy']:.2%}"
     )
     return "\n".join(lines)

@@ -7,21 +7,23 @@ the dense network stays as it was, parameters frozen or not, in training mode or
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from amc.surgery.dependencies import CONVOLUTIONS, TRANSPOSED
+from amc.surgery.fitting import fit, resize_layers
 
 if TYPE_CHECKING:  # loading a release needs this file, and not what the table needs: optuna, deap
-    from amc.surgery.table import OwnerTable
+    from amc.surgery.table import OwnerTable, Owners
 
 Module = TypeVar("Module", bound=nn.Module)
 Kept = NDArray[np.bool_]  # (U,) which units stay
+PLAIN = frozenset((type(None), bool, int, float, str, torch.dtype, torch.device, torch.Size))  # never change
 
 
 def cut(model: Module, table: OwnerTable, kept: Kept) -> Module:
@@ -29,31 +31,41 @@ def cut(model: Module, table: OwnerTable, kept: Kept) -> Module:
 
     Parameters keep their `requires_grad`, modules their `training` mode, tensors their device, dtype and memory format.
     """
-    sliced = cut_tensors(named_tensors(model), table, kept)
-    return with_tensors(model, sliced)
+    return assembled(model, table, kept, cut_tensors(named_tensors(model), table, kept))
+
+
+def assembled(model: Module, table: OwnerTable, kept: Kept, tensors: Mapping[str, Tensor]) -> Module:
+    """A copy of `model` that holds tensors already cut to the `kept` units, and runs."""
+    small = with_tensors(model, tensors)
+    fit(small, table, kept)
+    return small
 
 
 def cut_tensors(tensors: Mapping[str, Tensor], table: OwnerTable, kept: Kept) -> dict[str, Tensor]:
     """Slice every tensor by the owner table; those that lose nothing still share their storage."""
-    keep = torch.from_numpy(np.append(kept, True))  # the last entry answers for KEPT = -1
-    indices: dict[int, Tensor] = {}  # one per distinct owner array: coupled layers share them
+    keep = np.append(kept, True)  # the last entry answers for KEPT = -1
+    indices: dict[tuple[int, ...], Tensor] = {}  # one per distinct owners: coupled layers share them
     sliced = {}
     for name, tensor in tensors.items():
         small = tensor.detach()
-        for dim, owner in table.owners.get(name, {}).items():
-            if id(owner) not in indices:
-                indices[id(owner)] = keep[torch.from_numpy(owner).long()].nonzero().squeeze(1)
-            small = small.index_select(dim, indices[id(owner)].to(small.device))
+        for dim, owners in table.owners.get(name, {}).items():
+            key = tuple(map(id, owners))
+            if key not in indices:
+                indices[key] = torch.from_numpy(np.flatnonzero(stays(owners, keep)))
+            small = small.index_select(dim, indices[key].to(small.device))
         sliced[name] = _like(small, tensor)
     return sliced
 
 
+def stays(owners: Owners, keep: Kept) -> Kept:
+    """(length,) which indices of a dimension are left, given what is kept of the units and of KEPT, (U + 1,)."""
+    left: Kept = np.logical_and.reduce([keep[owner] for owner in owners])
+    return left
+
+
 def with_tensors(model: Module, tensors: Mapping[str, Tensor]) -> Module:
     """A copy of `model` that holds `tensors` (by name, copied) in place of its own, its modules' integers to fit."""
-    memo: dict[int, object] = {}
-    for tensor in named_tensors(model).values():  # deepcopy then builds modules only; tensors come right after
-        memo[id(tensor)] = tensor
-    twin = copy.deepcopy(model, memo)
+    twin = _copied_tree(model)
     replaced: dict[int, nn.Parameter] = {}  # by the dense parameter's id: layers that share one go on sharing
     for path, module in twin.named_modules():
         prefix = f"{path}." if path else ""
@@ -68,63 +80,75 @@ def with_tensors(model: Module, tensors: Mapping[str, Tensor]) -> Module:
         for name, buffer in list(module._buffers.items()):
             if buffer is not None and f"{prefix}{name}" in tensors:
                 module._buffers[name] = tensors[f"{prefix}{name}"].clone()
-    resize_modules(twin)
+    resize_layers(twin)
     return twin
 
 
-def resize_modules(model: nn.Module) -> dict[str, dict[str, int]]:
-    """Make every module's own integers agree with its tensors; returns those that changed, by module name."""
-    changed: dict[str, dict[str, int]] = {}
-    for name, module in model.named_modules():
-        for attribute, value in _widths(module).items():
-            if getattr(module, attribute) != value:
-                setattr(module, attribute, (value,) if attribute == "normalized_shape" else value)
-                changed.setdefault(name, {})[attribute] = value
-    return changed
+def _copied_tree(model: Module) -> Module:
+    """`copy.deepcopy` of the modules alone, many times faster: the tensors are still those of `model`.
+
+    Modules are made anew with their attributes; what is neither plain nor a module is left to `deepcopy`, and so is the
+    whole network where a class says itself how it is copied.
+    """
+    modules = list(model.modules())
+    memo: dict[int, Any] = {
+        id(tensor): tensor for module in modules for tensor in (*module._parameters.values(), *module._buffers.values())
+    }
+    if any(_copies_itself(kind) for kind in set(map(type, modules))):
+        return copy.deepcopy(model, memo)
+    for module in modules:
+        memo[id(module)] = type(module).__new__(type(module))
+    for module in modules:
+        state = {name: _copied(value, memo) for name, value in module.__dict__.items()}
+        memo[id(module)].__dict__.update(state)
+    return memo[id(model)]  # type: ignore[no-any-return]
 
 
-def _widths(module: nn.Module) -> dict[str, int]:
-    """The integers that follow from the shapes of a module's tensors."""
-    if isinstance(module, TRANSPOSED):
-        return {"in_channels": module.weight.shape[0], "out_channels": module.weight.shape[1] * module.groups}
-    if isinstance(module, CONVOLUTIONS):
-        out, inward = module.weight.shape[:2]
-        groups = max(1, module.groups * out // module.out_channels)
-        return {"out_channels": out, "groups": groups, "in_channels": inward * groups}
-    if isinstance(module, nn.Linear):
-        return {"out_features": module.weight.shape[0], "in_features": module.weight.shape[1]}
-    if isinstance(module, nn.GroupNorm) and module.weight is not None:
-        channels = module.weight.shape[0]
-        return {"num_groups": module.num_groups * channels // module.num_channels, "num_channels": channels}
-    if isinstance(module, nn.Embedding):
-        return {"embedding_dim": module.weight.shape[1]}
-    if isinstance(module, nn.PReLU):
-        return {"num_parameters": module.weight.shape[0]}
-    if hasattr(module, "num_features"):
-        tensor = module.running_mean if getattr(module, "running_mean", None) is not None else module.weight
-        if isinstance(tensor, Tensor) and isinstance(module.num_features, int):
-            return {"num_features": tensor.shape[0]}
-    return {}
+def _copies_itself(kind: type[nn.Module]) -> bool:
+    rules = ("__reduce_ex__", "__reduce__", "__getstate__")
+    return hasattr(kind, "__deepcopy__") or any(getattr(kind, rule) is not getattr(nn.Module, rule) for rule in rules)
+
+
+def _copied(value: Any, memo: dict[int, Any]) -> Any:
+    """An attribute of a module, copied as `deepcopy` would."""
+    kind = type(value)
+    if kind in PLAIN:
+        return value
+    if id(value) in memo:
+        return memo[id(value)]
+    if kind is dict:  # parameters, buffers, submodules
+        memo[id(value)] = {key: _copied(item, memo) for key, item in value.items()}
+    elif kind is OrderedDict and not value:  # hooks, mostly none
+        memo[id(value)] = OrderedDict()
+    elif kind in (tuple, set) and PLAIN.issuperset(map(type, value)):
+        memo[id(value)] = kind(value)
+    else:
+        return copy.deepcopy(value, memo)
+    return memo[id(value)]
 
 
 def mask(model: Module, table: OwnerTable, kept: Kept) -> Module:
     """A dense copy of `model` in which every slice of every removed unit is zero: what a cut must compute."""
     twin = copy.deepcopy(model)
-    zero = torch.from_numpy(np.append(~kept, False))
+    keep = np.append(kept, True)
     with torch.no_grad():
         for name, tensor in named_tensors(twin).items():
             if name.endswith("running_var"):
                 continue  # nothing is divided by zero; with mean, weight and bias zero it no longer matters
-            for dim, owner in table.owners.get(name, {}).items():
-                gone = zero[torch.from_numpy(owner).long()].nonzero().squeeze(1)
+            for dim, owners in table.owners.get(name, {}).items():
+                gone = torch.from_numpy(np.flatnonzero(~stays(owners, keep)))
                 tensor.index_fill_(dim, gone.to(tensor.device), 0)
     return twin
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Every parameter and buffer under each of its names."""
-    named = model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)
-    return {name: tensor for pairs in named for name, tensor in pairs}
+    parameters, buffers = {}, {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        prefix = f"{path}." if path else ""
+        parameters.update({prefix + name: tensor for name, tensor in module._parameters.items() if tensor is not None})
+        buffers.update({prefix + name: tensor for name, tensor in module._buffers.items() if tensor is not None})
+    return {**parameters, **buffers}
 
 
 def _like(tensor: Tensor, model: Tensor) -> Tensor:

@@ -18,10 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from amc.call import Call, float_tensors
 from amc.data.splits import Batch
-from amc.surgery.cut import Kept, cut_tensors, with_tensors
-from amc.surgery.dependencies import BATCH_NORMS, CONVOLUTIONS, TRANSPOSED
+from amc.surgery.cut import Kept, assembled, cut_tensors, stays, with_tensors
+from amc.surgery.layers import BATCH_NORMS, CONVOLUTIONS, TRANSPOSED
 from amc.surgery.table import OwnerTable
+from amc.task import CLASSIFICATION, Task
 
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)  # in units of the mean variance of the kept channels
 
@@ -50,7 +52,8 @@ def readers(model: nn.Module, table: OwnerTable) -> dict[str, int]:
     out: what is folded for one would be wrong for the other.
     """
     found, shared = {}, _shared_weights(model)
-    for name, owner in table.inputs.items():
+    for name, owners in table.inputs.items():
+        owner = owners[0]
         layer = model.get_submodule(name)
         if isinstance(layer, TRANSPOSED) or (isinstance(layer, CONVOLUTIONS) and layer.groups > 1):
             continue
@@ -86,7 +89,9 @@ class _MomentSums:
 
 
 @torch.no_grad()
-def take_moments(model: nn.Module, table: OwnerTable, batches: Iterable[Batch], seed: int = 0) -> Moments:
+def take_moments(
+    model: nn.Module, table: OwnerTable, batches: Iterable[Batch], seed: int = 0, task: Task = CLASSIFICATION
+) -> Moments:
     """Run the dense network once over `batches` and choose each reader's ridge on the half it was not fitted on.
 
     The ridge is chosen for three random halves of the channels; it then serves every policy.
@@ -108,9 +113,10 @@ def take_moments(model: nn.Module, table: OwnerTable, batches: Iterable[Batch], 
     handles = [model.get_submodule(name).register_forward_pre_hook(record(name)) for name in runs]
     try:
         with evaluating(model):
-            for turn, (inputs, _) in enumerate(batches):  # noqa: B007 - the hooks read it
-                model(inputs.to(device))
-                example = inputs[:2]
+            for turn, batch in enumerate(batches):  # noqa: B007 - the hooks read it
+                call = task.call(batch).to(device)
+                call.on(model)
+                example = call.head(2)
     finally:
         for handle in handles:
             handle.remove()
@@ -121,7 +127,7 @@ def take_moments(model: nn.Module, table: OwnerTable, batches: Iterable[Batch], 
         mean[name] = (left.total + right.total) / count
         covariance[name] = (left.square + right.square) / count - torch.outer(mean[name], mean[name])
         ridge[name] = _choose_ridge(left, right, rng) if right.count else RIDGES[1]
-    return Moments(mean, covariance, ridge, _free_scales(model, example.to(device)))
+    return Moments(mean, covariance, ridge, _free_scales(model, example))
 
 
 def _channel_rows(module: nn.Module, inputs: Tensor, run: int) -> Tensor:
@@ -170,18 +176,18 @@ def cut_and_fold(model: nn.Module, table: OwnerTable, kept: Kept, moments: Momen
     """
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     if moments is None:
-        return with_tensors(model, cut_tensors(tensors, table, kept))
+        return assembled(model, table, kept, cut_tensors(tensors, table, kept))
     folded: dict[str, Tensor] = {name: tensor.detach() for name, tensor in tensors.items()}
     keep_all = np.append(kept, True)
     for name, run in readers(model, table).items():
-        kept_inputs = keep_all[table.inputs[name]][::run]
+        kept_inputs = stays(table.inputs[name], keep_all)[::run]
         if kept_inputs.all():
             continue
         _fold(folded, name, run, kept_inputs, moments)
     sliced = cut_tensors(folded, table, kept)
     for name, batch_norm in moments.rescaled.items():
         _restore_norm(sliced, tensors, table, keep_all, name, batch_norm)
-    return with_tensors(model, sliced)
+    return assembled(model, table, kept, sliced)
 
 
 def _fold(tensors: dict[str, Tensor], name: str, run: int, kept_inputs: Kept, moments: Moments) -> None:
@@ -207,10 +213,10 @@ def _restore_norm(
     sliced: dict[str, Tensor], dense: Mapping[str, Tensor], table: OwnerTable, keep_all: Kept, name: str, norm: str
 ) -> None:
     new = sliced[f"{name}.weight"]
-    owner = table.owners.get(f"{name}.weight", {}).get(0)
+    owners = table.owners.get(f"{name}.weight", {}).get(0)
     old = dense[f"{name}.weight"].detach()
-    if owner is not None:
-        old = old[torch.from_numpy(np.flatnonzero(keep_all[owner])).to(old.device)]
+    if owners is not None:
+        old = old[torch.from_numpy(np.flatnonzero(stays(owners, keep_all))).to(old.device)]
     scale = (old.flatten(1).norm(dim=1) / new.flatten(1).norm(dim=1).clamp(min=1e-12)).clamp(0.1, 10.0)
     sliced[f"{name}.weight"] = new * scale.view(-1, *[1] * (new.ndim - 1))
     if f"{name}.bias" in sliced:
@@ -219,7 +225,7 @@ def _restore_norm(
     sliced[f"{norm}.running_var"] = sliced[f"{norm}.running_var"] * scale.square()
 
 
-def _free_scales(model: nn.Module, inputs: Tensor) -> dict[str, str]:
+def _free_scales(model: nn.Module, example: Call) -> dict[str, str]:
     """Convolutions whose output only a BatchNorm reads: found by passing tensors on, proved by scaling them all."""
     produced: dict[int, tuple[str, Tensor]] = {}
     pairs: dict[str, str] = {}
@@ -242,11 +248,11 @@ def _free_scales(model: nn.Module, inputs: Tensor) -> dict[str, str]:
             handles.append(module.register_forward_pre_hook(match(name)))
     try:
         with evaluating(model):
-            before = model(inputs)
+            before = float_tensors(example.on(model))
     finally:
         for handle in handles:
             handle.remove()
-    if not pairs or not isinstance(before, Tensor):
+    if not pairs:
         return {}
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     scaled = {name: tensor.detach() for name, tensor in tensors.items()}
@@ -257,13 +263,18 @@ def _free_scales(model: nn.Module, inputs: Tensor) -> dict[str, str]:
         scaled[f"{norm}.running_var"] = scaled[f"{norm}.running_var"] * 4
     twin = with_tensors(model, scaled)
     with evaluating(twin):
-        after = twin(inputs)
-    same = torch.allclose(before, after, rtol=1e-2, atol=1e-2 * float(before.abs().max()))
-    return pairs if same else {}
+        after = float_tensors(example.on(twin))
+    return pairs if len(before) == len(after) and all(map(_nearly_equal, before, after)) else {}
+
+
+def _nearly_equal(before: Tensor, after: Tensor) -> bool:
+    if before.shape != after.shape:  # boxes come in any number
+        return False
+    return before.numel() == 0 or torch.allclose(before, after, rtol=1e-2, atol=1e-2 * float(before.abs().max()))
 
 
 @torch.no_grad()
-def reestimate_batchnorm(model: nn.Module, batches: Iterable[Batch]) -> None:
+def reestimate_batchnorm(model: nn.Module, batches: Iterable[Batch], task: Task = CLASSIFICATION) -> None:
     """Replace every BatchNorm's running statistics by plain averages over `batches`, in place.
 
     Dropout stays off; momenta and training modes are left as they were found. (EagleEye, Li et al. 2020,
@@ -278,13 +289,14 @@ def reestimate_batchnorm(model: nn.Module, batches: Iterable[Batch]) -> None:
         with evaluating(model):
             for norm in norms:
                 norm.train()
-            for inputs, _ in batches:
-                if seen and len(inputs) == 1:  # one picture has no variance where the network has one pixel left
+            for batch in batches:
+                call = task.call(batch).to(device)
+                if seen and len(call) == 1:  # one picture has no variance where the network has one pixel left
                     continue
-                seen += len(inputs)
+                seen += len(call)
                 for norm in norms:
-                    norm.momentum = len(inputs) / seen  # every picture counts alike, in a short last batch too
-                model(inputs.to(device))
+                    norm.momentum = len(call) / seen  # every picture counts alike, in a short last batch too
+                call.on(model)
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum

@@ -1,27 +1,31 @@
 """The owner table: for every sliceable dimension of every tensor, which unit each index belongs to.
 
-A unit is the least that can be removed: one channel of every coupled layer, or a whole block where a grouped
-convolution asks for it. A group is all units that touch the same tensors in the same way; a policy keeps some of them.
+A unit is the least that can be removed: one channel of every coupled layer, a whole block where a grouped convolution
+asks for it, a head of an attention. A group is all units that touch the same tensors in the same way; a policy keeps
+some of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
 
 from amc.errors import ModelError
-from amc.surgery.dependencies import ROOTS, Axis, Couplings, tensor_axes
+from amc.surgery.layers import LAYERS, out_dim
+from amc.surgery.narrow_norm import NormRule
+from amc.surgery.record import Axis, Record, Slots
+from amc.surgery.units import KEPT, Units, find_units
 from amc_search import Space
 
-KEPT = -1  # the owner of an index that no policy removes
+Owner = NDArray[np.int32]  # (length,) the unit of each index, KEPT where none
+Owners = tuple[Owner, ...]  # an index stays only while all its owners stay
+SUFFIXES = ("", ":heads", ":width")  # channels; rows and columns of a joint array, which are heads and their width
 
 
 @dataclass(frozen=True)
@@ -29,11 +33,13 @@ class Group:
     """Channels that can only be removed together.
 
     Attributes:
-        name: the first layer, in the network's order, that produces the channels.
-        size: channels that layer has in the dense network.
+        name: the first layer, in the network's order, that produces the channels; ":heads" or ":width" where they
+            stand in an array of heads by width.
+        size: channels that layer has in the dense network; heads, or the width of one.
         granularity: channels of that layer in one unit.
         step: a legal keep-count is a multiple of it, in channels.
         layers: every module or parameter the group touches.
+        removable: whether it may keep nothing: the branch it stands in is then gone.
     """
 
     name: str
@@ -41,6 +47,7 @@ class Group:
     granularity: int
     step: int
     layers: tuple[str, ...]
+    removable: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,21 +60,47 @@ class Frozen:
 
 
 @dataclass(frozen=True)
+class Multiply:
+    """Multiply-adds of one operation: `macs` for every combination of kept indices of `axes`."""
+
+    module: str
+    macs: int
+    axes: tuple[Owners, ...]
+
+
+@dataclass(frozen=True)
+class Integer:
+    """A size that a module keeps in an attribute (or in an item of one): the kept indices of `owners`."""
+
+    module: str
+    attribute: str
+    item: int | None
+    owners: Owners
+
+
+@dataclass(frozen=True)
 class OwnerTable:
     """Everything a cut needs to know of a network.
 
     Attributes:
         groups: the d groups, in the network's order.
         unit_group: (U,) the group of each unit.
-        owners: tensor name -> dimension -> (length,) the unit of each index, KEPT where none.
+        owners: tensor name -> dimension -> its owners.
+        inputs: layer name -> the owners of its input channels.
         frozen: what no policy touches.
+        products: every multiplication of two tensors, in the order they ran.
+        integers: attributes that must follow.
+        norms: how to normalise over fewer channels, by module name.
     """
 
     groups: tuple[Group, ...]
     unit_group: NDArray[np.int32]
-    owners: Mapping[str, Mapping[int, NDArray[np.int32]]]
-    inputs: Mapping[str, NDArray[np.int32]]  # layer name -> (in channels,) the unit of each input channel
+    owners: Mapping[str, Mapping[int, Owners]]
+    inputs: Mapping[str, Owners]
     frozen: tuple[Frozen, ...] = field(default=())
+    products: tuple[Multiply, ...] = ()
+    integers: tuple[Integer, ...] = ()
+    norms: Mapping[str, NormRule] = field(default_factory=dict)
 
     @cached_property
     def space(self) -> Space:
@@ -76,6 +109,7 @@ class OwnerTable:
             tuple(group.name for group in self.groups),
             tuple(group.size for group in self.groups),
             tuple(group.step for group in self.groups),
+            tuple(group.removable for group in self.groups),
         )
 
     def without(self, removed: Mapping[str, str]) -> OwnerTable:
@@ -87,18 +121,39 @@ class OwnerTable:
         units = np.flatnonzero(unit_group != KEPT)
         new_unit = np.full(len(self.unit_group) + 1, KEPT, dtype=np.int32)
         new_unit[units] = np.arange(len(units), dtype=np.int32)
+        known: dict[int, Owner] = {}  # coupled layers go on sharing one array
+
+        def renamed(owners: Owners) -> Owners:
+            new = (known.setdefault(id(owner), new_unit[owner]) for owner in owners)
+            return tuple(owner for owner in new if (owner != KEPT).any())
+
         owners = {
-            name: {dim: new_unit[owner] for dim, owner in axes.items() if (new_unit[owner] != KEPT).any()}
-            for name, axes in self.owners.items()
+            name: {dim: new for dim, old in axes.items() if (new := renamed(old))} for name, axes in self.owners.items()
         }
         frozen = tuple(Frozen(g.name, g.size, removed[g.name]) for g in self.groups if g.name in removed)
-        return OwnerTable(
-            tuple(self.groups[index] for index in staying),
-            unit_group[units],
-            {name: axes for name, axes in owners.items() if axes},
-            {name: new_unit[owner] for name, owner in self.inputs.items() if (new_unit[owner] != KEPT).any()},
-            (*self.frozen, *frozen),
+        return replace(
+            self,
+            groups=tuple(self.groups[index] for index in staying),
+            unit_group=unit_group[units],
+            owners={name: axes for name, axes in owners.items() if axes},
+            inputs={name: new for name, old in self.inputs.items() if (new := renamed(old))},
+            frozen=(*self.frozen, *frozen),
+            products=tuple(
+                replace(product, axes=tuple(_keep_length(old, renamed(old)) for old in product.axes))
+                for product in self.products
+            ),
+            integers=tuple(replace(i, owners=new) for i in self.integers if (new := renamed(i.owners))),
         )
+
+    def with_removable(self, removable: Sequence[bool]) -> OwnerTable:
+        """The same table, each group told whether it may keep nothing."""
+        return replace(
+            self, groups=tuple(replace(g, removable=r) for g, r in zip(self.groups, removable, strict=True))
+        )
+
+
+def _keep_length(old: Owners, new: Owners) -> Owners:
+    return new or (np.full_like(old[0], KEPT),)
 
 
 def legal_step(size: int, granularity: int, round_to: int) -> int:
@@ -112,140 +167,180 @@ def legal_step(size: int, granularity: int, round_to: int) -> int:
     return max(fitting, default=1) * granularity
 
 
-def build_table(model: nn.Module, couplings: Couplings, round_to: int = 8) -> OwnerTable:
+def build_table(model: nn.Module, record: Record, round_to: int = 8) -> OwnerTable:
     """Join coupled slots into units and units into groups.
 
     Args:
         model: the network that was traced.
-        couplings: what `dependencies.trace` found.
+        record: what `tracing.trace` found.
         round_to: the step wanted for keep-counts, in channels.
 
     Raises:
         ModelError: nothing can be removed.
     """
-    order = {name: index for index, (name, _) in enumerate(model.named_modules())}
-    axes = sorted(couplings.lengths, key=lambda axis: (order.get(axis[0], len(order)), axis[1] != "out"))
-    unit_of, reasons = _join(axes, couplings)
-    signatures = _signatures(axes, unit_of)
-    groups, unit_group, renumber = _group_units(model, axes, unit_of, signatures, round_to)
-    by_axis = {
-        axis: np.where(units >= 0, renumber[np.maximum(units, 0)], KEPT).astype(np.int32)
-        for axis, units in unit_of.items()
-    }
-    frozen = _frozen_layers(model, axes, unit_of, by_axis, reasons)
+    units = find_units(record)
+    produced = np.zeros(record.total, dtype=np.bool_)
+    for slots in record.produced:
+        produced[slots[slots >= 0]] = True
+    groups, unit_group, renumber = _group_units(record, units, produced, round_to)
+    final = np.where(units.owners >= 0, renumber[units.owners], KEPT).astype(np.int32)
+    final = np.concatenate([final, np.full((2, 1), KEPT, np.int32)], axis=1)  # for the slot NONE
+    frozen = _frozen_layers(model, record, units, final)
     if not groups:
         why = f"; {frozen[0].name}: {frozen[0].reason}" if frozen else ""
         raise ModelError(f"a network must have channels that can be removed, but this one has none{why}")
-    owners: dict[str, dict[int, NDArray[np.int32]]] = {}
-    inputs: dict[str, NDArray[np.int32]] = {}
-    for (name, side), owner in by_axis.items():
-        if (owner == KEPT).all():
-            continue
-        for tensor, dim in _tensors(model, name, side):
-            owners.setdefault(tensor, {})[dim] = owner
-        if side == "in":
-            inputs[name] = owner
-    return OwnerTable(groups, unit_group, owners, inputs, frozen)
+    known: dict[bytes, Owner] = {}  # coupled layers share one array
+
+    def owners_of(slots: Slots) -> Owners:
+        found = (final[way][slots.reshape(-1)] for way in range(2))
+        return tuple(known.setdefault(owner.tobytes(), owner) for owner in found if (owner != KEPT).any())
+
+    aliases = _aliases(model)
+    owners: dict[str, dict[int, Owners]] = {}
+    for (name, dim), (start, length) in record.axes.items():
+        if found := owners_of(np.arange(start, start + length)):
+            for alias in aliases[name]:
+                owners.setdefault(alias, {})[dim] = found
+    return OwnerTable(
+        groups,
+        unit_group,
+        owners,
+        {name: found for name, slots in record.inputs.items() if (found := owners_of(slots))},
+        frozen,
+        tuple(
+            Multiply(p.module, p.macs, tuple(_keep_length((axis.reshape(-1),), owners_of(axis)) for axis in p.axes))
+            for p in record.products
+        ),
+        _integers(model, record, final, known),
+        {name: rule for name, rule in record.rules.items() if owners_of(record.normed[name])},
+    )
 
 
-def _join(axes: Sequence[Axis], couplings: Couplings) -> tuple[dict[Axis, NDArray[np.int32]], dict[int, str]]:
-    """Number the units over all axes; (axis -> (length,) unit or KEPT) and the reason of each kept component."""
-    offsets, total = {}, 0
-    for axis in axes:
-        offsets[axis] = total
-        total += couplings.lengths[axis]
-    left = np.concatenate([offsets[a] + i for a, i, _, _ in couplings.pairs] or [np.zeros(0, np.int64)])
-    right = np.concatenate([offsets[b] + j for _, _, b, j in couplings.pairs] or [np.zeros(0, np.int64)])
-    edges = coo_array((np.ones(len(left), np.int8), (left, right)), shape=(total, total))
-    count, component = connected_components(edges, directed=False)
-    kept = np.zeros(count, dtype=np.bool_)
-    reasons: dict[int, str] = {}
-    for axis, indices, reason in couplings.kept:
-        touched = np.unique(component[offsets[axis] + indices])
-        kept[touched] = True
-        for unit in touched.tolist():
-            reasons.setdefault(unit, reason)
-    unit_of = {a: component[offsets[a] : offsets[a] + couplings.lengths[a]].astype(np.int32) for a in axes}
-    reasons_by_label = {-2 - unit: reason for unit, reason in reasons.items()}
-    return {axis: np.where(kept[u], -2 - u, u).astype(np.int32) for axis, u in unit_of.items()}, reasons_by_label
-
-
-def _signatures(
-    axes: Sequence[Axis], unit_of: Mapping[Axis, NDArray[np.int32]]
-) -> dict[int, tuple[tuple[int, int], ...]]:
-    """For each removable unit: which axes it touches and in how many indices."""
-    touches: dict[int, list[tuple[int, int]]] = {}
-    for number, axis in enumerate(axes):
-        units, counts = np.unique(unit_of[axis], return_counts=True)
-        for unit, count in zip(units.tolist(), counts.tolist(), strict=True):
-            if unit >= 0:
-                touches.setdefault(unit, []).append((number, count))
-    return {unit: tuple(places) for unit, places in touches.items()}
+def _aliases(model: nn.Module) -> dict[str, list[str]]:
+    """Every name of each tensor, by its first."""
+    first: dict[int, str] = {}
+    found: dict[str, list[str]] = {}
+    named = (
+        *model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)
+    )  # fmt: skip
+    for name, tensor in named:
+        found.setdefault(first.setdefault(id(tensor), name), []).append(name)
+    return found
 
 
 def _group_units(
-    model: nn.Module,
-    axes: Sequence[Axis],
-    unit_of: Mapping[Axis, NDArray[np.int32]],
-    signatures: Mapping[int, tuple[tuple[int, int], ...]],
-    round_to: int,
+    record: Record, units: Units, produced: NDArray[np.bool_], round_to: int
 ) -> tuple[tuple[Group, ...], NDArray[np.int32], NDArray[np.int32]]:
     """Units with one signature form a group: (groups, group of each unit, old unit number -> new one)."""
-    members: dict[tuple[tuple[int, int], ...], list[int]] = {}
-    for unit, signature in signatures.items():
-        members.setdefault(signature, []).append(unit)
-    modules = dict(model.named_modules())
+    axes = sorted(record.axes, key=lambda axis: _place_of(record, axis))
+    touches: list[list[tuple[int, int]]] = [[] for _ in units.ways]
+    writes: list[list[int]] = [[] for _ in units.ways]
+    for number, axis in enumerate(axes):
+        start, length = record.axes[axis]
+        for owner in units.owners[:, start : start + length]:
+            present, counts = np.unique(owner[owner >= 0], return_counts=True)
+            for unit, count in zip(present.tolist(), counts.tolist(), strict=True):
+                touches[unit].append((number, count))
+                if produced[start]:
+                    writes[unit].append(number)
+    members: dict[tuple[int, tuple[tuple[int, int], ...]], list[int]] = {}
+    for unit, signature in enumerate(touches):
+        members.setdefault((int(units.ways[unit]), tuple(signature)), []).append(unit)
     groups: list[Group] = []
     unit_group: list[int] = []
-    renumber = np.full(max(signatures, default=0) + 1, KEPT, dtype=np.int32)
+    renumber = np.full(len(units.ways) + 1, KEPT, dtype=np.int32)
     taken: dict[str, int] = {}
-    for signature in sorted(members):
-        produced = [(n, c) for n, c in signature if axes[n][1] == "out" and isinstance(modules.get(axes[n][0]), ROOTS)]
-        reads = any(axes[n][1] == "in" or axes[n][0] not in modules for n, _ in signature)
-        if not produced or not reads or len(members[signature]) < 2:
+    for (way, signature), inside in sorted(members.items(), key=lambda item: (item[0][1], item[0][0])):
+        if len(inside) < 2 or not writes[inside[0]]:
             continue
-        leader, granularity = produced[0]
-        units = members[signature]
-        name = axes[leader][0]
+        leader = writes[inside[0]][0]
+        granularity = 1 if way else dict(signature)[leader]
+        name = _module_of(axes[leader][0]) + SUFFIXES[way]
         taken[name] = taken.get(name, 0) + 1
-        renumber[units] = np.arange(len(unit_group), len(unit_group) + len(units), dtype=np.int32)
-        unit_group += [len(groups)] * len(units)
-        size = granularity * len(units)
+        renumber[inside] = np.arange(len(unit_group), len(unit_group) + len(inside), dtype=np.int32)
+        unit_group += [len(groups)] * len(inside)
+        size = granularity * len(inside)
         groups.append(
             Group(
                 name if taken[name] == 1 else f"{name}#{taken[name]}",
                 size,
                 granularity,
-                legal_step(size, granularity, round_to),
-                tuple(dict.fromkeys(axes[n][0] for n, _ in signature)),
+                legal_step(size, granularity, 1 if way == 1 else round_to),
+                tuple(dict.fromkeys(_module_of(axes[n][0]) for n, _ in signature)),
             )
         )
     return tuple(groups), np.array(unit_group, dtype=np.int32), renumber
 
 
+def _place_of(record: Record, axis: Axis) -> int:
+    return record.axes[axis][0]
+
+
+def _module_of(tensor: str) -> str:
+    return tensor.rpartition(".")[0] or tensor
+
+
 def _frozen_layers(
-    model: nn.Module,
-    axes: Sequence[Axis],
-    unit_of: Mapping[Axis, NDArray[np.int32]],
-    by_axis: Mapping[Axis, NDArray[np.int32]],
-    reasons: Mapping[int, str],
+    model: nn.Module, record: Record, units: Units, final: NDArray[np.int32]
 ) -> tuple[Frozen, ...]:
-    modules = dict(model.named_modules())
     frozen = []
-    for axis in axes:
-        if axis[1] != "out" or not isinstance(modules.get(axis[0]), ROOTS):
+    for name, module in model.named_modules():
+        axis = (f"{name}.weight" if name else "weight", out_dim(module))
+        if not isinstance(module, LAYERS) or axis not in record.axes:
             continue
-        kept = unit_of[axis][by_axis[axis] == KEPT]
-        if len(kept):
+        start, length = record.axes[axis]
+        slots = np.arange(start, start + length)
+        stays = slots[(final[:, slots] == KEPT).all(0)]
+        if len(stays):
+            reasons = units.reasons[stays]
+            told = reasons[reasons >= 0]
             alone = "no layer reads its channels: it is an output of the network"
-            frozen.append(Frozen(axis[0], len(kept), reasons.get(int(kept[0]), alone)))
+            frozen.append(Frozen(name, len(stays), units.texts[told[0]] if len(told) else alone))
     return tuple(frozen)
 
 
-def _tensors(model: nn.Module, name: str, side: str) -> list[tuple[str, int]]:
-    if side.isdigit():
-        return [(name, int(side))]
-    return [(f"{name}.{tensor}", dim) for tensor, dim in tensor_axes(model.get_submodule(name), side)]
+def _integers(
+    model: nn.Module, record: Record, final: NDArray[np.int32], known: dict[bytes, Owner]
+) -> tuple[Integer, ...]:
+    """Attributes that hold a size their module's code asked for."""
+    sizes: dict[str, dict[int, dict[bytes, Owners]]] = {}
+    for sized in record.sized:
+        rows = final[:, sized.slots]  # (2, size, rest): what owns a whole row owns its index
+        common = np.where((rows == rows[:, :, :1]).all(2), rows[:, :, 0], KEPT)
+        owners = tuple(known.setdefault(o.tobytes(), o) for o in map(np.ascontiguousarray, common) if (o != KEPT).any())
+        if owners:
+            by_length = sizes.setdefault(sized.module, {}).setdefault(len(sized.slots), {})
+            by_length.setdefault(b"".join(owner.tobytes() for owner in owners), owners)
+    found = []
+    for name, module in model.named_modules():
+        if name not in sizes or isinstance(module, LAYERS):
+            continue
+        for attribute, item, value in _own_integers(module):
+            if (candidates := sizes[name].get(value)) is not None:
+                found.append(Integer(name, attribute, item, _likeliest(attribute, list(candidates.values()), final)))
+    return tuple(found)
+
+
+def _own_integers(module: nn.Module) -> list[tuple[str, int | None, int]]:
+    """(attribute, item, value) of the integers above one that a module holds itself."""
+    found: list[tuple[str, int | None, int]] = []
+    for attribute, value in vars(module).items():
+        if type(value) is int and value > 1:
+            found.append((attribute, None, value))
+        elif isinstance(value, (tuple, list)) and all(type(item) is int for item in value):
+            found += [(attribute, place, item) for place, item in enumerate(value) if item > 1]
+    return found
+
+
+def _likeliest(attribute: str, candidates: list[Owners], final: NDArray[np.int32]) -> Owners:
+    """Of several axes of one length the one an attribute of this name means: heads, or their width."""
+    heads = set(np.unique(final[0]).tolist())
+    means_heads = "head" in attribute and not any(word in attribute for word in ("dim", "size", "width"))
+    for owners in candidates:
+        is_rows = len(owners) == 1 and len(np.unique(owners[0])) == len(owners[0]) and int(owners[0][0]) in heads
+        if is_rows == means_heads:
+            return owners
+    return candidates[0]
 
 
 def unit_scores(
@@ -266,7 +361,7 @@ def unit_scores(
         if tensor.ndim < 2:
             continue
         salience = tensor.square() if gradients is None else tensor * gradients[name].to("cpu", torch.float64)
-        for dim, owner in axes.items():
+        for dim, owner in ((dim, owner) for dim, owners in axes.items() for owner in owners):
             per_index = salience.transpose(0, dim).flatten(1).sum(1)
             here = torch.from_numpy(owner).long()
             per_unit = torch.zeros_like(scores).index_add_(0, here[here >= 0], per_index[here >= 0]).abs()

@@ -3,7 +3,7 @@
 Notation in this package
 n: measured policies. b: policies asked about. d: groups. m: members of the ensemble. K: folds.
 x: kept fractions (b, d) in [0, 1].
-F: features (b, 3d): x, exp(-4 x) and log x, scaled on the measured policies.
+F: features (b, 4d): x, exp(-4 x), log x and [x = 0], scaled on the measured policies.
 y: accuracy in [0, 1]. z: score, the scale of the link on which accuracy behaves; y = link.accuracy(z).
 f: mean of the process, (b,) in score. g_j: network j of m, (b,) in score. mean = link.accuracy(f + mean_j g_j).
 h: leverage (b,), variance of f over the noise variance; grows with the distance from the measured policies.
@@ -24,7 +24,7 @@ from amc_predictor import conformal
 from amc_predictor.examples import checked_examples, checked_policies, fold_of_each
 from amc_predictor.link import KINDS, Link, candidate_links
 from amc_predictor.networks import Networks, Training, train
-from amc_predictor.process import PROCESS_TENSORS, Process, Scaling, choose, fit_process
+from amc_predictor.process import PROCESS_TENSORS, Process, Scaling, choose, choose_drop, fit_process
 from amc_predictor.ranks import Ranks
 
 NOISE_FLOOR = 1e-4  # of accuracy: labels that happen to agree are no proof of certainty
@@ -176,7 +176,9 @@ class EnsemblePredictor:
         missing = set(RANK_TENSORS) - {name.removeprefix("ranks.") for name in state}
         if missing or model.keys() != set(MODEL_TENSORS):
             raise ValueError(f"a predictor's state has tensors model.* and ranks.*, got {sorted(state)}")
-        members, _, hidden = model["inner"].shape
+        members, groups, hidden = model["inner"].shape
+        if len(model["center"]) != 4 * groups:
+            raise ValueError(f"a predictor of {groups} groups has {4 * groups} features, got {len(model['center'])}")
         predictor = cls(members=members, hidden=hidden)
         predictor._model = Model.of_tensors(model)
         predictor.ranks = Ranks.of(*(state[f"ranks.{name}"] for name in RANK_TENSORS))
@@ -192,6 +194,8 @@ class EnsemblePredictor:
         scaling = Scaling.of(inputs)
         features = scaling(inputs)
         chosen = choose(features, labels, candidate_links(labels))
+        if (inputs <= 0).any():
+            chosen = choose_drop(features, labels, chosen)
         link = chosen.link
         folds = int(fold.max()) + 1
         seen = torch.stack([fold != number for number in range(folds + 1)])  # the last row sees every policy
@@ -211,7 +215,7 @@ class EnsemblePredictor:
     def _networks(self, features: Tensor, labels: Tensor, offset: Tensor, seen: Tensor, link: Link) -> Networks:
         """Train the networks of all folds, and of everything, at once: (K + 1) times `members` of them."""
         generator = torch.Generator().manual_seed(self.seed)
-        count, groups = len(seen) * self.members, features.shape[1] // 3
+        count, groups = len(seen) * self.members, features.shape[1] // 4
         chance = seen.float().repeat_interleave(self.members, dim=0)
         draws = torch.multinomial(chance, len(labels), replacement=True, generator=generator)
         weight = torch.zeros_like(chance).scatter_add_(1, draws, torch.ones_like(chance))

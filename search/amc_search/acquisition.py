@@ -61,7 +61,8 @@ def distance(policies: Policies, knowledge: Knowledge) -> Scores:
     Among policies that may be good: the farthest of all are wrecked ones, which teach little.
     """
     scale = np.sqrt(len(knowledge.space))
-    nearest = torch.cdist(_log_fractions(policies, knowledge.space), _log_fractions(knowledge.known, knowledge.space))
+    here, known = (torch.as_tensor(knowledge.space.log_fractions(p)) for p in (policies, knowledge.known))
+    nearest = torch.cdist(here, known)
     mean, _ = predict(knowledge.predictor, knowledge.space, policies)
     score: Scores = 3 * (nearest.min(dim=-1).values / scale).numpy() - hopelessness(mean, knowledge)
     return score
@@ -80,7 +81,7 @@ def seernet(policies: Policies, knowledge: Knowledge) -> Scores:
     without neighbours scores 0.
     """
     space = knowledge.space
-    below = policies[:, None, :] - np.diag(space.low)
+    below = policies[:, None, :] - np.diag(space.step)
     exists = policies > space.low
     here, _ = predict(knowledge.predictor, space, policies)
     there, _ = predict(knowledge.predictor, space, np.maximum(below, space.low).reshape(-1, len(space)))
@@ -94,10 +95,6 @@ def shortfall(policies: Policies, knowledge: Knowledge) -> Scores:
     use = costs_of(policies, knowledge.caps).max(axis=-1)
     short: Scores = 20 * np.maximum(0.85 - use, 0.0) ** 2
     return short
-
-
-def _log_fractions(policies: Policies, space: Space) -> torch.Tensor:
-    return torch.as_tensor(np.log(policies / space.high))
 
 
 SCORES: dict[str, Callable[[Policies, Knowledge], Scores]] = {

@@ -1,7 +1,8 @@
 """The climb: from a fitted predictor and caps to the policies that should be best under them.
 
 Many starts climb the lower confidence bound in one batch, then each becomes legal integers, spends what is left of
-the cap and exchanges steps between groups. No trial is measured.
+the cap and exchanges steps between groups. Groups dropped at the start of a climb stay dropped in it; which ones are
+best is sought by climbing again from the best policies with one group dropped or taken back. No trial is measured.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from amc_search.design import SPREADS, at_costs, distinct
-from amc_search.moves import Bound, exchange, fill
+from amc_search.depth import switched
+from amc_search.design import SPREADS, at_costs, distinct, some_dropped
+from amc_search.moves import TOLERANCE, Bound, exchange, fill
 from amc_search.repair import Reals, check_reachable, repair, uniform, use_of
 from amc_search.space import Cap, Policies, Predictor, Space
 
@@ -23,6 +26,8 @@ ENOUGH_USE = 0.97
 ENUMERABLE = 4096
 # Policies that are polished: fill and exchange cost d predictions a step for each of them.
 POLISHED = 16
+# Rounds of climbs from switched policies, the patterns of kept groups switched in each, and the climbs of one round.
+SWITCH_ROUNDS, SWITCH_PARENTS, SWITCH_CLIMBS = 3, 4, 48
 
 LEARNING_RATE = 0.03  # in kept fractions, decayed to a tenth
 BETA1, BETA2 = 0.9, 0.99
@@ -67,8 +72,9 @@ def climb(
     """The policies with the best lower confidence bound mean - kappa * std under all caps.
 
     Order: policies that use at least 97 % of the tightest cap first, then by the bound. Each is filled until no
-    single step fits, so only a grid too coarse for it leaves the first below 97 %. A space of at most 4096 policies
-    is enumerated instead of climbed.
+    single step of a kept group fits, so only a grid too coarse for it leaves the first below 97 %. What drops groups
+    and has no room left in the others counts as using the cap: it costs less because what it lacks was not worth
+    having. A space of at most 4096 policies is enumerated instead of climbed.
 
     Args:
         predictor: fitted.
@@ -102,10 +108,41 @@ def climb(
     known = np.concatenate([uniform(space, caps)[None], repair(warm, space, caps)])
     points = _inside(known, space, caps, starts, rng)
     climbed = repair(_ascend(points, bound, caps, steps) * space.high, space, caps)
-    found = distinct(np.concatenate([climbed, known]))
-    found = found[np.argsort(-bound(found), kind="stable")]
+    found = _best_first(np.concatenate([climbed, known]), bound)
+    if space.may_drop.any():
+        found = _switch(found, bound, caps, steps)
     polished = _polish(found[: max(POLISHED, top)], bound, caps, rng)
     return _ranked(polished, bound, caps, top)
+
+
+def _best_first(policies: Policies, bound: Bound) -> Policies:
+    policies = distinct(policies)
+    return policies[np.argsort(-bound(policies), kind="stable")]
+
+
+def _switch(found: Policies, bound: Bound, caps: tuple[Cap, ...], steps: int) -> Policies:
+    """Climb on from the best policies with one removable group dropped or taken back, as long as that finds better.
+
+    Args:
+        found: (k, d) legal and feasible, best first.
+        bound: what is climbed.
+        caps: all hold.
+        steps: of one climb at most.
+
+    Returns:
+        Those and what was found, best first.
+    """
+    space = bound.space
+    for _ in range(SWITCH_ROUNDS):
+        _, patterns = np.unique(found > 0, axis=0, return_index=True)
+        parents = found[np.sort(patterns)[:SWITCH_PARENTS]]
+        variants = _best_first(switched(parents, space, caps, 1 - SLACK)[1], bound)[:SWITCH_CLIMBS]
+        climbed = repair(_ascend(variants / space.high, bound, caps, max(1, steps // 2)) * space.high, space, caps)
+        before = bound(found[:1])[0]
+        found = _best_first(np.concatenate([found, climbed]), bound)
+        if not bound(found[:1])[0] > before + TOLERANCE:
+            break
+    return found
 
 
 def _polish(policies: Policies, bound: Bound, caps: tuple[Cap, ...], rng: np.random.Generator) -> Policies:
@@ -125,10 +162,10 @@ def _tightened(policies: Policies, space: Space, caps: tuple[Cap, ...]) -> Polic
     for row in np.flatnonzero(use_of(policies, caps) < ENOUGH_USE):
         for _ in range(2 * len(space)):
             use = use_of(policies[row : row + 1], caps)[0]
-            grow = np.diag(space.low)
+            grow = np.diag(space.step)
             tried = policies[row] + grow[:, None, :] * np.array([1, 2, 3])[:, None, None, None] - grow[None, None]
             tried = tried.reshape(-1, len(space))
-            tried = tried[space.is_legal(tried)]
+            tried = tried[space.is_legal(tried) & ((tried > 0) == (policies[row] > 0)).all(axis=-1)]
             uses = use_of(tried, caps)
             uses[uses > 1] = 0
             if use >= ENOUGH_USE or not uses.max(initial=0) > use:
@@ -140,33 +177,49 @@ def _tightened(policies: Policies, space: Space, caps: tuple[Cap, ...]) -> Polic
 def _ranked(policies: Policies, bound: Bound, caps: tuple[Cap, ...], top: int) -> Candidates:
     policies = distinct(policies)
     use, value = use_of(policies, caps), bound(policies)
-    best = np.lexsort((-value, -np.minimum(use, ENOUGH_USE)))[:top]
+    counted = np.where(_is_spent(policies, use, bound.space, caps), ENOUGH_USE, np.minimum(use, ENOUGH_USE))
+    best = np.lexsort((-value, -counted))[:top]
     with torch.no_grad():
         mean, std = bound.predictor.predict(bound.space.fractions(policies[best]))
     return Candidates(policies[best], mean.double().numpy(), std.double().numpy(), use[best])
 
 
+def _is_spent(policies: Policies, use: Reals, space: Space, caps: tuple[Cap, ...]) -> NDArray[np.bool_]:
+    """(b, d) -> (b,): groups are dropped, and no step of a kept one fits under the caps."""
+    spent = use >= ENOUGH_USE
+    (rows,) = np.nonzero((policies == 0).any(axis=-1) & ~spent)
+    more = policies[rows][:, None, :] + np.diag(space.step)
+    fits = use_of(more.reshape(-1, len(space)), caps).reshape(len(rows), len(space)) <= 1
+    fits &= (policies[rows] > 0) & (policies[rows] < space.high)
+    spent[rows] = ~fits.any(axis=-1)
+    return spent
+
+
 def _every_policy(space: Space) -> Policies:
     """All legal policies, (product of levels, d)."""
-    levels = np.indices(tuple(space.levels)).reshape(len(space), -1).T + 1
-    return levels * space.low
+    levels = np.indices(tuple(space.levels)).reshape(len(space), -1).T
+    return levels * space.step + space.low
 
 
 def _inside(known: Policies, space: Space, caps: tuple[Cap, ...], starts: int, rng: np.random.Generator) -> Reals:
     """Fractions (starts, d) to start from: the known policies, the rest spread; all pulled just inside the caps."""
     spread = rng.choice((*SPREADS, 1.2), size=(max(starts - len(known), 0), 1))
-    drawn = space.high * np.exp(spread * rng.uniform(-1, 1, (len(spread), len(space))))
-    counts = np.concatenate([known[:starts].astype(np.float64), drawn])
+    drawn: Reals = space.high * np.exp(spread * rng.uniform(-1, 1, (len(spread), len(space))))
+    counts = np.concatenate([known[:starts].astype(np.float64), some_dropped(drawn, space, rng)])
     landed = at_costs(counts, space, caps, rng.uniform(0.9, 1 - SLACK, len(counts)))
     return landed / space.high
 
 
 def _ascend(points: Reals, bound: Bound, caps: tuple[Cap, ...], steps: int) -> Reals:
-    """Adam on bound + weight * barrier for all rows at once; fractions are kept in range by clamping."""
+    """Adam on bound + weight * barrier for all rows at once.
+
+    Fractions are kept in range by clamping: between a step and 1, or at 0 where they start there.
+    """
     space = bound.space
     x = torch.as_tensor(points).float()
     high = torch.as_tensor(space.high, dtype=torch.float64)
-    lowest = torch.as_tensor(space.low / space.high).float()
+    kept = x > 0
+    lowest = torch.where(kept, torch.as_tensor(space.step / space.high).float(), torch.zeros(()))
     with torch.no_grad():
         unit = float(torch.nan_to_num(bound.of(x)).std(correction=0)) + 1e-4
     first, second = torch.zeros_like(x), torch.zeros_like(x)
@@ -182,7 +235,7 @@ def _ascend(points: Reals, bound: Bound, caps: tuple[Cap, ...], steps: int) -> R
         unbiased = first / (1 - BETA1 ** (step + 1))
         scale = (second / (1 - BETA2 ** (step + 1))).sqrt() + 1e-8
         rate = LEARNING_RATE * 0.1**done
-        x = torch.clamp(x.detach() + rate * unbiased / scale, min=lowest, max=torch.ones(()))
+        x = torch.clamp(x.detach() + rate * unbiased / scale, min=lowest, max=kept.float())
     fractions: Reals = x.double().numpy()
     return fractions
 

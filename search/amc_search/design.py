@@ -1,7 +1,8 @@
 """What to measure before anything is known, and random feasible policies.
 
 A policy with one very thin layer is almost always useless and teaches only that. So groups are spread moderately
-around a common ratio, and the common ratio is then moved until the cost lands where it is wanted.
+around a common ratio, and the common ratio is then moved until the cost lands where it is wanted. Of the groups that
+may be dropped some are dropped first: a thin block everywhere is no stand-in for one block less.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ SPREADS = (0.4, 0.8)
 NEAR_SHARE = 0.65
 NEAR = (0.8, 1.0)
 WIDE = (0.5, 1.3)
+# The chance that a policy drops each removable group, one of these drawn for each policy.
+DROP_SHARES = (0.0, 0.0, 0.1, 0.2, 0.3)
 
 
 def starting_policies(space: Space, caps: tuple[Cap, ...], count: int, seed: int) -> Policies:
@@ -27,7 +30,7 @@ def starting_policies(space: Space, caps: tuple[Cap, ...], count: int, seed: int
     The anchors are the dense and the smallest policy, the uniform one just under each cap, and uniform ratios between
     the tightest of these and dense. The rest is scrambled Sobol in log-ratio, spread over costs: most within
     0.8..1.0 of the tightest cap, some within 0.5..1.3 of it, so that other budgets are informed as well. Anchors and
-    policies beyond 1.0 are over a cap on purpose.
+    policies beyond 1.0 are over a cap on purpose. Most of these drop some removable groups, each some of them.
 
     Returns:
         (k, d) legal distinct policies, k <= count; fewer where the grid has no more.
@@ -46,7 +49,7 @@ def starting_policies(space: Space, caps: tuple[Cap, ...], count: int, seed: int
             log_ratio = log_ratio[:wanted]
         near = rng.random(wanted) < NEAR_SHARE
         targets = np.where(near, rng.uniform(*NEAR, wanted), rng.uniform(*WIDE, wanted))
-        found.append(at_costs(np.exp(log_ratio) * space.high, space, caps, targets))
+        found.append(at_costs(some_dropped(np.exp(log_ratio) * space.high, space, rng), space, caps, targets))
     return distinct(np.concatenate(found))[:count]
 
 
@@ -55,7 +58,9 @@ def anchors(space: Space, caps: tuple[Cap, ...]) -> Policies:
     under = [uniform(space, (cap,)) for cap in caps]
     tightest = uniform(space, caps)
     ratio = float((tightest / space.high).mean())
-    between = [space.nearest(share * space.high) for share in ratio + (1 - ratio) * np.array([0.5, 0.25, 0.75])]
+    between = [
+        space.nearest(share * space.high, space.step) for share in ratio + (1 - ratio) * np.array([0.5, 0.25, 0.75])
+    ]
     below = repair(0.85 * tightest[None].astype(np.float64), space, caps)
     return distinct(np.stack([space.high, tightest, *under, *between, *below, space.low]))
 
@@ -63,17 +68,27 @@ def anchors(space: Space, caps: tuple[Cap, ...]) -> Policies:
 def random_policies(space: Space, caps: tuple[Cap, ...], count: int, rng: np.random.Generator) -> Policies:
     """(count, d) feasible policies, groups spread moderately, costs within 0.85..1.0 of the tightest cap.
 
-    Not necessarily distinct.
+    Some drop removable groups; where the cap is so loose that what is left cannot cost as much, they cost less. Not
+    necessarily distinct.
     """
     spread = rng.choice(SPREADS, size=(count, 1))
     ratios: Reals = np.exp(spread * rng.uniform(-1, 1, (count, len(space))))
-    return at_costs(ratios * space.high, space, caps, rng.uniform(0.85, 1.0, count))
+    targets = rng.uniform(0.85, 1.0, count)
+    return at_costs(some_dropped(ratios * space.high, space, rng), space, caps, targets)
+
+
+def some_dropped(counts: Reals, space: Space, rng: np.random.Generator) -> Reals:
+    """(b, d) counts with removable groups at 0 here and there, at one of `DROP_SHARES` a row."""
+    if not space.may_drop.any():
+        return counts
+    share = rng.choice(DROP_SHARES, size=(len(counts), 1))
+    return np.where(space.may_drop & (rng.random(counts.shape) < share), 0.0, counts)
 
 
 def at_costs(counts: Reals, space: Space, caps: tuple[Cap, ...], targets: Reals) -> Policies:
-    """Scale (b, d) positive counts up or down until each row's use lies just under its target (b,)."""
-    counts = np.maximum(counts, 1e-9)
-    largest = (space.high / counts).max(axis=-1)
+    """Scale (b, d) counts up or down until each row's use lies just under its target (b,); dropped groups stay so."""
+    counts = np.where(space.may_drop & (counts <= 0), 0.0, np.maximum(counts, 1e-9))
+    largest = np.divide(space.high, counts, out=np.ones(counts.shape), where=counts > 0).max(axis=-1)
     return land(counts, space, caps, targets, largest)
 
 

@@ -12,12 +12,15 @@ import numpy as np
 from deap import base, tools
 
 from amc_search.acquisition import Scores
+from amc_search.depth import typical_fraction
 from amc_search.design import at_costs, random_policies
 from amc_search.repair import Reals
 from amc_search.space import Cap, Policies, Space
 
 POPULATION = 64
 GENERATIONS = 12
+# The chance that a child drops one removable group, or takes one back.
+SWITCHED = 0.3
 
 
 class Maximum(base.Fitness):  # type: ignore[misc]  # deap has no types
@@ -53,7 +56,7 @@ def evolve(
     Returns:
         The last population, distinct, best first: policies (k, d) and scores (k,), k <= POPULATION.
     """
-    toolbox = _toolbox(rng)
+    toolbox = _toolbox(space, rng)
     seeds = seeds[: POPULATION // 2]
     near = at_costs(seeds.astype(np.float64), space, caps, rng.uniform(0.93, 1.0, len(seeds)))
     first = np.concatenate([near, random_policies(space, caps, POPULATION - len(seeds), rng)])
@@ -70,11 +73,11 @@ def evolve(
     return np.stack([individual.policy for individual in population]).astype(np.int64), fitness
 
 
-def _toolbox(rng: np.random.Generator) -> base.Toolbox:
+def _toolbox(space: Space, rng: np.random.Generator) -> base.Toolbox:
     toolbox = base.Toolbox()
     toolbox.register("pair", _tournament_pairs, rng=rng)
     toolbox.register("mate", _cross, rng=rng)
-    toolbox.register("mutate", _mutate, rng=rng)
+    toolbox.register("mutate", _mutate, space=space, rng=rng)
     toolbox.register("select", tools.selBest)
     return toolbox
 
@@ -104,9 +107,16 @@ def _cross(one: Individual, other: Individual, rng: np.random.Generator) -> Indi
     return Individual(np.where(rng.random(one.policy.shape) < 0.5, one.policy, other.policy).astype(np.float64))
 
 
-def _mutate(individual: Individual, rng: np.random.Generator) -> Individual:
-    """Scale about one to a quarter of the groups by a log-normal factor; the repair that follows rescales all."""
+def _mutate(individual: Individual, space: Space, rng: np.random.Generator) -> Individual:
+    """Scale about one to a quarter of the groups by a log-normal factor, and at times drop one or take one back.
+
+    The landing that follows rescales all that is kept.
+    """
     groups = len(individual.policy)
     chosen = rng.random(groups) < rng.uniform(1 / groups, max(0.25, 1 / groups))
     individual.policy = individual.policy * np.where(chosen, np.exp(rng.normal(0.0, 0.3, groups)), 1.0)
+    if space.may_drop.any() and rng.random() < SWITCHED:
+        group = rng.choice(np.flatnonzero(space.may_drop))
+        back = typical_fraction(individual.policy[None], space)[0] * rng.uniform(0.3, 1.0)
+        individual.policy[group] = 0.0 if individual.policy[group] > 0 else back * space.high[group]
     return individual

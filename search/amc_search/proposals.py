@@ -120,7 +120,7 @@ def unseen(
     used = set(taken)
     frontier = (uniform(space, caps) if start is None else start)[None]
     visited = {frontier[0].tobytes()}
-    steps = np.concatenate([np.diag(space.low), -np.diag(space.low)])
+    steps = np.concatenate([np.diag(space.step), -np.diag(space.step)])
     while len(frontier):
         onward: list[NDArray[np.int64]] = []
         for policy in frontier:
@@ -178,6 +178,6 @@ def _pick(
 
 
 def _repulsion(pool: Policies, centre: NDArray[np.int64], space: Space) -> Scores:
-    apart = np.sqrt((np.log(pool / centre) ** 2).mean(axis=-1))
+    apart = np.sqrt(((space.log_fractions(pool) - space.log_fractions(centre)) ** 2).mean(axis=-1))
     push: Scores = STRENGTH * np.exp(-((apart / REACH) ** 2))
     return push

@@ -2,7 +2,8 @@
 
 A policy's use is its cost in units of the cap's limit, the largest over all caps: feasible means use <= 1.
 Costs never fall when a keep-count grows, so along a uniform scale the use never falls either, and the largest scale
-that fits is found by bisection.
+that fits is found by bisection. To drop a group is a choice of its own and not a matter of scale: what is dropped
+stays so, and what is kept shrinks to its smallest step and is dropped only where the target cannot be met otherwise.
 """
 
 from __future__ import annotations
@@ -64,17 +65,20 @@ def land(counts: Reals, space: Space, caps: tuple[Cap, ...], targets: Reals, lar
     """Scale every row uniformly until its use is as near below its target as the grid allows.
 
     Args:
-        counts: (b, d) positive reals; only their proportions matter, up to the rounding.
+        counts: (b, d) reals, positive except where a removable group is dropped; only their proportions matter, up to
+            the rounding.
         space: what is legal.
         caps: what use is counted in.
-        targets: (b,) the use that each row may have; below the use of the smallest policy, the row becomes smallest.
+        targets: (b,) the use that each row may have. Below the use of the row's smallest steps, removable groups are
+            dropped, the furthest below their step first; below the use of the smallest policy, the row becomes that.
         largest: (b,) the largest scale tried.
 
     Returns:
         (b, d) legal policies.
     """
     low, high = np.zeros(len(counts)), np.array(largest, dtype=np.float64)
-    lower, upper = np.broadcast_to(space.low, counts.shape).copy(), space.nearest(counts * high[:, None])
+    least = _least(counts, space, caps, targets)
+    lower, upper = least.copy(), space.nearest(counts * high[:, None], least)
     fits = use_of(upper, caps) <= targets
     lower[fits], low[fits] = upper[fits], high[fits]
     (rows,) = np.nonzero(~fits & (lower < upper).any(axis=-1))
@@ -82,13 +86,23 @@ def land(counts: Reals, space: Space, caps: tuple[Cap, ...], targets: Reals, lar
         if not len(rows):
             break
         middle = (low[rows] + high[rows]) / 2
-        tried = space.nearest(counts[rows] * middle[:, None])
+        tried = space.nearest(counts[rows] * middle[:, None], least[rows])
         fits = use_of(tried, caps) <= targets[rows]
         lower[rows[fits]], low[rows[fits]] = tried[fits], middle[fits]
         upper[rows[~fits]], high[rows[~fits]] = tried[~fits], middle[~fits]
         # Once one step of one group separates the two ends, no scale lies between them.
-        rows = rows[((upper[rows] - lower[rows]) // space.low).sum(axis=-1) > 1]
+        rows = rows[((upper[rows] - lower[rows]) // space.step).sum(axis=-1) > 1]
     return _round_up_some(lower, upper, counts * high[:, None], space, caps, targets)
+
+
+def _least(counts: Reals, space: Space, caps: tuple[Cap, ...], targets: Reals) -> Policies:
+    """How far each row (b, d) may shrink: to the smallest steps of what it keeps if that meets its target."""
+    least = np.broadcast_to(space.low, counts.shape).copy()
+    if space.may_drop.any():
+        keeping = np.where(counts > 0, space.step, space.low)
+        fits = use_of(keeping, caps) <= targets
+        least[fits] = keeping[fits]
+    return least
 
 
 def _round_up_some(
@@ -97,7 +111,7 @@ def _round_up_some(
     """Where several groups round up at the same scale, round up those that fit, the furthest below ideal first."""
     policies = lower.copy()
     differ = upper > lower
-    order = np.argsort(np.where(differ, (lower - ideal) / space.low, np.inf), axis=-1, kind="stable")
+    order = np.argsort(np.where(differ, (lower - ideal) / space.step, np.inf), axis=-1, kind="stable")
     for rank in range(int(differ.sum(axis=-1).max(initial=0))):
         (rows,) = np.nonzero(differ.sum(axis=-1) > max(rank, 1))
         groups = order[rows, rank]
@@ -112,7 +126,7 @@ def repair(policies: Reals | Policies, space: Space, caps: tuple[Cap, ...]) -> P
     """The nearest legal policies, shrunk on a uniform scale where they are over a cap.
 
     Deterministic. Legal feasible policies come back as they are. Proportions between groups are kept as far as the
-    grid and the smallest step of each group allow.
+    grid and the smallest step of each group allow. Shrinking drops no group as long as the caps can be met without.
 
     Args:
         policies: (b, d) finite real keep-counts, of any size.
@@ -131,8 +145,8 @@ def repair(policies: Reals | Policies, space: Space, caps: tuple[Cap, ...]) -> P
         raise ValueError(f"policies must be finite and of shape (b, {len(space)}), but got shape {counts.shape}")
     check_reachable(space, caps)
     # Above its size a group is full: clipping first keeps its excess from shrinking the others.
-    counts = np.clip(counts, 1e-9, space.high)
     nearest = space.nearest(counts)
+    counts = np.where(nearest > 0, np.clip(counts, 1e-9, space.high), 0.0)
     over = ~(use_of(nearest, caps) <= 1)
     if over.any():
         one = np.ones(int(over.sum()))
@@ -144,7 +158,8 @@ def uniform(space: Space, caps: tuple[Cap, ...]) -> Policies:
     """The same ratio for every group, the largest under all caps: the baseline beside which ours is shown.
 
     Every group keeps the ratio's channels rounded down or up to its grid. Those furthest below the ratio are rounded
-    up first, as many as fit, so that what the rounding left of the cap is not held against the baseline.
+    up first, as many as fit, so that what the rounding left of the cap is not held against the baseline. No group is
+    dropped, unless the caps cannot be met with the smallest step of every group.
 
     Returns:
         (d,) a legal policy, not over any cap.
@@ -154,18 +169,19 @@ def uniform(space: Space, caps: tuple[Cap, ...]) -> Policies:
     """
     check_reachable(space, caps)
     sizes = space.high.astype(np.float64)
+    (least,) = _least(sizes[None], space, caps, np.ones(1))
     low, high = 0.0, 2.0  # ratio 1 itself is tried as any other, and 2 means nothing more
     for _ in range(HALVINGS):
         middle = (low + high) / 2
-        fits = use_of(space.nearest(middle * sizes)[None], caps)[0] <= 1
+        fits = use_of(space.nearest(middle * sizes, least)[None], caps)[0] <= 1
         low, high = (middle, high) if fits else (low, middle)
-    policy = space.nearest(low * sizes)
-    shortfall = (low * sizes - policy) / space.low
+    policy = space.nearest(low * sizes, least)
+    shortfall = (low * sizes - policy) / space.step
     for group in np.argsort(-shortfall, kind="stable"):
         if shortfall[group] <= 0 or policy[group] >= space.high[group]:
             continue
         tried = policy.copy()
-        tried[group] += space.low[group]
+        tried[group] += space.step[group]
         if use_of(tried[None], caps)[0] <= 1:
             policy = tried
     return policy

@@ -9,51 +9,29 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, IntDistribution
 from optuna.samplers import BaseSampler
+from optuna.storages import BaseStorage
 from optuna.study import Study, StudyDirection
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from amc_search.acquisition import ACQUISITIONS, quotas
 from amc_search.design import starting_policies
+from amc_search.history import CLAIM, History, Ledger
 from amc_search.proposals import propose_by_arm, unseen
 from amc_search.repair import check_reachable, uniform
 from amc_search.space import Cap, Policies, Predictor, Space
 
-CLAIM = "amc_search:claim"  # system attribute: the policy of a trial from the moment it is chosen
 ARM = "amc_search:arm"  # user attribute: which arm chose it
-# A policy whose trials failed this often is left alone: once may be a dead worker, twice is the policy.
-FAILURES = 2
-
-
-@dataclass(frozen=True)
-class History:
-    """What a study knows, as arrays.
-
-    Attributes:
-        policies: (n, d) of the complete trials.
-        accuracy: (n,) their labels.
-        pending: (m, d) running or waiting in other hands.
-        failed: policies that failed too often, as bytes.
-    """
-
-    policies: Policies
-    accuracy: NDArray[np.float64]
-    pending: Policies
-    failed: frozenset[bytes]
-
-    @property
-    def taken(self) -> set[bytes]:
-        return {policy.tobytes() for policy in (*self.policies, *self.pending)} | self.failed
+RESERVE = 0.5  # of a batch, proposed beyond it: for those that come while another worker makes the next one
 
 
 def values_of(trials: Sequence[FrozenTrial]) -> NDArray[np.float64]:
@@ -61,13 +39,20 @@ def values_of(trials: Sequence[FrozenTrial]) -> NDArray[np.float64]:
     return np.array([trial.value for trial in trials], dtype=np.float64)
 
 
+def search_space(space: Space) -> dict[str, IntDistribution]:
+    """One integer parameter a group, from 0 where it may be dropped."""
+    groups = zip(space.names, space.low.tolist(), space.sizes, space.steps, strict=True)
+    return {name: IntDistribution(low=low, high=high, step=step) for name, low, high, step in groups}
+
+
 class EvolutionarySampler(BaseSampler):
     """Chooses informative policies, so that a predictor fitted on few trials can be climbed under the caps.
 
     The first trials are the starting design (`starting_policies`). Then every `batch` trials the predictor is fitted
-    on all complete trials and the arms of `propose_by_arm` fill the next batch. Failed and NaN trials are never
-    learned from. No policy is proposed that is measured or being measured, in this process or another, until no
-    other is left: then policies over the cap follow, and in the end repetitions.
+    on all measured trials and the arms of `propose_by_arm` fill the next batch. Failed and NaN trials are never
+    learned from; those that were stopped early are, by the value they had. No policy is proposed that is measured or
+    being measured, in this process or another, until no other is left: then policies over the cap follow, and in the
+    end repetitions.
     """
 
     def __init__(
@@ -96,7 +81,7 @@ class EvolutionarySampler(BaseSampler):
             arms: name -> share of a batch; by default those that `ACQUISITIONS` has under `acquisition`.
             acquisition: "informative", or "seernet" for the paper's own score.
             dense_accuracy: accuracy of the dense network where it is known; it is learned from and not measured again.
-            labels: what is learned from the complete trials, (n,) in [0, 1]; by default their values.
+            labels: what is learned from the measured trials, (n,) in [0, 1]; by default their values.
 
         Raises:
             CapUnreachable: the smallest policy is over a cap.
@@ -120,6 +105,7 @@ class EvolutionarySampler(BaseSampler):
         self.arms = dict(ACQUISITIONS[acquisition] if arms is None else arms)
         self.dense_accuracy = dense_accuracy
         self.labels = labels
+        self._ledgers: WeakKeyDictionary[BaseStorage, dict[int, Ledger]] = WeakKeyDictionary()
         quotas(self.arms, batch)
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
@@ -153,8 +139,7 @@ class EvolutionarySampler(BaseSampler):
     @cached_property
     def search_space(self) -> dict[str, BaseDistribution]:
         """One integer parameter a group; for `study.ask(fixed_distributions=...)` too."""
-        groups = zip(self.space.names, self.space.sizes, self.space.steps, strict=True)
-        return {name: IntDistribution(low=step, high=size, step=step) for name, size, step in groups}
+        return dict(search_space(self.space))
 
     @cached_property
     def design(self) -> Policies:
@@ -163,31 +148,15 @@ class EvolutionarySampler(BaseSampler):
 
     def history(self, study: Study, but: int | None = None) -> History:
         """The study as arrays; the trial numbered `but` is left out."""
-        measured: list[NDArray[np.int64]] = []
-        complete: list[FrozenTrial] = []
-        pending: list[NDArray[np.int64]] = []
-        failures: Counter[bytes] = Counter()
-        for trial in study.get_trials(deepcopy=False):
-            policy = self._policy_of(trial)
-            if trial.number == but or policy is None:
-                continue
-            if trial.state == TrialState.COMPLETE and trial.value is not None and np.isfinite(trial.value):
-                measured.append(policy)
-                complete.append(trial)
-            elif trial.state.is_finished():
-                failures[policy.tobytes()] += 1
-            else:
-                pending.append(policy)
-        accuracy = self.labels(complete)
-        if self.dense_accuracy is not None:
-            measured.append(self.space.high)
-            accuracy = np.append(accuracy, self.dense_accuracy)
-        return History(
-            policies=np.array(measured, dtype=np.int64).reshape(-1, len(self.space)),
-            accuracy=accuracy,
-            pending=np.array(pending, dtype=np.int64).reshape(-1, len(self.space)),
-            failed=frozenset(policy for policy, times in failures.items() if times >= FAILURES),
-        )
+        return self._read(study)[0].history(self.labels, self.dense_accuracy, but)
+
+    def _read(self, study: Study) -> tuple[Ledger, list[FrozenTrial]]:
+        """All that the storage holds now."""
+        ledgers = self._ledgers.setdefault(study._storage, {})
+        ledger = ledgers.setdefault(study._study_id, Ledger(self.space))
+        trials = study._storage.get_all_trials(study._study_id, deepcopy=False)
+        ledger.read(trials)
+        return ledger, trials
 
     def _claim(self, study: Study, trial: FrozenTrial) -> tuple[str, NDArray[np.int64]]:
         """Choose a policy, write it down, and look again whether another trial chose it at the same time.
@@ -195,30 +164,30 @@ class EvolutionarySampler(BaseSampler):
         Of two writers at least the later one sees the other's claim and moves on; both may, then a policy is free for
         the next trial. Trials differ in their candidates by their number, so they do not chase each other.
         """
+        dense = set() if self.dense_accuracy is None else {self.space.high.tobytes()}
         beaten: set[bytes] = set()
         while True:
-            history = self.history(study, but=trial.number)
-            taken = history.taken | beaten
-            for arm, policy in self._candidates(study, trial, history, taken):
+            ledger, trials = self._read(study)
+            for arm, policy in self._candidates(study, trial, ledger, trials, beaten):
                 key = policy.tobytes()
-                if key in taken and arm != "repeat":
+                if arm != "repeat" and (key in beaten or key in dense or ledger.is_taken(key, trial.number)):
                     continue
                 study._storage.set_trial_system_attr(trial._trial_id, CLAIM, policy.tolist())
-                if arm == "repeat" or key not in self.history(study, but=trial.number).taken:
+                if arm == "repeat" or not self._read(study)[0].is_taken(key, trial.number):
                     return arm, policy
                 beaten.add(key)
                 break
 
     def _candidates(
-        self, study: Study, trial: FrozenTrial, history: History, taken: set[bytes]
+        self, study: Study, trial: FrozenTrial, ledger: Ledger, trials: Sequence[FrozenTrial], beaten: set[bytes]
     ) -> Iterator[tuple[str, NDArray[np.int64]]]:
         """(arm, policy) in the order to try them; the last, a repetition, is always there."""
-        known = len(history.policies) + len(history.pending) - (self.dense_accuracy is not None)
-        if known < self.startup:
+        if len(ledger.policies) + len(ledger.pending.keys() - {trial.number}) < self.startup:
             yield from (("start", policy) for policy in self.design)
-        if (stored := self._stored_batch(study, trial)) is not None:
-            yield from stored
+        yield from self._stored_batch(trial, trials)
+        history = self.history(study, but=trial.number)
         yield from self._new_batch(study, trial, history)
+        taken = history.taken | beaten
         yield from (("random", policy) for policy in unseen(self.space, self.caps, taken, 1))
         around = uniform(self.space, self.caps)
         yield from (("over", policy) for policy in unseen(self.space, (), taken, 1, start=around))
@@ -232,17 +201,28 @@ class EvolutionarySampler(BaseSampler):
         told = json.dumps([self.space.names, self.space.sizes, self.space.steps, caps, sorted(self.arms.items())])
         return f"amc_search:batch:{hashlib.sha256(told.encode()).hexdigest()[:16]}"
 
-    def _stored_batch(self, study: Study, trial: FrozenTrial) -> list[tuple[str, NDArray[np.int64]]] | None:
-        """The newest batch that a trial opened less than `batch` trials ago, in this process or another."""
-        for other in reversed(study.get_trials(deepcopy=False)):
-            if other.number <= trial.number - self.batch:
-                return None
-            if self._batch_key in other.system_attrs:
-                return [(arm, np.array(policy, dtype=np.int64)) for arm, policy in other.system_attrs[self._batch_key]]
-        return None
+    def _stored_batch(
+        self, trial: FrozenTrial, trials: Sequence[FrozenTrial]
+    ) -> Iterator[tuple[str, NDArray[np.int64]]]:
+        """The newest batch that a trial opened less than `batch` trials ago, in this process or another.
+
+        While a running trial makes the next one, the newest there is, with its reserve: one fit a batch is enough.
+        """
+        opening, opened = f"{self._batch_key}:opening", 0
+        for other in reversed(trials):
+            recent = other.number > trial.number - self.batch
+            if stored := other.system_attrs.get(self._batch_key):
+                if recent or opened:
+                    policies = [(arm, np.array(policy, dtype=np.int64)) for arm, policy in stored]
+                    yield from policies if opened else policies[: self.batch]
+                return
+            if not recent and (not opened or other.number <= trial.number - 3 * self.batch):
+                return
+            opened += opening in other.system_attrs and not other.state.is_finished() and other.number != trial.number
 
     def _new_batch(self, study: Study, trial: FrozenTrial, history: History) -> Iterable[tuple[str, NDArray[np.int64]]]:
         """Fit, propose, and leave the batch on this trial for those that follow."""
+        study._storage.set_trial_system_attr(trial._trial_id, f"{self._batch_key}:opening", True)
         predictor = None
         if len(history.policies) >= 2:
             predictor = self.make_predictor()
@@ -256,21 +236,20 @@ class EvolutionarySampler(BaseSampler):
             history.accuracy,
             np.concatenate([history.pending, refused.reshape(-1, len(self.space))]),
             predictor=predictor,
-            count=self.batch,
+            count=self.batch + int(RESERVE * self.batch),
             arms=self.arms,
             seed=(self.seed, trial.number + 1),
         )
-        named = [(arm, policy) for arm, policies in chosen.items() for policy in policies]
+        # The best of each arm are the batch, the others its reserve.
+        ranked = [
+            ((place + 0.5) / len(policies), arm, policy)
+            for arm, policies in chosen.items()
+            for place, policy in enumerate(policies)
+        ]
+        named = [(arm, policy) for _, arm, policy in sorted(ranked, key=lambda entry: entry[0])]
         # Any stretch of the batch should hold every arm: the study may stop, or many workers draw, at any point.
-        named = [named[index] for index in np.random.default_rng((self.seed, trial.number)).permutation(len(named))]
+        order = np.random.default_rng((self.seed, trial.number)).permutation(min(self.batch, len(named)))
+        named = [*(named[index] for index in order), *named[len(order) :]]
         stored = [(arm, policy.tolist()) for arm, policy in named]
         study._storage.set_trial_system_attr(trial._trial_id, self._batch_key, stored)
         return named
-
-    def _policy_of(self, trial: FrozenTrial) -> NDArray[np.int64] | None:
-        """What a trial measures: its parameters, else what was enqueued for it, else its claim; None before that."""
-        for source in (trial.params, trial.system_attrs.get("fixed_params", {})):
-            if all(name in source for name in self.space.names):
-                return np.array([source[name] for name in self.space.names], dtype=np.int64)
-        claim = trial.system_attrs.get(CLAIM)
-        return None if claim is None else np.array(claim, dtype=np.int64)

@@ -1,7 +1,8 @@
 """What a legal policy is, and the two things a search is told about the world: predictors and costs.
 
 Symbols used all over the package: d groups, b policies in a batch, n measured policies.
-A policy is an integer keep-count per group, (d,); its fraction is keep-count / size, (d,) in (0, 1].
+A policy is an integer keep-count per group, (d,); its fraction is keep-count / size, (d,) in [0, 1]. A group is dropped
+where it keeps 0 channels: only removable ones may be, such as the inner channels of a residual branch.
 """
 
 from __future__ import annotations
@@ -53,21 +54,25 @@ class Cap:
 
 @dataclass(frozen=True)
 class Space:
-    """All legal policies: group i keeps step[i], 2 step[i], ..., size[i] channels.
+    """All legal policies: group i keeps step[i], 2 step[i], ..., size[i] channels, or 0 where it is removable.
 
     Attributes:
         names: (d,) one name a group, unique.
         sizes: (d,) channels of the dense network.
         steps: (d,) divides sizes.
+        removable: (d,) whether the group may keep 0 channels; empty means that none may.
     """
 
     names: tuple[str, ...]
     sizes: tuple[int, ...]
     steps: tuple[int, ...]
+    removable: tuple[bool, ...] = ()
 
     def __post_init__(self) -> None:
         if not len(self.names) == len(self.sizes) == len(self.steps) == len(set(self.names)):
             raise ValueError("`names`, `sizes` and `steps` must have one entry a group, names unique")
+        if len(self.removable) not in (0, len(self.names)):
+            raise ValueError(f"`removable` must be empty or have one entry a group, but has {len(self.removable)}")
         for name, size, step in zip(self.names, self.sizes, self.steps, strict=True):
             if step < 1 or size < 1 or size % step:
                 raise ValueError(f"the step must be positive and divide the size, but {name} has {size=}, {step=}")
@@ -80,13 +85,23 @@ class Space:
         return np.array(self.sizes, dtype=np.int64)
 
     @cached_property
-    def low(self) -> Policies:
+    def step(self) -> Policies:
         return np.array(self.steps, dtype=np.int64)
+
+    @cached_property
+    def may_drop(self) -> NDArray[np.bool_]:
+        """`removable` with an entry for every group, (d,)."""
+        return np.array(self.removable or (False,) * len(self), dtype=np.bool_)
+
+    @cached_property
+    def low(self) -> Policies:
+        """The smallest policy, (d,): 0 where removable, else one step."""
+        return np.where(self.may_drop, 0, self.step)
 
     @cached_property
     def levels(self) -> Policies:
         """How many legal keep-counts each group has, (d,)."""
-        return self.high // self.low
+        return self.high // self.step + self.may_drop
 
     def fractions(self, policies: Policies | Tensor) -> Tensor:
         """Keep-counts (..., d) -> kept fractions (..., d), float32: the one scaling every predictor sees."""
@@ -95,13 +110,20 @@ class Space:
 
     def is_legal(self, policies: Policies) -> NDArray[np.bool_]:
         """(..., d) -> (...): every keep-count is on its group's grid."""
-        inside = (policies >= self.low) & (policies <= self.high) & (policies % self.low == 0)
+        inside = (policies >= self.low) & (policies <= self.high) & (policies % self.step == 0)
         legal: NDArray[np.bool_] = inside.all(axis=-1)
         return legal
 
-    def nearest(self, counts: NDArray[np.float64]) -> Policies:
-        """Any real counts (..., d) -> the nearest legal policies."""
-        return np.clip(np.rint(counts / self.low), 1, self.levels).astype(np.int64) * self.low
+    def nearest(self, counts: NDArray[np.float64], least: Policies | None = None) -> Policies:
+        """Any real counts (..., d) -> the nearest legal policies, none below `least` (..., d), itself legal."""
+        multiples = np.rint(counts / self.step)
+        lowest = (self.low if least is None else least) // self.step
+        return np.clip(multiples, lowest, self.high // self.step).astype(np.int64) * self.step
+
+    def log_fractions(self, policies: Policies) -> NDArray[np.float64]:
+        """Keep-counts (..., d) -> log kept fractions (..., d), to compare policies in; 0 is taken for half a step."""
+        logs: NDArray[np.float64] = np.log(np.maximum(policies, self.step / 2) / self.high)
+        return logs
 
 
 def costs_of(policies: Policies, caps: tuple[Cap, ...]) -> NDArray[np.float64]:

@@ -154,11 +154,12 @@ def test_no_pickle_is_ever_run(tmp_path: Path) -> None:
 
 
 def test_unknown_names_are_answered_with_the_nearest() -> None:
-    """Each family suggests its own names; detectors are no classifiers."""
+    """Each family suggests its own names."""
     assert "did you mean resnet20" in complaint("resnet21")
     assert "torchvision:resnet50" in complaint("torchvision:resnt50")
     assert "timm:resnet18" in complaint("timm:resnet1")
-    assert "must be one of" in complaint("fasterrcnn_resnet50_fpn")
+    assert "torchvision" not in complaint("fasterrcnn_resnet50_fpm").partition("did you mean")[2]
+    assert "did you mean fasterrcnn_resnet50_fpn" in complaint("fasterrcnn_resnet50_fpm")
     assert "must be one of" in complaint("")
 
 
@@ -229,6 +230,43 @@ def test_a_factory_of_the_user_builds_networks(tmp_path: Path, monkeypatch: pyte
     assert same(again, model)
     assert "returned int" in complaint("my_own_nets:wrong")
     assert "can be imported" in complaint("no_such_nets:small")
+
+
+def test_a_colon_needs_a_name_behind_it() -> None:
+    """A prefix alone is told as what it is, not as an unknown network."""
+    for name in ("mynet:", "torchvision:", "timm:", ":resnet18"):
+        assert f"but is {name!r}" in complaint(name) and "behind the colon" in complaint(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "shape", "outputs"),
+    [
+        ("lraspp_mobilenet_v3_large", {"num_classes": 3}, (3, 64, 64), [(1, 3, 64, 64)]),
+        ("torchvision:ssdlite320_mobilenet_v3_large", {}, (3, 64, 64), [(300, 4), (300,)]),
+        ("raft_small", {}, (3, 128, 128), [(1, 2, 128, 128)] * 12),
+        ("sensor_net", {"in_channels": 3}, (3, 128), [(1, 12)]),
+        ("r3d_18", {}, (3, 16, 32, 32), [(1, 400)]),
+    ],
+)
+def test_networks_of_other_kinds_run_on_their_examples(
+    name: str, options: dict[str, int], shape: tuple[int, ...], outputs: list[tuple[int, ...]]
+) -> None:
+    """Segmentation, detection, optical flow, video and sensor networks: no weights fetched, one example fitting each."""
+    model = build_model(name, options=options).eval()
+    size = shape[-1] if shape[-1] != 128 else None
+    assert usual_shape(name, model, size) == shape
+    call = example_of(model, shape)
+    with torch.no_grad():
+        found = float_tensors(call.on(model))
+    assert len(call) == 1 and [tuple(tensor.shape) for tensor in found] == outputs
+
+
+def test_clips_are_placed_as_they_are() -> None:
+    """Five-dimensional weights have no channels-last order; four-dimensional ones get it."""
+    cpu = Compute(torch.device("cpu"), bfloat16=False)
+    clips, frames = cpu.place(nn.Conv3d(4, 8, 3)), cpu.place(nn.Conv2d(4, 8, 3))
+    assert clips.weight.is_contiguous()
+    assert frames.weight.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_timm_is_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,6 +81,21 @@ def test_gradient_of_the_mean_is_its_finite_difference(name: str) -> None:
 
 
 @every_predictor
+def test_dropped_groups_are_predicted_with_a_gradient(name: str) -> None:
+    """Where groups keep nothing, mean, std and both gradients are finite, whether such policies were measured or not."""
+    policies, accuracy = sigmoid_network(24, 5)
+    some = policies * (torch.rand(policies.shape, generator=torch.Generator().manual_seed(1)) > 0.2)
+    for measured in (policies, some):
+        predictor = quick(name)
+        predictor.fit(measured, accuracy)
+        for asked in (some, torch.zeros(2, 5, dtype=torch.float64)):
+            point = asked.clone().requires_grad_()
+            mean, std = predictor.predict(point)
+            (gradient,) = torch.autograd.grad((mean + std).sum(), point)
+            assert mean.isfinite().all() and std.isfinite().all() and gradient.isfinite().all()
+
+
+@every_predictor
 def test_labels_that_all_agree_are_predicted(name: str) -> None:
     """A constant label gives finite predictions, and no NaN."""
     policies, accuracy = sigmoid_network(16, 3)

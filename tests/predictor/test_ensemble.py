@@ -84,6 +84,34 @@ def test_std_grows_away_from_the_data() -> None:
     assert float(rays[-1].min()) > float(near.max())
 
 
+def test_dropping_what_was_never_dropped_is_uncertain() -> None:
+    """Where no measured policy drops a group, one that does has a wider interval than its thinnest and all measured."""
+    policies, accuracy = sigmoid_network(80, 8)
+    predictor = EnsemblePredictor()
+    predictor.fit(policies, accuracy)
+    thin, dropped = (policies[:8].clone().fill_diagonal_(value) for value in (0.05, 0.0))
+    std = predictor.predict(dropped)[1]
+    assert (std > predictor.predict(thin)[1]).all()
+    assert float(std.min()) > float(predictor.predict(policies)[1].max())
+
+
+def test_a_drop_that_does_no_harm_is_learned() -> None:
+    """Of groups that hurt when thin, those that do not when dropped are told from those that do, in few policies."""
+    policies, _ = sigmoid_network(420, 10)
+    generator = torch.Generator().manual_seed(3)
+    policies[:, 1::2] *= torch.rand(420, 5, generator=generator) > 0.15
+    harm = torch.tensor([[0.05, 0.002] * 5], dtype=torch.float64)  # groups 1, 5, 9 do little harm when dropped
+    harm[:, 3::4] = 0.1
+    lost = torch.where(policies > 0, 0.2 * (-4 * policies).exp(), harm).sum(dim=1)
+    accuracy = 0.95 - lost + 0.002 * torch.randn(420, generator=generator, dtype=torch.float64)
+    predictor = EnsemblePredictor()
+    predictor.fit(policies[:100], accuracy[:100])
+    assert kendall(predictor.predict(policies[100:])[0], accuracy[100:]) > 0.85
+    full = policies[100:101].clone().clamp_min(0.3).repeat(10, 1)
+    order = predictor.predict(full.fill_diagonal_(0.0))[0][1::2]
+    assert float(order[[0, 2, 4]].min()) > float(order[[1, 3]].max())
+
+
 def test_std_shrinks_with_more_data() -> None:
     """Four times the policies leave less spread on the rest."""
     policies, accuracy = seernet("resnet20")
@@ -129,7 +157,10 @@ def test_state_round_trip_is_exact() -> None:
 
 
 def test_a_foreign_state_is_refused() -> None:
-    """Tensors of something else raise ValueError with the names got."""
+    """Tensors of something else raise ValueError with the names got, and so do features of another number."""
+    state = fitted().state()
+    with pytest.raises(ValueError, match="36 groups has 144 features, got 108"):
+        EnsemblePredictor.from_state(state | {"model.center": state["model.center"][:108]})
     with pytest.raises(ValueError, match=r"got \['weight'\]"):
         EnsemblePredictor.from_state({"weight": torch.zeros(1)})
 

@@ -1,4 +1,5 @@
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -7,14 +8,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from amc_search import Bound, Cap, Space, climb, exchange, fill, repair, uniform, use_of
-from amc_search.ascent import _every_policy
-from tests.search.world import Truth, assert_lawful, cap_at, chain, dense_cost, fitted_ridge, worlds
+from amc_search.ascent import _every_policy, _ranked
+from tests.search.world import (
+    Truth,
+    assert_lawful,
+    cap_at,
+    chain,
+    dense_cost,
+    every_other_removable,
+    fitted_ridge,
+    worlds,
+)
 
 
 class Known:
-    """A predictor that is right."""
+    """A predictor that is right; `jump` (d,) is what dropping each group changes beyond the loss of its channels."""
 
-    def __init__(self, truth):
+    def __init__(self, truth, jump=0.0):
+        self.jump = torch.as_tensor(jump).float()
         self.weight, self.pace = (torch.as_tensor(x).float() for x in (truth.weight, truth.pace))
 
     def fit(self, policies, accuracy):
@@ -22,35 +33,42 @@ class Known:
 
     def predict(self, policies):
         kept = (1 - torch.exp(-self.pace * policies)) / (1 - torch.exp(-self.pace))
-        return 0.45 + (self.weight * kept).sum(dim=-1), torch.zeros(len(policies))
+        kept = self.weight * kept + self.jump * (policies <= 0)
+        return 0.45 + kept.sum(dim=-1), torch.zeros(len(policies))
 
 
 @settings(max_examples=25, deadline=None)
 @given(world=worlds(), seed=st.integers(0, 1000))
 def test_climbed_policies_are_legal_and_under_every_cap(world, seed):
-    """One to top distinct lawful candidates, the best using no less than 97 % of a cap if any does."""
+    """One to top distinct lawful candidates, the best using 97 % of a cap if any does, or dropping something."""
     space, caps = world
     found = climb(fitted_ridge(space, seed), space, caps, starts=32, steps=15, seed=seed, top=5)
     assert 1 <= len(found) <= 5
     assert_lawful(found.policies, space, caps)
     assert len(np.unique(found.policies, axis=0)) == len(found)
     np.testing.assert_allclose(found.use, use_of(found.policies, caps))
-    assert found.use[0] >= 0.97 or found.use.max() < 0.97
+    assert found.use[0] >= 0.97 or found.use.max() < 0.97 or (found.policies[0] == 0).any()
 
 
 @settings(max_examples=40, deadline=None)
 @given(world=worlds(), seed=st.integers(0, 1000))
 def test_fill_leaves_no_single_step_that_fits(world, seed):
-    """After fill, one more step of any group breaks a cap; no group shrank."""
+    """After fill, one more step of any kept group breaks a cap, of a dropped one too or gains nothing; none shrank."""
     space, caps = world
-    before = repair(np.random.default_rng(seed).uniform(0, 1, (4, len(space))) * space.high, space, caps)
-    after = fill(before, Bound(fitted_ridge(space), space, 1.0), caps)
+    bound = Bound(fitted_ridge(space), space, 1.0)
+    rng = np.random.default_rng(seed)
+    drawn = rng.uniform(0, 1, (4, len(space))) * (rng.random((4, len(space))) < 0.8)
+    before = repair(drawn * space.high, space, caps)
+    after = fill(before, bound, caps)
     assert_lawful(after, space, caps)
     assert (after >= before).all()
     for policy in after:
-        more = policy + np.diag(space.low)
-        more = more[space.is_legal(more)]
+        more = policy + np.diag(space.step)
+        more = more[space.is_legal(more) & (policy > 0)]
         assert (use_of(more, caps) > 1).all()
+        back = policy + np.diag(space.step)[policy == 0]
+        back = back[use_of(back, caps) <= 1]
+        assert (bound(back) <= bound(policy[None]) + 2e-6).all()
 
 
 @settings(max_examples=40, deadline=None)
@@ -63,7 +81,8 @@ def test_exchange_never_lowers_the_predicted_bound(world, seed):
     after = exchange(before, bound, caps, rng=np.random.default_rng(seed), keep_use=0.9)
     assert_lawful(after, space, caps)
     assert (bound(after) >= bound(before) - 1e-6).all()
-    assert (use_of(after, caps) >= np.minimum(use_of(before, caps), 0.9)).all()
+    same = ((after > 0) == (before > 0)).all(axis=1)
+    assert (use_of(after, caps) >= np.minimum(use_of(before, caps), 0.9))[same].all()
 
 
 @pytest.mark.parametrize("groups", [8, 30])
@@ -102,6 +121,52 @@ def test_the_climb_finds_the_best_of_all_policies(seed):
     enough = every[use_of(every, caps) >= 0.97]
     best = float(Bound(known, space, 0.0)(enough).max())
     assert climb(known, space, caps, kappa=0.0).mean[0] >= best - 2e-3
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_climb_finds_the_best_of_all_policies_with_some_dropped(seed):
+    """Where dropping two of four removable groups helps and the others' hurts, the best of all policies is found."""
+    space, cost = chain(5, seed, step=16, size=128)
+    space = replace(space, removable=(False, True, True, True, True))
+    caps = (Cap(cost, 0.4 * dense_cost(space, cost)),)
+    known = Known(Truth.drawn(5, seed), jump=0.1 * np.random.default_rng(seed).permuted([0, 1, 1, -1, -1]))
+    every = _every_policy(space)
+    assert len(every) == np.prod(space.levels) > 4096 and space.is_legal(every).all()
+    best = _ranked(every[use_of(every, caps) <= 1], Bound(known, space, 0.0), caps, top=1).mean[0]
+    assert climb(known, space, caps, kappa=0.0).mean[0] >= best - 2e-3
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_climb_drops_just_what_is_better_dropped(seed):
+    """Of fifteen removable groups it drops those whose drop helps, whatever their channels do, and no other."""
+    space, cost = chain(30, seed)
+    space = every_other_removable(space)
+    caps = (Cap(cost, 0.3 * dense_cost(space, cost)),)
+    truth = Truth.drawn(30, seed)
+    better = space.may_drop & (np.random.default_rng(seed).random(30) < 0.4)
+    jump = np.where(better, truth.weight + 0.03, -0.03)
+    found = climb(Known(truth, jump), space, caps, kappa=0.0, seed=seed)
+    np.testing.assert_array_equal(found.policies[0] == 0, better)
+    assert found.use[0] >= 0.97
+
+
+def test_a_policy_better_for_what_it_drops_need_not_use_the_cap():
+    """Under a cap that all but nothing exceeds, where dropping one group is best, it is dropped and the rest full."""
+    space, cost = chain(12)
+    space = every_other_removable(space)
+    caps = (Cap(cost, dense_cost(space, cost)),)
+    found = climb(Known(Truth.drawn(12, 0), jump=np.where(np.arange(12) == 5, 0.6, -0.6)), space, caps, kappa=0.0)
+    np.testing.assert_array_equal(found.policies[0], np.where(np.arange(12) == 5, 0, space.high))
+
+
+def test_a_climb_that_may_drop_what_it_should_not_is_no_worse():
+    """Where dropping any group is a disaster, the answer is as good as where none may be dropped."""
+    space, cost = chain(20)
+    caps = (Cap(cost, 0.3 * dense_cost(space, cost)),)
+    known = Known(Truth.drawn(20, 0), jump=-0.3)
+    may, may_not = (climb(known, s, caps, kappa=0.0) for s in (every_other_removable(space), space))
+    assert (may.policies[0] > 0).all()
+    assert may.mean[0] >= may_not.mean[0] - 1e-3
 
 
 def test_same_seed_same_candidates_and_no_global_randomness():

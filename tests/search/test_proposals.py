@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from amc_search import ARMS, Space, propose, propose_by_arm, repair, use_of
 from amc_search.acquisition import SCORES, Knowledge, quotas, seernet
 from amc_search.proposals import unseen
-from tests.search.world import Macs, assert_lawful, cap_at, chain, fitted_ridge, worlds
+from tests.search.world import Macs, assert_lawful, cap_at, chain, every_other_removable, fitted_ridge, worlds
 
 
 def measured(space, caps, count, seed=0):
@@ -82,11 +82,35 @@ def test_an_arm_proposes_what_scores_higher_than_random(arm):
     assert SCORES[arm](evolved, knowledge).mean() > SCORES[arm](drawn, knowledge).mean()
 
 
+def test_evolution_finds_what_is_better_dropped():
+    """Where every group that may be dropped is predicted to do harm, most proposals drop more than random ones do."""
+
+    class Burdened:
+        def fit(self, policies, accuracy):
+            raise AssertionError("proposals must not fit")
+
+        def predict(self, policies):
+            burden = (policies[:, 1::2] > 0).float().mean(dim=1)
+            return 0.8 + 0.1 * policies.mean(dim=1) - 0.2 * burden, torch.full((len(policies),), 0.01)
+
+    space, cost = chain(12)
+    space = every_other_removable(space)
+    caps = (cap_at(space, cost, 0.3),)
+    known, accuracy = measured(space, caps, 20)
+    found, drawn = (
+        propose(space, caps, known, accuracy, known[:0], predictor=Burdened(), arms={name: 1}, seed=2)
+        for name in ("merit", "random")
+    )
+    assert_lawful(found, space, caps)
+    assert (found == 0).sum(axis=1).mean() >= 4 > (drawn == 0).sum(axis=1).mean()
+
+
 def test_the_papers_score_is_the_mean_squared_change_one_step_down():
     """Against the definition, written as a loop."""
     space, cost = chain(4)
     ridge = fitted_ridge(space)
-    policies = np.stack([space.high, space.low, np.where(np.arange(4) < 2, space.low, space.high)])
+    space = every_other_removable(space)
+    policies = np.stack([space.high, space.low, space.step, np.where(np.arange(4) < 2, space.low, space.high)])
     knowledge = Knowledge(space, (cap_at(space, cost, 1),), ridge, policies, 1.0, 1.0)
 
     def predicted(policy):
@@ -96,7 +120,7 @@ def test_the_papers_score_is_the_mean_squared_change_one_step_down():
         changes = []
         for group in np.flatnonzero(policy > space.low):
             below = policy.copy()
-            below[group] -= space.low[group]
+            below[group] -= space.step[group]
             changes.append((predicted(below) - predicted(policy)) ** 2)
         assert score == pytest.approx(np.mean(changes) if changes else 0.0, rel=1e-3, abs=1e-12)
 

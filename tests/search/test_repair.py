@@ -6,7 +6,17 @@ from hypothesis import strategies as st
 
 from amc_search import Cap, CapUnreachable, Space, climb, is_feasible, propose, repair, uniform, use_of
 from amc_search.design import anchors, at_costs, random_policies, starting_policies
-from tests.search.world import Macs, assert_lawful, cap_at, chain, dense_cost, fitted_ridge, smallest_cost, worlds
+from tests.search.world import (
+    Macs,
+    assert_lawful,
+    cap_at,
+    chain,
+    dense_cost,
+    every_other_removable,
+    fitted_ridge,
+    smallest_cost,
+    worlds,
+)
 
 
 @settings(max_examples=80, deadline=None)
@@ -34,11 +44,38 @@ def test_uniform_gives_every_group_one_ratio_up_to_its_grid(world):
     space, caps = world
     policy = uniform(space, caps)
     assert_lawful(policy[None], space, caps)
-    (free,) = np.nonzero(policy > space.low)  # at its lowest step a group may be above the ratio
+    (free,) = np.nonzero(policy > space.step)  # at its lowest step a group may be above the ratio
     (cut,) = np.nonzero(policy < space.high)  # a full group may be below nothing
-    above = (policy - space.low) / space.high
-    below = (policy + space.low) / space.high
+    above = (policy - space.step) / space.high
+    below = (policy + space.step) / space.high
     assert not len(free) or not len(cut) or above[free].max() < below[cut].min() + 1e-9
+
+
+@settings(max_examples=60, deadline=None)
+@given(world=worlds(), seed=st.integers(0, 2**31))
+def test_groups_are_dropped_only_where_asked_for_or_needed(world, seed):
+    """What is nearest to 0 comes back as 0; beyond that, repair and uniform drop nothing while the caps allow steps."""
+    space, caps = world
+    rng = np.random.default_rng(seed)
+    counts = rng.uniform(0, 1, (8, len(space))) * space.high * (rng.random((8, len(space))) < 0.8)
+    wanted = space.nearest(counts)
+    repaired = repair(counts, space, caps)
+    assert (repaired[wanted == 0] == 0).all()
+    possible = use_of(np.where(wanted > 0, space.step, 0), caps) <= 1
+    assert ((repaired > 0) == (wanted > 0))[possible].all()
+    if use_of(space.step[None], caps)[0] <= 1:
+        assert (uniform(space, caps) > 0).all()
+
+
+def test_a_cap_below_all_smallest_steps_is_met_by_dropping_some():
+    """Where the smallest step of every group is too much, repair and uniform drop what they must, but not all."""
+    space, cost = chain(8)
+    space = every_other_removable(space)
+    limit = float(cost(torch.as_tensor(space.step[None]).double())[0]) - 1
+    caps = (Cap(cost, limit),)
+    for policy in (uniform(space, caps), repair(space.high[None], space, caps)[0]):
+        assert_lawful(policy[None], space, caps)
+        assert 0 < (policy == 0).sum() < space.may_drop.sum()
 
 
 def test_uniform_meets_a_fine_cap_closely():
@@ -100,6 +137,28 @@ def test_costs_land_where_they_are_wanted():
     counts = np.random.default_rng(0).uniform(0.5, 1, (12, 10)) * space.high
     use = use_of(at_costs(counts, space, caps, targets), caps)
     assert (use <= targets).all() and (use > targets - 0.02).all()
+
+
+def test_random_policies_drop_some_groups_and_spend_what_that_frees():
+    """Of the removable groups a tenth or so are dropped, others never, and the costs are where they are without."""
+    space, cost = chain(12)
+    space = every_other_removable(space)
+    caps = (Cap(cost, 0.4 * dense_cost(space, cost)),)
+    policies = random_policies(space, caps, 400, np.random.default_rng(0))
+    dropped = (policies == 0).mean(axis=0)
+    assert (dropped[~space.may_drop] == 0).all()
+    assert (dropped[space.may_drop] > 0.05).all() and (dropped[space.may_drop] < 0.25).all()
+    assert 0.2 < (policies > 0).all(axis=1).mean() < 0.8
+    assert (use_of(policies, caps) > 0.8).mean() > 0.95
+
+
+def test_the_start_shows_every_group_dropped():
+    """Among the starting policies, the smallest left out, each removable group is dropped at least once."""
+    space, cost = chain(20)
+    space = every_other_removable(space)
+    start = starting_policies(space, (Cap(cost, 0.4 * dense_cost(space, cost)),), 32, seed=1)
+    start = start[(start != space.low).any(axis=1)]
+    assert (start == 0).any(axis=0)[space.may_drop].all() and (start > 0).all(axis=0)[~space.may_drop].all()
 
 
 def test_the_start_holds_the_anchors_and_mostly_policies_near_the_cap():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -76,6 +76,11 @@ def chain(groups: int, seed: int = 0, step: int = 4, size: int = 64) -> tuple[Sp
     return space, Macs(inputs, outputs)
 
 
+def every_other_removable(space: Space) -> Space:
+    """The same space, of which groups 1, 3, 5, ... may be dropped, as the inner channels of residual blocks are."""
+    return replace(space, removable=tuple(group % 2 == 1 for group in range(len(space))))
+
+
 def dense_cost(space: Space, cost: Macs) -> float:
     return float(cost(torch.as_tensor(space.high[None], dtype=torch.float64))[0])
 
@@ -92,11 +97,12 @@ def cap_at(space: Space, cost: Macs, share: float) -> Cap:
 
 @st.composite
 def worlds(draw: st.DrawFn) -> tuple[Space, tuple[Cap, ...]]:
-    """Random spaces under one to three random monotone caps, all reachable."""
+    """Random spaces, some with removable groups, under one to three random monotone caps, all reachable."""
     groups = draw(st.integers(1, 6))
     steps = tuple(draw(st.sampled_from((1, 2, 8))) for _ in range(groups))
     sizes = tuple(step * draw(st.integers(1, 24)) for step in steps)
-    space = Space(tuple(f"g{i}" for i in range(groups)), sizes, steps)
+    removable = draw(st.one_of(st.just(()), st.tuples(*[st.booleans()] * groups)))
+    space = Space(tuple(f"g{i}" for i in range(groups)), sizes, steps, removable)
     caps = []
     for _ in range(draw(st.integers(1, 3))):
         rng = np.random.default_rng(draw(st.integers(0, 2**31)))

@@ -1,0 +1,85 @@
+"""What a network is called with: any arguments, in one value that can be moved, shortened and counted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """The arguments of one forward pass: tensors, or tuples, lists and dicts of them, however deep."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    def on(self, model: nn.Module) -> Any:
+        """What `model` makes of these arguments."""
+        return model(*self.args, **self.kwargs)
+
+    def to(self, device: torch.device | str) -> Call:
+        """The same call, its tensors on `device`."""
+        return Call(moved(self.args, device), moved(dict(self.kwargs), device))
+
+    def __len__(self) -> int:
+        """How many examples are in it: the length of a list of pictures, or the first dimension of the first tensor."""
+        return _count(self.args if self.args else list(self.kwargs.values()))
+
+    def head(self, number: int) -> Call:
+        """The first `number` examples: tensors and lists as long as the call are shortened, all else stays."""
+        count = len(self)
+        return Call(_head(self.args, count, number), _head(dict(self.kwargs), count, number))
+
+
+def as_call(inputs: Call | Tensor) -> Call:
+    """A lone tensor as the call that most networks take."""
+    return inputs if isinstance(inputs, Call) else Call((inputs,))
+
+
+def float_tensors(tree: Any) -> list[Tensor]:
+    """The floating-point tensors in a network's outputs, in a fixed order."""
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+
+
+def on_cpu(tree: Any) -> Any:
+    """Outputs or a batch on the CPU, floats as float32."""
+    return tree_map(lambda leaf: _plain(leaf) if isinstance(leaf, Tensor) else leaf, tree)
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    return tensor.float().cpu() if tensor.is_floating_point() else tensor.cpu()
+
+
+def moved(tree: Any, device: torch.device | str) -> Any:
+    """A tree of tensors on `device`."""
+    return tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, tree)
+
+
+def _count(values: Any) -> int:
+    for value in values:
+        if isinstance(value, Tensor) and value.ndim:
+            return len(value)
+        if isinstance(value, list):
+            return len(value)
+        if isinstance(value, (tuple, Mapping)):
+            found = _count(value.values() if isinstance(value, Mapping) else value)
+            if found:
+                return found
+    return 0
+
+
+def _head(tree: Any, count: int, number: int) -> Any:
+    if isinstance(tree, Tensor):
+        return tree[:number] if tree.ndim and len(tree) == count else tree
+    if isinstance(tree, list) and len(tree) == count:
+        return tree[:number]
+    if isinstance(tree, dict):
+        return {key: _head(value, count, number) for key, value in tree.items()}
+    if type(tree) in (tuple, list):
+        return type(tree)(_head(value, count, number) for value in tree)
+    return tree

@@ -1,0 +1,231 @@
+"""Proof by trial: policies are cut out of a network, and everything that AMC says of them is compared with the truth.
+
+Three policies are random, of which the second has many widths at their ends; the fourth is the smallest there is. Which
+channels stay is random too.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from amc.call import Call, float_tensors
+from amc.cost.counts import ProductCost, count_cut_macs
+from amc.factory import one_line
+from amc.isolation import is_out_of_memory
+from amc.models.zoo import ModelSource
+from amc.release.archive import load_network, save_network
+from amc.surgery.cut import Kept, cut, mask
+from amc.surgery.table import OwnerTable, kept_units, ranks
+from amc_search import Space
+
+TOLERANCE = 1e-3  # of what tells two examples apart: float32, up to hundreds of layers, sums in another order
+FAINT = 1e-2  # of the largest output: examples told apart by less are taken for told apart by this
+EXAMPLES = 4  # in the batch that outputs are compared on
+LEAST_VARIANCE = 0.1  # of the layer's mean: a channel that hardly varies would blow up what rounding leaves
+KINDS = ("random", "random, many at their ends", "random", "smallest")
+PARTS = ("shape", "cost", "equal", "saved")
+
+
+def check_policies(
+    model: nn.Module,
+    source: ModelSource,
+    table: OwnerTable,
+    costs: Mapping[str, ProductCost],
+    call: Call,
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """Cut each policy of `KINDS` and check it on `call`, a batch of several examples.
+
+    Returns:
+        One record a policy. shape: the outputs' are the dense network's. cost: MACs by torch's own counter, parameters
+        and bytes are exactly those predicted. equal: the outputs are those of the dense network with the removed
+        channels zero, to `TOLERANCE` of the largest difference between two examples' outputs; difference: how far they
+        are off, in the same share. saved: saved and loaded again, the outputs are the same bit for bit. ok: all of
+        them; reason: what does not hold.
+    """
+    rng = np.random.default_rng(seed)
+    return [_check(kind, draw_policy(kind, table.space, rng), rng, model, source, table, costs, call) for kind in KINDS]
+
+
+def draw_policy(kind: str, space: Space, rng: np.random.Generator) -> NDArray[np.int64]:
+    """A legal policy; groups that may keep nothing sometimes do."""
+    if kind == "smallest":
+        return space.low.copy()
+    counts: NDArray[np.int64] = space.step * rng.integers(space.low // space.step, space.high // space.step, endpoint=True)
+    if kind != "random":
+        place = rng.random(len(space))
+        counts = np.where(place < 1 / 3, space.low, np.where(place > 2 / 3, space.high, counts))
+    return counts
+
+
+def _check(
+    kind: str,
+    policy: NDArray[np.int64],
+    rng: np.random.Generator,
+    model: nn.Module,
+    source: ModelSource,
+    table: OwnerTable,
+    costs: Mapping[str, ProductCost],
+    call: Call,
+) -> dict[str, Any]:
+    kept = kept_units(table, ranks(table, torch.from_numpy(rng.random(len(table.unit_group)))), policy)
+    predicted = {unit: float(cost(torch.from_numpy(policy)[None].double())) for unit, cost in costs.items()}
+    record: dict[str, Any] = {"policy": kind, "macs": predicted["macs"], **dict.fromkeys(PARTS, False)}
+    record |= {"difference": None, "ok": False, "reason": None}
+    try:
+        zeroed = settle(mask(model, table, kept), call)
+        small = cut(zeroed, table, kept)
+        output, wanted = _outputs(small, call), _outputs(zeroed, call)
+        del zeroed
+        record |= _compare(small, output, predicted, wanted, call)
+        record["saved"] = _survives_saving(small, source, call, output)
+    except Exception as error:  # whatever a network may raise when its shapes do not meet
+        if is_out_of_memory(error):
+            raise
+        return record | {"reason": f"{kind} policy: {one_line(error)}"}
+    failed = [part for part in PARTS if not record[part]]
+    record["ok"] = not failed
+    if failed:
+        record["reason"] = f"{kind} policy: {', '.join(failed)} not as predicted; {record.pop('seen', '')}".rstrip("; ")
+    record.pop("seen", None)
+    return record
+
+
+def _outputs(model: nn.Module, call: Call) -> list[Tensor]:
+    with torch.no_grad():
+        return float_tensors(call.on(model))
+
+
+def _compare(
+    small: nn.Module, output: list[Tensor], predicted: Mapping[str, float], wanted: list[Tensor], call: Call
+) -> dict[str, Any]:
+    shapes, right = ([tuple(tensor.shape) for tensor in tensors] for tensors in (output, wanted))
+    if shapes != right:
+        return {"seen": f"outputs {shapes} in place of {right}"}
+    true = {"macs": count_cut_macs(small, call.head(1)), **_sizes(small)}
+    wrong = [f"{unit} {predicted[unit]:.0f} but truly {true[unit]}" for unit in true if predicted[unit] != true[unit]]
+    record = {"shape": True, "cost": not wrong}
+    shares = [_share(ours, theirs) for ours, theirs in zip(output, wanted, strict=True) if theirs.numel()]
+    difference = max(shares, default=0.0) if all(map(math.isfinite, shares)) else math.inf
+    if not difference <= TOLERANCE:
+        wrong.append(f"outputs differ by {difference:.2g} of what tells examples apart")
+    record |= {"equal": difference <= TOLERANCE, "difference": difference if math.isfinite(difference) else None}
+    return record | {"seen": "; ".join(wrong)}
+
+
+def _share(ours: Tensor, theirs: Tensor) -> float:
+    """How far one output is off, as a share of what tells examples apart in it."""
+    apart = float((theirs[1:] - theirs[:-1]).abs().max()) if theirs.ndim and len(theirs) > 1 else 0.0
+    return float((ours - theirs).abs().max()) / max(apart, FAINT * float(theirs.abs().max()), 1e-30)
+
+
+def settle(model: nn.Module, call: Call) -> nn.Module:
+    """Keep the picture felt at the last layer of a network in which many channels are zero.
+
+    Under the dense network's statistics, or with none, it is forgotten after some layers, and whatever is cut wrongly
+    before that would not show. BatchNorm's statistics are set near those of `call`; in a network without BatchNorm,
+    what layers give is centred and scaled so by their own weights and biases.
+    """
+    norms = [
+        module
+        for module in model.modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_var is not None
+    ]
+    layers = [module for module in model.modules() if isinstance(module, (nn.Conv2d, nn.Conv1d, nn.Linear))]
+    draw = torch.Generator().manual_seed(0)
+
+    def take(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        _take_statistics(norm, inputs[0], draw)
+
+    handles = [norm.register_forward_pre_hook(take) for norm in norms]
+    handles += [layer.register_forward_hook(_centre) for layer in layers if not norms]
+    try:
+        with torch.no_grad():
+            call.on(model)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return model
+
+
+def _take_statistics(norm: nn.Module, inputs: Tensor, draw: torch.Generator) -> None:
+    """Give a BatchNorm the statistics of what it reads, each off by a random part; channels that are zero stay so."""
+    others = [dim for dim in range(inputs.ndim) if dim != 1]
+    variance, mean = torch.var_mean(inputs, others, correction=0)
+    variance = variance.clamp(min=float(variance.mean()) * LEAST_VARIANCE)
+    mean += 0.3 * torch.randn(mean.shape, generator=draw) * variance.sqrt() * (mean != 0)
+    norm.running_mean.copy_(mean)  # type: ignore[operator, union-attr]
+    norm.running_var.copy_(variance * (torch.rand(variance.shape, generator=draw) + 0.5))  # type: ignore[operator, union-attr]
+
+
+def _centre(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    """Change a layer so that each channel has a mean near zero and a spread of one; channels that are zero stay so."""
+    channels = output.ndim - 1 if isinstance(layer, nn.Linear) else 1
+    others = [dim for dim in range(output.ndim) if dim != channels]
+    mean, spread = output.mean(others), output.std(others)
+    spread = spread.clamp(min=float(spread.mean()) * LEAST_VARIANCE).nan_to_num(1.0)
+    spread[spread == 0] = 1.0
+    weight, bias = layer.weight, layer.bias
+    weight /= spread.view(-1, *[1] * (weight.ndim - 1))  # type: ignore[operator, union-attr, assignment]
+    if bias is not None:
+        bias.sub_(0.9 * mean).div_(spread)  # type: ignore[operator, union-attr]
+    again: Tensor = type(layer).forward(layer, *inputs)
+    return again
+
+
+def _sizes(model: nn.Module) -> dict[str, int]:
+    """Parameters, and the bytes of all that its weights file holds, a shared tensor once."""
+    stored = {tensor.data_ptr(): tensor for tensor in model.state_dict().values() if tensor.numel()}
+    return {
+        "params": sum(parameter.numel() for parameter in model.parameters()),
+        "bytes": sum(tensor.numel() * tensor.element_size() for tensor in stored.values()),
+    }
+
+
+def _survives_saving(model: nn.Module, source: ModelSource, call: Call, output: list[Tensor]) -> bool:
+    shape = tuple(next(iter(float_tensors(call.args)), torch.zeros(1)).shape[1:])
+    with tempfile.TemporaryDirectory(prefix="amc-") as folder:
+        save_network(Path(folder), model, source, shape)
+        again = _outputs(load_network(folder), call)
+    return len(again) == len(output) and all(map(torch.equal, again, output))
+
+
+def check_summary(checks: list[dict[str, Any]]) -> dict[str, Any]:
+    """Each part over all policies, the largest difference, and the policies themselves."""
+    differences = [check["difference"] for check in checks if check["difference"] is not None]
+    return {
+        **{part: all(check[part] for check in checks) for part in PARTS},
+        "largest_difference": max(differences, default=None),
+        "tolerance": TOLERANCE,
+        "policies": checks,
+    }
+
+
+def scramble(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Give normalisations random statistics and weights, and whatever starts constant random values.
+
+    Else a layer scale of 1e-6, a last BatchNorm or a classifier that starts at zero would hide what is cut wrongly.
+    """
+    draw = torch.Generator().manual_seed(seed)
+    statistics = [(n, t) for n, t in model.named_buffers() if n.endswith(("running_mean", "running_var"))]
+    with torch.no_grad():
+        for name, tensor in [*model.named_parameters(), *statistics]:
+            if not tensor.is_floating_point() or not tensor.numel():
+                continue
+            flat = max(tensor.shape, default=1) == tensor.numel()
+            if flat and name.endswith(("running_var", "weight")):
+                tensor.copy_(torch.rand(tensor.shape, generator=draw) + 0.5)
+            elif flat:
+                tensor.copy_(torch.randn(tensor.shape, generator=draw) * 0.3)
+            elif bool((tensor == tensor.flatten()[0]).all()):
+                tensor.copy_(torch.randn(tensor.shape, generator=draw) / math.sqrt(tensor[0].numel()))
+    return model.eval()

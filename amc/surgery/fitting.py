@@ -1,0 +1,100 @@
+"""After a cut: every module's own integers agree with its tensors, and stand-ins take over where a library module cannot.
+
+What a module now is beyond its tensors can be written down (`describe`) and put back (`restore`), so that a release is
+loaded without a trace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from amc.surgery.layers import CONVOLUTIONS, TRANSPOSED
+from amc.surgery.narrow_attention import can_narrow_attention, narrow_attention
+from amc.surgery.narrow_norm import narrow_norm
+from amc.surgery.substitute import Substitute
+from amc.surgery.vanished import vanish
+
+if TYPE_CHECKING:
+    from amc.surgery.table import OwnerTable
+
+Integers = dict[str, dict[str, Any]]  # module name -> attribute -> value
+
+
+def fit(model: nn.Module, table: OwnerTable, kept: NDArray[np.bool_]) -> None:
+    """Make a freshly cut network, its layers' integers already right, run."""
+    keep = np.append(kept, True)
+    modules = dict(model.named_modules())
+    attention: dict[str, dict[str, int]] = {}
+    for integer in table.integers:
+        left = int(np.logical_and.reduce([keep[owner] for owner in integer.owners]).sum())
+        module = modules[integer.module]
+        if can_narrow_attention(module):
+            attention.setdefault(integer.module, {})[integer.attribute] = left
+        elif integer.item is None:
+            setattr(module, integer.attribute, left)
+        else:
+            values = list(getattr(module, integer.attribute))
+            values[integer.item] = left
+            setattr(module, integer.attribute, type(getattr(module, integer.attribute))(values))
+    for name, rule in table.norms.items():
+        if _width(modules[name]) < rule.full_width:
+            narrow_norm(modules[name], rule.full_width, rule)
+    for name, module in modules.items():
+        if can_narrow_attention(module) and _is_cut(module):
+            _fit_attention(module, attention.get(name, {}))
+        vanish(module)
+
+
+def _fit_attention(module: Any, sizes: Mapping[str, int]) -> None:
+    heads, width = sizes.get("num_heads", module.num_heads), sizes.get("head_dim", module.head_dim)
+    scale = module.settings.scale if isinstance(module, Substitute) else module.head_dim**-0.5
+    narrow_attention(module, heads, width, scale)
+
+
+def _is_cut(module: Any) -> bool:
+    rows, width = module.in_proj_weight.shape
+    return bool(rows != 3 * module.embed_dim or width != module.embed_dim)
+
+
+def _width(module: nn.Module) -> int:
+    return next(p.numel() for p in module.parameters(recurse=False))
+
+
+def resize_layers(model: nn.Module) -> None:
+    """Make the integers of every layer agree with its tensors' shapes."""
+    for module in model.modules():
+        for attribute, value in _widths(module).items():
+            if getattr(module, attribute) != value:
+                setattr(module, attribute, (value,) if attribute == "normalized_shape" else value)
+
+
+def _widths(module: nn.Module) -> dict[str, int]:
+    """The integers that follow from the shapes of a module's tensors."""
+    if isinstance(module, TRANSPOSED):
+        return {"in_channels": module.weight.shape[0], "out_channels": module.weight.shape[1] * module.groups}
+    if isinstance(module, CONVOLUTIONS):
+        out, inward = module.weight.shape[:2]
+        groups = max(1, module.groups * out // module.out_channels) if module.out_channels else 1
+        return {"out_channels": out, "groups": groups, "in_channels": inward * groups}
+    if isinstance(module, nn.Linear):
+        return {"out_features": module.weight.shape[0], "in_features": module.weight.shape[1]}
+    if isinstance(module, nn.GroupNorm) and module.weight is not None and module.num_groups > 1:
+        channels = module.weight.shape[0]
+        return {"num_groups": module.num_groups * channels // module.num_channels, "num_channels": channels}
+    if isinstance(module, nn.GroupNorm) and module.weight is not None:
+        return {"num_channels": module.weight.shape[0]}
+    if isinstance(module, nn.Embedding):
+        return {"embedding_dim": module.weight.shape[1]}
+    if isinstance(module, nn.PReLU):
+        return {"num_parameters": module.weight.shape[0]}
+    if hasattr(module, "num_features"):
+        tensor = getattr(module, "running_mean", None)
+        tensor = getattr(module, "weight", None) if tensor is None else tensor
+        if isinstance(tensor, Tensor) and isinstance(module.num_features, int):
+            return {"num_features": tensor.shape[0]}
+    return {}

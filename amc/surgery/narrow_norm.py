@@ -1,0 +1,176 @@
+"""Normalisation over what is left of the channels, as if those that are gone were still there and zero.
+
+With k of n channels left, m and v the mean and (biased) variance over the k, and s = k / n, the n have the mean s m and
+the variance s v + s (1 - s) m^2: a sum of non-negative terms, so nothing cancels. Their mean square is s times that of
+the k.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import product
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from amc.errors import ModelError
+from amc.surgery.substitute import Substitute, put_in_place
+
+STATISTICS = ("layer", "rms", "group", "simple")  # mean and variance over channels; mean square over channels; mean and
+# variance over channels and places; variance without centring, unbiased, over channels (timm's SimpleNorm)
+
+
+@dataclass(frozen=True)
+class NormRule:
+    """What a module that normalises over channels computes.
+
+    Attributes:
+        statistics: one of `STATISTICS`.
+        channel_dim: 1, or -1 where channels come last.
+        scale, shift: the names of its parameters, None where it has none.
+        eps: added to the variance; None stands for the smallest step of the type that is computed in.
+        full_width: how many channels the statistics are over; those beyond `width` are zeros.
+        width: how many channels are there.
+    """
+
+    statistics: str
+    channel_dim: int
+    scale: str | None
+    shift: str | None
+    eps: float | None
+    full_width: int
+    width: int
+
+
+class NarrowNorm(Substitute):
+    """A normalisation whose statistics are over `settings.full_width` channels, of which `settings.width` are left."""
+
+    kind = "norm"
+    prefix = "Narrow"
+    Settings = NormRule
+    settings: NormRule
+
+    @property
+    def full_width(self) -> int:
+        """How many channels the dense module normalises over."""
+        return self.settings.full_width
+
+    def settle(self) -> None:
+        if hasattr(self, "normalized_shape"):
+            self.normalized_shape = (self.settings.width,)
+        if hasattr(self, "num_channels"):
+            self.num_channels = self.settings.width
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        rule = self.settings
+        if rule.width in (0, rule.full_width):
+            same: Tensor = super().forward(inputs) if rule.width else inputs
+            return same
+        scale, shift = (getattr(self, name) if name else None for name in (rule.scale, rule.shift))
+        outputs = normalise(inputs, rule, scale, shift)
+        for child in self.children():  # timm's norms may hold a dropout and an activation
+            outputs = child(outputs)
+        return outputs
+
+
+def normalise(inputs: Tensor, rule: NormRule, scale: Tensor | None, shift: Tensor | None) -> Tensor:
+    """Normalised `inputs`, in their dtype; statistics are taken in float32 at least."""
+    x = inputs if inputs.dtype in (torch.float32, torch.float64) else inputs.float()
+    dims = list(range(1, x.ndim)) if rule.statistics == "group" else [rule.channel_dim]
+    share = rule.width / rule.full_width
+    if rule.statistics == "rms":
+        spread = share * x.square().mean(dims, keepdim=True)
+    else:
+        variance, mean = torch.var_mean(x, dims, correction=0, keepdim=True)
+        spread = share * variance + share * (1 - share) * mean.square()
+        if rule.statistics == "simple":
+            spread = spread * (rule.full_width / (rule.full_width - 1))
+        else:
+            x = x - share * mean
+    x = x * torch.rsqrt(spread + (torch.finfo(x.dtype).eps if rule.eps is None else rule.eps))
+    shape = [1] * x.ndim
+    shape[rule.channel_dim] = rule.width
+    if scale is not None:
+        x = x * scale.reshape(shape)
+    if shift is not None:
+        x = x + shift.reshape(shape)
+    return x.to(inputs.dtype)
+
+
+def narrow_norm(module: nn.Module, full_width: int, rule: NormRule | None = None) -> None:
+    """Have a normalisation, its parameters already cut, go on as if it still had `full_width` channels.
+
+    Args:
+        rule: what `norm_rule` said of the dense module; found anew where it is None.
+
+    Raises:
+        ModelError: nothing is known of what the module computes.
+    """
+    if isinstance(module, NarrowNorm):
+        rule = module.settings
+    rule = rule or norm_rule(module)
+    if rule is None:
+        raise ModelError(
+            f"a normalisation can be cut if it is one over channels, got {type(module).__name__}; ignore it"
+        )
+    width = getattr(module, rule.scale or rule.shift or "").numel()
+    put_in_place(module, NarrowNorm, replace(rule, full_width=full_width, width=width))
+
+
+@torch.no_grad()
+def norm_rule(module: nn.Module) -> NormRule | None:
+    """What a module that normalises over its channels computes, learnt from running it; None if it is no such module.
+
+    The module may be cut already. Without parameters of its own there is nothing to tell its width, and it is none of
+    these.
+    """
+    own = {name: value for name, value in module._parameters.items() if value is not None}
+    widths = {value.numel() if value.numel() == max(value.shape, default=0) else 0 for value in own.values()}
+    if isinstance(module, (NarrowNorm, _NormBase)) or len(own) not in (1, 2) or len(widths) != 1 or max(widths) < 2:
+        return None
+    width, device = widths.pop(), next(iter(own.values())).device
+    draw = torch.Generator().manual_seed(0)
+    drawn = {name: torch.randn(value.shape, generator=draw).to(device) for name, value in own.items()}
+    twin = _twin(module, drawn)
+    for shape, channel_dim in (((2, width, 3, 4), 1), ((2, 3, 4, width), -1), ((2, 3, width), -1), ((2, width, 5), 1)):
+        for eps in _epsilons(module):
+            inputs = torch.randn(shape, generator=draw).to(device) + 0.5
+            inputs[1] *= 1e-3 if eps is None else eps**0.5  # eps must show
+            try:
+                expected = twin.forward(inputs.clone())
+            except Exception:  # anyone's code, given a shape that may not be its own
+                continue
+            for rule in _rules(list(own), channel_dim, eps, width):
+                outputs = normalise(inputs, rule, drawn.get(rule.scale or ""), drawn.get(rule.shift or ""))
+                for child in twin.children():
+                    outputs = child(outputs)
+                if outputs.shape == expected.shape and torch.allclose(outputs, expected, rtol=1e-3, atol=1e-5):
+                    return rule
+    return None
+
+
+def _rules(names: list[str], channel_dim: int, eps: float | None, width: int) -> Iterator[NormRule]:
+    """Every rule with parameters of these names."""
+    roles = [(names[0], None), (None, names[0])] if len(names) == 1 else [(names[0], names[1]), (names[1], names[0])]
+    for statistics, (scale, shift) in product(STATISTICS, roles):
+        if statistics != "group" or channel_dim == 1:
+            yield NormRule(statistics, channel_dim, scale, shift, eps, width, width)
+
+
+def _epsilons(module: nn.Module) -> list[float | None]:
+    """Attributes that may be what is added to the variance, by their size: their names differ."""
+    found: list[float | None] = [v for v in vars(module).values() if isinstance(v, float) and 0 < v <= 0.1]
+    return [*dict.fromkeys(found), *([None] if vars(module).get("eps", 0) is None else [])]
+
+
+def _twin(module: nn.Module, parameters: dict[str, Tensor]) -> nn.Module:
+    """The module with other parameters, as wide as they are, in `eval` mode; nothing of the original is touched."""
+    twin = copy.copy(module)
+    if "normalized_shape" in module.__dict__:
+        twin.__dict__["normalized_shape"] = (next(iter(parameters.values())).numel(),)
+    twin.__dict__["_parameters"] = {**module._parameters, **parameters}
+    twin.__dict__["_modules"] = {name: copy.deepcopy(child) for name, child in module._modules.items()}
+    return twin.eval()

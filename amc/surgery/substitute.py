@@ -1,0 +1,61 @@
+"""Modules that take the place of others by a change of class.
+
+The names of parameters and buffers, hooks, training mode and `isinstance` stay as they were; what is computed changes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any, ClassVar
+
+from torch import nn
+
+
+class Substitute(nn.Module):
+    """What a substitute adds to the class it stands in for: the settings its `forward` needs.
+
+    Attributes:
+        kind: its name in the record of a network.
+        prefix: what its name adds to that of the class it stands in for.
+        settings: an instance of `Settings`, a frozen dataclass of JSON values.
+    """
+
+    kind: ClassVar[str]
+    prefix: ClassVar[str]
+    Settings: ClassVar[type[Any]]
+    settings: Any
+
+    def settle(self) -> None:
+        """Make the module's own integers agree with its settings."""
+
+    def record(self) -> dict[str, Any]:
+        """All that `put_in_place` needs to make the same substitute again."""
+        return asdict(self.settings)
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        """Copied and pickled by the two classes it is made of: its own is made while the program runs."""
+        return _bare, type(self).__bases__, self.__getstate__()  # type: ignore[no-untyped-call]
+
+
+_JOINED: dict[tuple[type[Substitute], type[nn.Module]], type[nn.Module]] = {}
+
+
+def put_in_place(module: nn.Module, substitute: type[Substitute], settings: Any) -> None:
+    """Turn `module` into a substitute of its class, or give one that is that already new settings."""
+    if not isinstance(module, substitute):
+        module.__class__ = _joined(substitute, type(module))
+    module.__dict__["settings"] = settings
+    module.settle()  # type: ignore[operator]
+
+
+def _joined(substitute: type[Substitute], base: type[nn.Module]) -> type[nn.Module]:
+    """The class of both, one for every pair: copies of a module are of the same class."""
+    if (substitute, base) not in _JOINED:
+        name = f"{substitute.prefix}{base.__name__}"
+        _JOINED[substitute, base] = type(name, (substitute, base), {"__module__": base.__module__})
+    return _JOINED[substitute, base]
+
+
+def _bare(substitute: type[Substitute], base: type[nn.Module]) -> nn.Module:
+    joined = _joined(substitute, base)
+    return joined.__new__(joined)

@@ -1,0 +1,267 @@
+"""Run a network once and follow every channel through every operation.
+
+The network runs as it is, on real tensors; `amc.surgery.operators` says for each ATen operation what becomes of the
+labels. So any Python code can be traced, and what it does with shapes is seen as it happens. What cannot be followed is
+kept whole, with the operation's name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
+
+from amc.call import Call, as_call
+from amc.errors import ModelError
+from amc.surgery.layers import CONVOLUTIONS, LAYERS, TRANSPOSED
+from amc.surgery.narrow_norm import norm_rule
+from amc.surgery.operators import RULES, any_pointwise
+from amc.surgery.record import Factor, Labels, Record
+
+
+def trace(model: nn.Module, inputs: Call | Tensor, ignore: Sequence[str] = ()) -> Record:
+    """Trace `model` on one example; the model itself is left as it was found.
+
+    Args:
+        model: any network.
+        inputs: what it is called with, a batch of one.
+        ignore: names of modules none of whose channels may be removed.
+
+    Raises:
+        ModelError: the network cannot be run, or an ignored name does not exist.
+    """
+    unknown = [name for name in ignore if name not in dict(model.named_modules())]
+    if unknown:
+        raise ModelError(f"a name in `ignore` must be a module of the network, but {unknown[0]!r} is none")
+    twin = copy.deepcopy(model).eval()
+    tracer = Tracer(twin)
+    try:
+        with torch.no_grad(), tracer.watching(), _composed_attention(), tracer:
+            outputs = as_call(inputs).on(twin)
+    except Exception as error:
+        first = (str(error).splitlines() or [""])[0]
+        raise ModelError(
+            f"the network must run on its example input, but {type(error).__name__}: {first} (in "
+            f"{tracer.module or 'the network'}); check the input size and channels"
+        ) from error
+    for tensor in tree_leaves(outputs):
+        if isinstance(tensor, Tensor):
+            tracer.keep(tensor, "it is the network's output")
+    for name, module in twin.named_modules():
+        if any(name == prefix or name.startswith(f"{prefix}.") for prefix in ignore):
+            tracer.ignore(name, module)
+    return tracer.record
+
+
+@contextlib.contextmanager
+def _composed_attention() -> Iterator[None]:
+    """torch's transformer layers run operation by operation, not as one kernel."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Sees every operation of a network and passes labels on."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.model, self.record = model, Record()
+        self.labels = WeakIdKeyDictionary()  # type: ignore[no-untyped-call]
+        self.stack: list[tuple[str, nn.Module]] = []
+        self.muted = 0
+        for name, module in model.named_modules():
+            if (rule := norm_rule(module)) is not None:
+                self.record.rules[name] = rule
+        state = set(model.state_dict(keep_vars=True))
+        self.names: dict[int, str] = {}
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+            if name in state and tensor.is_floating_point():
+                self._label_parameter(name, tensor)
+            else:
+                self.labels[tensor] = Labels(parametric=True)
+
+    def _label_parameter(self, name: str, tensor: Tensor) -> None:
+        self.names[id(tensor)] = name
+        factors = [
+            Factor((dim,), self.record.axis(name, dim, size)) for dim, size in enumerate(tensor.shape) if size > 1
+        ]
+        self.labels[tensor] = Labels(tuple(factors), parametric=True)
+
+    @property
+    def module(self) -> str:
+        """The name of the module that is running."""
+        return self.stack[-1][0] if self.stack else ""
+
+    def of(self, tensor: Any) -> Labels:
+        """The labels of a tensor; a Python number has pliant ones."""
+        if not isinstance(tensor, Tensor):
+            return Labels(pliant=True, parametric=True)
+        found: Labels = self.labels.get(tensor, Labels())
+        return found
+
+    def set(self, tensor: Tensor, factors: Sequence[Factor] = (), *inputs: Tensor) -> None:
+        """Label a result of `inputs`; dimensions of size one carry no labels."""
+        left = tuple(f for factor in factors if (f := _squeezed(factor)) is not None)
+        known = [self.of(source) for source in inputs]
+        self.labels[tensor] = Labels(
+            left,
+            bool(known) and all(label.pliant for label in known),
+            bool(known) and all(label.parametric for label in known),
+        )
+
+    def keep(self, tensor: Tensor, reason: str) -> None:
+        """Everything this tensor's labels stand for stays."""
+        for factor in self.of(tensor).factors:
+            self.record.keep(factor.slots, reason)
+
+    def ignore(self, name: str, module: nn.Module) -> None:
+        for own, tensor in module.named_parameters(recurse=False):
+            where = self.names.get(id(tensor), f"{name}.{own}")
+            dims = range(tensor.ndim) if not isinstance(module, LAYERS) else [int(isinstance(module, TRANSPOSED))]
+            if isinstance(module, LAYERS) and own == "bias":
+                dims = [0]
+            for dim in dims:
+                if (where, dim) in self.record.axes:
+                    start, length = self.record.axes[where, dim]
+                    self.record.keep(np.arange(start, start + length), f"{name or 'the network'} is in `ignore`")
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[None]:
+        """Know which module runs, and take normalisations whole."""
+        handles = []
+        for name, module in self.model.named_modules():
+            handles.append(module.register_forward_pre_hook(self._enter(name), with_kwargs=True))
+            handles.append(module.register_forward_hook(self._leave(name), always_call=False))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _enter(self, name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+            self.stack.append((name, module))
+            self.muted += name in self.record.rules
+
+        return hook
+
+    def _leave(self, name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            if name in self.record.rules:
+                self.muted -= 1
+                self._normalised(name, module, args[0], output, self.record.rules[name].channel_dim % args[0].ndim)
+            elif isinstance(module, LAYERS) and args and isinstance(args[0], Tensor):
+                self._read_by(name, module, args[0])
+            self.stack.pop()
+
+        return hook
+
+    def _normalised(self, name: str, module: nn.Module, before: Tensor, after: Tensor, dim: int) -> None:
+        """A normalisation over channels that can be computed for fewer as if the others were zero."""
+        factor = self.of(before).factor(dim)
+        parameters = [tensor for tensor in module.parameters(recurse=False)]
+        if factor is not None and len(factor.dims) == 1 and parameters:
+            self.record.normed[name] = factor.slots
+            for tensor in parameters:
+                self.record.join(self.of(tensor).factors[0].slots, factor.slots)
+        elif factor is not None:
+            self.record.fix(factor, dim, f"{name} ({type(module).__name__}) normalises over it")
+        if factor is None or len(factor.dims) > 1:
+            for tensor in parameters:
+                self.keep(tensor, f"{name} ({type(module).__name__}) normalises over channels that stay")
+        self.set(after, self.of(before).factors, before)
+
+    def _read_by(self, name: str, module: nn.Module, before: Tensor) -> None:
+        """What a layer's input channels stand for; a layer that runs twice on different channels is left out."""
+        factor = self.of(before).factor(1 if isinstance(module, CONVOLUTIONS) else before.ndim - 1)
+        if factor is None or len(factor.dims) > 1:
+            return
+        known = self.record.inputs.setdefault(name, factor.slots)
+        if known.shape != factor.slots.shape:
+            del self.record.inputs[name]
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if not self.muted:
+            operation = func._schema.name.split("::")[1]
+            rule = RULES.get(operation) or RULES.get(operation.rstrip("_"))
+            if rule is None and torch.Tag.pointwise in func.tags:
+                rule = any_pointwise
+            if rule is None:
+                self.lost(operation, args, kwargs, result)
+            else:
+                rule(Operation(self, operation, func, args, kwargs, result))
+        return result
+
+    def lost(self, operation: str, args: Any, kwargs: Any, result: Any) -> None:
+        """An operation without a rule: what goes in stays."""
+        for tensor in tree_leaves((args, kwargs)):
+            if isinstance(tensor, Tensor):
+                self.keep(tensor, f"it cannot be followed through {operation} in {self.module or 'the network'}")
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                self.set(tensor)
+
+
+class Operation:
+    """One operation as it ran."""
+
+    def __init__(self, tracer: Tracer, operation: str, func: Any, args: Any, kwargs: Any, result: Any) -> None:
+        self.tracer, self.record, self.operation = tracer, tracer.record, operation
+        self.func, self.args, self.kwargs, self.result = func, args, kwargs, result
+
+    @property
+    def where(self) -> str:
+        return f"{self.operation} in {self.tracer.module or 'the network'}"
+
+    @property
+    def out(self) -> Tensor:
+        """The first result."""
+        first: Tensor = self.result[0] if isinstance(self.result, (tuple, list)) else self.result
+        return first
+
+    def arg(self, name: str, default: Any = None) -> Any:
+        """An argument by its name in the operation's schema."""
+        for place, argument in enumerate(self.func._schema.arguments):
+            if argument.name == name:
+                if place < len(self.args):
+                    return self.args[place]
+                return self.kwargs.get(name, argument.default_value if argument.has_default_value() else default)
+        return default
+
+    def tensors(self) -> list[Tensor]:
+        return [leaf for leaf in tree_leaves((self.args, self.kwargs)) if isinstance(leaf, Tensor)]
+
+    def of(self, tensor: Any) -> Labels:
+        return self.tracer.of(tensor)
+
+    def set(self, factors: Sequence[Factor], *inputs: Tensor, tensor: Tensor | None = None) -> None:
+        self.tracer.set(self.out if tensor is None else tensor, factors, *(inputs or self.tensors()))
+
+    def lost(self) -> None:
+        self.tracer.lost(self.operation, self.args, self.kwargs, self.result)
+
+
+def _squeezed(factor: Factor) -> Factor | None:
+    """A factor without its dimensions of size one."""
+    wide = [axis for axis, size in enumerate(factor.slots.shape) if size > 1]
+    if len(wide) == len(factor.dims):
+        return factor
+    if not wide:
+        return None
+    return Factor(
+        tuple(factor.dims[axis] for axis in wide), factor.slots.reshape([factor.slots.shape[axis] for axis in wide])
+    )
