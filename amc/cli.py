@@ -57,9 +57,16 @@ BudgetOption = Annotated[
         "--budget", "-b", help="1.2GFLOPs (1 FLOP = 1 multiply-add), 600M, 40%, 2.5Mparams, 9MB; several hold at once."
     ),
 ]
+RoundToOption = Annotated[
+    str | None,
+    typer.Option("--round-to", help="Multiples to keep channels in; auto: by this machine's speed.", metavar="N|auto"),
+]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", "-s", help="Any recipe key, e.g. --set finetune.epochs=10.", metavar="KEY=VALUE"),
+]
+IgnoreOption = Annotated[
+    list[str] | None, typer.Option(help="A module none of whose channels are cut; may be repeated.", metavar="NAME")
 ]
 OutOption = Annotated[str | None, typer.Option("--out", "-o", help="The run folder.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="The result as JSON on stdout.")]
@@ -101,6 +108,8 @@ def compress(
     workers: Annotated[
         int | None, typer.Option(help="Processes on this machine that measure side by side, each on one thread.")
     ] = None,
+    ignore: IgnoreOption = None,
+    round_to: RoundToOption = None,
     set_: SetOption = None,
     json_: JsonOption = False,
     quiet: QuietOption = False,
@@ -110,8 +119,9 @@ def compress(
     from amc.progress import shown
     from amc.show import summary
 
-    flags = {"out": out, "search.trials": trials, "search.study": study, "search.workers": workers, "seed": seed}
+    flags: dict[str, Any] = {"out": out, "search.trials": trials, "search.study": study, "search.workers": workers}
     flags |= {"task.metric": metric, "task.batch": batch, "task.loss": loss}
+    flags |= {"model.ignore": ignore or None, "surgery.round_to": round_to, "seed": seed}
     wanted = _recipe(recipe, model, weights, data, budget, set_, flags)
     with shown(quiet=quiet) as progress:
         run = compress(wanted, progress)
@@ -248,34 +258,162 @@ def doctor(
     weights: WeightsOption = None,
     data: DataOption = None,
     input_: Annotated[
-        str | None, typer.Option("--input", help="Shape of one picture, e.g. 3x224x224; left out: the data's.")
+        str | None,
+        typer.Option("--input", help="Shape of one picture, e.g. 3x224x224; left out: the data's or the network's."),
     ] = None,
+    ignore: IgnoreOption = None,
+    round_to: RoundToOption = None,
+    zoo: Annotated[
+        str | None, typer.Option(help="torchvision or timm: every network of it, as a table in --out.")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where the tables of --zoo go.")] = Path("docs/coverage"),
+    jobs: Annotated[int, typer.Option(min=1, help="Networks of --zoo at a time.")] = 1,
+    only: Annotated[
+        str | None, typer.Option(help="Networks of --zoo: a pattern, or a part of their names.", metavar="PATTERN")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where a --zoo that was ended left off.")] = False,
+    seconds: Annotated[float | None, typer.Option(min=1, help="A network may take; 120 with --zoo.")] = None,
+    gigabytes: Annotated[float | None, typer.Option(min=0.1, help="A network may take; 8 with --zoo.")] = None,
     set_: SetOption = None,
     json_: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
-    """Show a network's groups, what cannot be cut and why, and the smallest and largest reachable cost."""
-    from amc.doctor import examination_text, examine
+    """Show what of a network can be cut, what cannot and why, and check that cutting is exact.
 
-    wanted = _recipe(recipe, model, weights or "none", data, None, set_, {})  # the shapes alone matter here
-    found = examine(wanted, input_, explicit_data=data is not None)
-    _print(found if json_ else examination_text(found))
+    Exit 0 if all checks hold; 2 if the network cannot be built, traced or cut; 4 if a check does not hold.
+    """
+    if zoo is not None:
+        _cover(zoo, out, jobs, only, resume, (seconds, gigabytes), json_, quiet)
+        return
+    from amc.doctor.alone import diagnose, raise_if_failed
+    from amc.doctor.text import record_text
+
+    flags: dict[str, Any] = {"model.ignore": ignore or None, "surgery.round_to": round_to}
+    flags |= {"surgery.trace_seconds": seconds, "surgery.trace_gigabytes": gigabytes}
+    wanted = _recipe(recipe, model, weights or "none", data, None, set_, flags)  # the shapes alone matter here
+    found = diagnose(wanted, input_, explicit_data=data is not None)
+    _print(found if json_ else record_text(found))
+    raise_if_failed(found)
+
+
+def _cover(
+    zoo: str,
+    out: Path,
+    jobs: int,
+    only: str | None,
+    resume: bool,
+    limits: tuple[float | None, float | None],
+    json_: bool,
+    quiet: bool,
+) -> None:
+    from amc.doctor.coverage import LIMITS, cover
+    from amc.isolation import Limits
+    from amc.progress import shown
+
+    chosen = Limits(limits[0] or LIMITS.seconds, limits[1] or LIMITS.gigabytes)
+    with shown(quiet=quiet) as progress:
+        found = cover(zoo, out, progress, jobs=jobs, only=only, resume=resume, limits=chosen)
+    _print(found.record if json_ else found.text)
+    found.raise_if_failed()
 
 
 bench = typer.Typer(help="Measure our own claims, side by side with what they are compared to.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
 
 
+ModelsOption = Annotated[list[str] | None, typer.Option("--model", "-m", help="Networks; left out: several.")]
+ThreadsOption = Annotated[int, typer.Option(min=1, help="Threads of torch.")]
+
+
 @bench.command("cut")
 def bench_cut(
-    model: Annotated[list[str] | None, typer.Option("--model", "-m", help="Networks; left out: resnet50.")] = None,
+    model: ModelsOption = None,
     size: Annotated[int, typer.Option(min=16, help="Height and width of the pictures.")] = 224,
     json_: JsonOption = False,
 ) -> None:
     """Time tracing, cutting and counting, beside torch-pruning's build and step."""
-    from amc.bench import bench_cut, cut_text
+    from amc.bench.cut import NETWORKS, bench_cut, cut_text
 
-    rows = [bench_cut(_recipe(None, name, "none", None, None, None, {}), size) for name in model or ["resnet50"]]
+    rows = [bench_cut(_recipe(None, name, "none", None, None, None, {}), size) for name in model or NETWORKS]
     _print(rows if json_ else cut_text(rows))
+
+
+@bench.command("trial")
+def bench_trial(
+    model: ModelsOption = None,
+    policies: Annotated[int, typer.Option(min=1, help="Random policies, at 30 to 80 % of the MACs.")] = 5,
+    size: Annotated[int, typer.Option(min=32, help="Height and width of the pictures, but for resnet20.")] = 64,
+    threads: ThreadsOption = 1,
+    json_: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Time the parts of a trial, beside the bare forward passes that it needs."""
+    from amc.bench.trial import NETWORKS, bench_trial, trial_recipe, trial_text
+    from amc.progress import shown
+
+    with shown(quiet=quiet) as progress:
+        rows = [bench_trial(trial_recipe(name, size, threads), policies, progress) for name in model or NETWORKS]
+    _print(rows if json_ else trial_text(rows))
+
+
+@bench.command("workers")
+def bench_workers(
+    recipe: RecipeOption = None,
+    workers: Annotated[int, typer.Option(min=2, help="Processes, beside one.")] = 2,
+    trials: Annotated[int, typer.Option(min=20, help="Of each search.")] = 100,
+    repeats: Annotated[int, typer.Option(min=1, help="Searches of either kind, in turns.")] = 3,
+    set_: SetOption = None,
+    json_: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Count the policies a minute of several worker processes, beside those of one."""
+    from amc.bench.workers import bench_workers, workers_text
+    from amc.progress import shown
+
+    with shown(quiet=quiet) as progress:
+        wanted = _recipe(recipe, None, None, None, None, set_, {})
+        found = bench_workers(wanted, workers, trials, repeats, progress)
+    _print(found if json_ else workers_text(found))
+
+
+@bench.command("study")
+def bench_study(
+    trials: Annotated[int, typer.Option(min=100, help="Measured policies in the study.")] = 10_000,
+    groups: Annotated[int, typer.Option(min=4, help="Groups of channels.")] = 60,
+    json_: JsonOption = False,
+) -> None:
+    """Time opening, proposing for and retargeting a very long study, and tell the memory."""
+    from amc.bench.study import bench_study, study_text
+
+    found = bench_study(trials, groups)
+    _print(found if json_ else study_text(found))
+
+
+@bench.command("stop")
+def bench_stop(
+    recipe: RecipeOption = None,
+    trials: Annotated[int, typer.Option(min=10, help="Of each search.")] = 60,
+    seeds: Annotated[int, typer.Option(min=1, help="Searches of either kind.")] = 3,
+    set_: SetOption = None,
+    json_: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Compare searches with and without early stopping: time, and what they find."""
+    from amc.bench.stop import bench_stop, stop_text
+    from amc.progress import shown
+
+    with shown(quiet=quiet) as progress:
+        found = bench_stop(_recipe(recipe, None, None, None, None, set_, {}), trials, seeds, progress)
+    _print(found if json_ else stop_text(found))
+
+
+@bench.command("rounding")
+def bench_rounding(recipe: RecipeOption = None, set_: SetOption = None, json_: JsonOption = False) -> None:
+    """Time a network's heaviest layers at widths of multiples of 8, 16 and 32."""
+    from amc.bench.rounding import bench_rounding, rounding_text
+
+    found = bench_rounding(_recipe(recipe, None, None, None, None, set_, {}))
+    _print(found if json_ else rounding_text([found]))
 
 
 @bench.command("recovery")
@@ -288,7 +426,7 @@ def bench_recovery(
     quiet: QuietOption = False,
 ) -> None:
     """Compare kinds of recovery, before and after an equal short fine-tune."""
-    from amc.bench import bench_recovery, recovery_text
+    from amc.bench.recovery import bench_recovery, recovery_text
     from amc.progress import shown
 
     with shown(quiet=quiet) as progress:

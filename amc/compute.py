@@ -36,6 +36,10 @@ class Compute:
         """The context every forward pass runs in."""
         return torch.autocast(self.device.type, dtype=torch.bfloat16) if self.bfloat16 else nullcontext()
 
+    def exact(self) -> AbstractContextManager[object]:
+        """Inside `autocast`: everything as it is written."""
+        return torch.autocast(self.device.type, enabled=False) if self.bfloat16 else nullcontext()
+
     def place(self, model: Module) -> Module:
         """Move `model` to the device, 4-d weights channels-last where all others have no such order; in place."""
         model = model.to(device=self.device)

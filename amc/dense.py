@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from amc.anatomy import Anatomy, read_anatomy, write_anatomy
+from amc.apart import trace_apart
 from amc.budget import Budget
 from amc.call import Call
 from amc.compute import Compute
@@ -29,6 +30,8 @@ from amc.errors import ModelError, UsageError
 from amc.models.zoo import ModelSource, build_model, model_source
 from amc.progress import Progress, Silent
 from amc.recipe import Recipe
+from amc.rounding import settled
+from amc.surgery.baking import bake
 from amc.surgery.cut import named_tensors
 from amc.surgery.recovery import Moments, take_moments
 from amc.surgery.table import OwnerTable, ranks, unit_scores
@@ -38,6 +41,7 @@ from amc_search import Cap, Policies, Space
 
 CountCost = ProductCost | ActivationCost
 TAYLOR_IMAGES = 1024
+LIMITS = {"trace_seconds", "trace_gigabytes"}  # keys of a recipe that no table depends on
 
 
 @dataclass
@@ -153,16 +157,17 @@ def prepare(
     source, model = load_model(recipe, splits.num_classes, splits.input_shape)
     compute.place(model)
     example = example_call(task, splits).to(compute.device)
+    recipe = settled(recipe, model, example, compute, progress.say)
     weights_digest = digest_tensors(model.state_dict())
     key = json.dumps(
-        [weights_digest, splits.digest, task.fingerprint, source.to_json(), recipe.surgery.model_dump(),
+        [weights_digest, splits.digest, task.fingerprint, source.to_json(), recipe.surgery.model_dump(exclude=LIMITS),
          recipe.recovery.model_dump(), recipe.model.ignore, recipe.seed, compute.name], sort_keys=True,
     )  # fmt: skip
     path = folder / "dense.safetensors" if folder else None
     known = read_anatomy(path, key) if path else None
     if known is None:
         stage = progress.stage("trace groups, rank channels, take moments", 3)
-        table = trace_groups(model, example, recipe)
+        table = trace_apart(model, example, recipe)
         stage.advance()
         place = _rank(model, table, splits, task, compute, recipe)
         stage.advance()
@@ -171,6 +176,8 @@ def prepare(
         known = Anatomy(table, place, moments)
         if path and store:
             write_anatomy(path, key, known)
+    else:
+        bake(model, example)  # as tracing leaves it: the table is of a baked network
     costs: dict[str, CountCost] = {
         "macs": count_macs(known.table),
         "params": count_params(model, known.table),
@@ -220,7 +227,6 @@ def trace_groups(model: nn.Module, example: Call | tuple[int, ...], recipe: Reci
     Raises:
         ModelError: the network cannot be traced, or nothing in it can be cut.
     """
-    from amc.surgery.baking import bake
     from amc.surgery.proof import proved_table
 
     device = next(model.parameters()).device
@@ -228,7 +234,7 @@ def trace_groups(model: nn.Module, example: Call | tuple[int, ...], recipe: Reci
         example = Call((torch.randn(1, *example, generator=torch.Generator().manual_seed(0)),))
     example = example.to(device)
     bake(model, example)
-    return proved_table(model, example, recipe.model.ignore, recipe.surgery.round_to)
+    return proved_table(model, example, recipe.model.ignore, recipe.surgery.step)
 
 
 def _rank(

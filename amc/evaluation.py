@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -29,11 +30,13 @@ class Evaluation:
             arXiv 1706.04599), so that it judges what the network knows and not how confident it happens to be. The mean
             of the user's losses for a metric of the user's, 0 where it gives none.
         seconds: wall time of the forward passes.
+        stopped: whether it ended before the last example.
     """
 
     scores: Tensor
     loss: float
     seconds: float
+    stopped: bool = False
 
     @property
     def accuracy(self) -> float:
@@ -60,28 +63,35 @@ def evaluate(
     *,
     batch_size: int = 250,
     limit: int | None = None,
+    seed: int | None = None,
+    stop: Callable[[Tensor], bool] | None = None,
     task: Task = CLASSIFICATION,
 ) -> Evaluation:
-    """Run `model` over `split` in its own order; training modes are left as they were found.
+    """Run `model` over `split`, in its own order or shuffled by `seed`; training modes are left as they were found.
+
+    `stop`, asked after every batch but the last with the scores so far, (t,) float64, ends it early.
 
     Raises:
         ModelError: an output is NaN or infinite, or no logits where the task is classification.
         UsageError: a function of the user's fails, or its result breaks the rules of `amc.task`.
     """
     start = perf_counter()
-    scores, totals = [], torch.zeros(1, dtype=torch.float64)
-    with evaluating(model):
-        for batch in split.batches(batch_size, limit=limit):
+    scores, totals = torch.zeros(0, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+    total, stopped = min(len(split), limit or len(split)), False
+    with evaluating(model), compute.autocast():  # entered once: weights are cast once
+        for batch in split.batches(batch_size, seed=seed, limit=limit):
             call = task.call(batch).to(compute.device)
-            with compute.autocast():
-                outputs = call.on(model)
-            judged = task.judge(outputs, batch, len(call))
-            scores.append(judged.scores.double())
+            outputs = call.on(model)
+            with compute.exact():
+                judged = task.judge(outputs, batch, len(call))
+            scores = torch.cat([scores, judged.scores.double()])
             totals = totals + judged.losses
+            if stop is not None and len(scores) < total and stop(scores):
+                stopped = True
+                break
     if not bool(totals.isfinite().all()):
         raise ModelError(f"outputs must be finite, but the loss on this split is {totals[0]}; check weights and inputs")
-    found = torch.cat(scores)
-    return Evaluation(found, float(totals.min()) / len(found), perf_counter() - start)
+    return Evaluation(scores, float(totals.min()) / len(scores), perf_counter() - start, stopped)
 
 
 def paired_difference(ours: Evaluation, theirs: Evaluation) -> tuple[float, float, float]:

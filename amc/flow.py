@@ -23,6 +23,7 @@ from amc.progress import Progress, Silent
 from amc.recipe import Recipe
 from amc.release.metrics import Contest, run_metrics
 from amc.release.publish import publish
+from amc.rounding import settle_rounding
 from amc.run import METRICS, POLICY, PREDICTOR, Run, claimed, open_folder, policy_table, save_release
 from amc.search import search
 from amc.selection import fit_predictor, save_predictor, select, unreachable, warn_if_poor
@@ -61,6 +62,7 @@ def compress(recipe: Recipe, progress: Progress | None = None) -> Run:
         return Run(folder)
     recipe.budgets  # noqa: B018 - a recipe without a budget is told so before anything is written
     with claimed(folder):
+        recipe = settle_rounding(recipe, folder, progress)
         open_folder(folder, recipe)
         finished = (folder / METRICS).is_file()
         distributed.from_leader(1, lambda: np.array([finished], dtype=np.int64))
@@ -186,6 +188,7 @@ def _evaluate_all(dense: Dense, ours: _Contender, theirs: _Contender, progress: 
 
 def _assist(recipe: Recipe) -> None:
     """What the other processes of `torchrun` do: wait for each policy, then fine-tune it together with the first."""
+    recipe = settle_rounding(recipe, None, Silent())
     if distributed.from_leader(1, lambda: np.zeros(1, dtype=np.int64))[0]:
         return
     dense = prepare(recipe)

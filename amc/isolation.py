@@ -14,7 +14,6 @@ import signal
 import sys
 import tempfile
 import time
-import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -45,7 +44,11 @@ class Limits:
 
 
 class LimitExceeded(ModelError):
-    """A child took more time or memory than it may."""
+    """A child took more time or memory than it may; `limit` is what it may, e.g. "120 s"."""
+
+    def __init__(self, message: str, limit: str) -> None:
+        super().__init__(message)
+        self.limit = limit
 
 
 class Child:
@@ -145,7 +148,9 @@ def _be_the_child(work: Callable[[Path], None], folder: Path, limits: Limits) ->
     """Do the work and leave without any of the parent's clean-up; never returns."""
     code = 1
     try:
+        _die_with_parent()
         os.dup2(2, 1)  # stdout is the command's own: what a factory prints goes to stderr
+        sys.stdout = sys.stderr
         torch.set_num_threads(1)
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         signal.signal(signal.SIGALRM, lambda _, frame: _stop(folder, frame))
@@ -160,6 +165,14 @@ def _be_the_child(work: Callable[[Path], None], folder: Path, limits: Limits) ->
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def _die_with_parent() -> None:
+    """A parent that is killed leaves no child behind."""
+    import ctypes
+
+    set_death_signal = 1  # PR_SET_PDEATHSIG of <sys/prctl.h>
+    ctypes.CDLL(None).prctl(set_death_signal, signal.SIGKILL)
 
 
 def _limit_memory(gigabytes: float) -> None:
@@ -190,8 +203,9 @@ def _tell(folder: Path, error: BaseException) -> bool:
         elif isinstance(error, AmcError):
             failure = {"kind": type(error).__name__, "message": str(error)}
         else:
-            traceback.print_exception(error)
-            failure = {"kind": "ModelError", "message": f"the network failed with {one_line(error)}"}
+            where = where_raised(error)
+            at = f" at {where}" if where else ""
+            failure = {"kind": "ModelError", "message": f"the network must run, but failed{at} with {one_line(error)}"}
         write_json(folder / FAILURE, failure)
     except Exception:
         return False
@@ -241,7 +255,8 @@ def _too_long(limits: Limits, where: str) -> LimitExceeded:
     at = f" and was at {where}" if where else ""
     return LimitExceeded(
         f"the network must be traced within {limits.seconds:g} s, but took longer{at}; take smaller pictures, leave "
-        "modules alone by --ignore NAME, or allow more by --set surgery.trace_seconds=SECONDS"
+        "modules alone by --ignore NAME, or allow more by --set surgery.trace_seconds=SECONDS",
+        f"{limits.seconds:g} s",
     )
 
 
@@ -249,5 +264,6 @@ def _too_much(limits: Limits, where: str) -> LimitExceeded:
     at = f" at {where}" if where else ""
     return LimitExceeded(
         f"the network must be traced within {limits.gigabytes:g} GB of memory, but asked for more{at}; take smaller "
-        "pictures, leave modules alone by --ignore NAME, or allow more by --set surgery.trace_gigabytes=GIGABYTES"
+        "pictures, leave modules alone by --ignore NAME, or allow more by --set surgery.trace_gigabytes=GIGABYTES",
+        f"{limits.gigabytes:g} GB",
     )

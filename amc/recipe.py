@@ -11,11 +11,11 @@ import tomllib
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator
-from pydantic_core import ErrorDetails
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, PlainValidator, ValidationError, field_validator
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 from amc.budget import Budget, parse_budgets
 from amc.errors import UsageError
@@ -84,15 +84,31 @@ class TaskSection(Section):
     )
 
 
+def _step(value: object) -> object:
+    if value == "auto" or (type(value) is int and 1 <= value <= 1024):
+        return value
+    raise PydanticCustomError("step", "input should be a whole number from 1 to 1024, or auto")
+
+
 class SurgerySection(Section):
     """Which channels go first, and in what steps."""
 
     importance: Literal["magnitude", "taylor"] = Field(
         default="magnitude", description="what ranks the channels of a group"
     )
-    round_to: int = Field(
-        default=8, ge=1, le=1024, description="channels are kept in multiples of this, where a group is wide enough"
+    round_to: Annotated[int | Literal["auto"], PlainValidator(_step)] = Field(
+        default=8,
+        description="channels are kept in multiples of this, where a group is wide enough; auto: as the machine's "
+        "layer speeds have it",
     )
+    trace_seconds: float = Field(default=600.0, gt=0, description="seconds that tracing the network may take")
+    trace_gigabytes: float = Field(default=16.0, gt=0, description="memory that tracing the network may take")
+
+    @property
+    def step(self) -> int:
+        """`round_to` as a number: `auto` is settled before anything is traced (`amc.rounding`)."""
+        assert isinstance(self.round_to, int)
+        return self.round_to
 
 
 class RecoverySection(Section):
@@ -116,6 +132,9 @@ class SearchSection(Section):
     acquisition: Literal["informative", "seernet"] = Field(
         default="informative",
         description="what the evolution looks for: ours, or the paper's (SeerNet, arXiv 2304.06393)",
+    )
+    stop_early: bool = Field(
+        default=True, description="end a trial once it is sure not to be among the best of what costs no more"
     )
     candidates: int = Field(
         default=5, ge=1, le=1000, description="best policies by prediction that are measured truly at the end"

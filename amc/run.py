@@ -42,6 +42,9 @@ from amc.trial import Trial
 from amc_predictor import EnsemblePredictor
 from amc_search import Candidates, uniform
 
+# Keys of a recipe that a run may be gone on with under other values: where and how it is made, not what.
+MAY_DIFFER = ("out", "threads", "search.workers", "surgery.trace_seconds", "surgery.trace_gigabytes")
+
 
 @contextmanager
 def claimed(folder: Path) -> Iterator[None]:
@@ -78,7 +81,7 @@ def open_folder(folder: Path, recipe: Recipe) -> None:
     if path.is_file() and begun:
         mine, theirs = recipe.model_dump(), read_recipe(folder).model_dump()
         different = [key for key in _leaves(mine) if _leaves(mine)[key] != _leaves(theirs).get(key)]
-        different = [key for key in different if key not in ("out", "threads", "search.workers")]
+        different = [key for key in different if key not in MAY_DIFFER]
         if different:
             key = different[0]
             raise RunError(

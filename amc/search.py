@@ -6,16 +6,22 @@ By this process alone, or by workers that it starts and looks after; workers els
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from amc.crew import Crew
 from amc.dense import Dense
 from amc.progress import Progress
 from amc.pulse import name_of
 from amc.recipe import Recipe, resolved_toml
+from amc.stopping import Rivals
 from amc.study import Study
+from amc.trial import Trial
 from amc_predictor import EnsemblePredictor
 from amc_search import Cap, EvolutionarySampler
 
@@ -37,22 +43,35 @@ def search(dense: Dense, caps: tuple[Cap, ...], accuracy: float, folder: Path, p
     study = Study(wanted.study, folder, dense.protocol(), dense.space, alone=True)
     study.describe(resolved_toml(shareable(dense.recipe)), accuracy)
     if wanted.workers == 1 or len(study.trials) >= wanted.trials:
-        study.run(dense.measure, sampler_of(dense, caps, accuracy, study), wanted.trials, progress)
+        study.run(measure_of(dense, study), sampler_of(dense, caps, accuracy, study), wanted.trials, progress)
         return study
-    command = [sys.executable, "-m", "amc.cli", "worker", str(folder), "--leashed", "--quiet"]
-    threads = str(dense.recipe.threads or 1)
+    with crew_of(dense.recipe, study, folder, wanted.workers) as crew:
+        study.follow(wanted.trials, progress, crew.tend)
+    return study
 
-    def environment(number: int) -> dict[str, str]:
-        device = {"LOCAL_RANK": str(number % torch.cuda.device_count())} if torch.cuda.is_available() else {}
+
+def crew_of(recipe: Recipe, study: Study, folder: Path, number: int) -> Crew:
+    """Workers for a study of a run folder that this process holds."""
+    command = [sys.executable, "-m", "amc.cli", "worker", str(folder), "--leashed", "--quiet"]
+    threads = str(recipe.threads or 1)
+
+    def environment(place: int) -> dict[str, str]:
+        device = {"LOCAL_RANK": str(place % torch.cuda.device_count())} if torch.cuda.is_available() else {}
         return {"OMP_NUM_THREADS": threads, **device}
 
     def bury(pid: int) -> None:
         name = name_of(folder, pid)
         study.bury(lambda owner: owner == name)
 
-    with Crew(command, wanted.workers, bury, environment) as crew:
-        study.follow(wanted.trials, progress, crew.tend)
-    return study
+    return Crew(command, number, bury, environment)
+
+
+def measure_of(dense: Dense, study: Study) -> Callable[[NDArray[np.int64]], Trial]:
+    """What measures proposed policies: no longer than they can matter, where the recipe has it so."""
+    if not dense.recipe.search.stop_early:
+        return dense.measure
+    units = tuple(dict.fromkeys(budget.unit for budget in dense.recipe.budgets))
+    return partial(dense.measure, floor=Rivals(lambda: study.trials, units))
 
 
 def sampler_of(dense: Dense, caps: tuple[Cap, ...], accuracy: float, study: Study) -> EvolutionarySampler:

@@ -156,16 +156,16 @@ class Database(RDBStorage):
         wanted = (models.TrialModel.study_id == study_id) & wanted
         with Session(self.engine) as session:
             models.StudyModel.find_or_raise_by_id(study_id, session)
-            # The trials first: one that is finished has all its rows by then.
+            # The trials first: one that is finished has all its rows by then; and a parameter's kind after its rows.
             trials = session.scalars(select(models.TrialModel).where(wanted).order_by(models.TrialModel.trial_id)).all()
             trials = [trial for trial in trials if states is None or trial.state in states]
             if not trials:
                 return []
+            children = [_rows(session, wanted, *columns) for columns in _CHILDREN]
             kinds = _distributions(session, wanted)
             if kinds is None:  # a foreign study, in which a parameter's range changes
                 return super()._get_trials(study_id, states, included_trial_ids, trial_id_greater_than)
-            children = [_rows(session, wanted, *columns) for columns in _CHILDREN]
-        shared = _Shared(kinds)
+            shared = _Shared(kinds)
         return [_frozen(trial, shared, *(rows.get(int(trial.trial_id), {}) for rows in children)) for trial in trials]
 
 
@@ -193,7 +193,7 @@ class _Shared:
 
 def _distributions(session: Session, wanted: ColumnElement[bool]) -> dict[str, BaseDistribution] | None:
     """Parameter -> its distribution; None where one has several, or a value is not a finite number."""
-    table = models.TrialParamModel
+    table: Any = models.TrialParamModel.__table__.c
     query = select(table.param_name, table.distribution_json).join(models.TrialModel).where(wanted).distinct()
     found = session.execute(query).all()
     finite = select(models.TrialValueModel.value_type).join(models.TrialModel).where(wanted).distinct()
@@ -205,8 +205,8 @@ def _distributions(session: Session, wanted: ColumnElement[bool]) -> dict[str, B
 
 def _rows(session: Session, wanted: ColumnElement[bool], table: Any, key: str, content: str, order: str) -> Rows:
     """Trial -> key -> content, of one of the tables that hang on trials."""
-    columns = table.trial_id, getattr(table, key), getattr(table, content)
-    query = select(*columns).join(models.TrialModel).where(wanted).order_by(getattr(table, order))
+    own = table.__table__.c  # its columns and not the class's: no object is made of a row
+    query = select(own.trial_id, own[key], own[content]).join(models.TrialModel).where(wanted).order_by(own[order])
     found: Rows = defaultdict(dict)
     for trial_id, name, value in session.execute(query.execution_options(yield_per=10_000)):
         found[trial_id][sys.intern(name) if isinstance(name, str) else name] = value

@@ -72,7 +72,12 @@ class Study:
     @property
     def trials(self) -> list[Trial]:
         """All measured trials, in the order they were started; those that were stopped early say so."""
-        return [self._read(trial) for trial in self._measured()]
+        return [self._read(trial) for trial in self.measured]
+
+    @property
+    def measured(self) -> list[FrozenTrial]:
+        """`trials` as Optuna has them."""
+        return [trial for trial in self._all() if _is_measured(trial)]
 
     def labels(self, trials: Sequence[FrozenTrial]) -> NDArray[np.float64]:
         """What is learned from measured trials, (n,): see `amc.labels`."""
@@ -81,7 +86,7 @@ class Study:
     @property
     def arms(self) -> list[str]:
         """Which part of the search proposed each of `trials`; "candidate" where the policy was asked for by name."""
-        return [str(trial.user_attrs.get(ARM, "candidate")) for trial in self._measured()]
+        return [str(trial.user_attrs.get(ARM, "candidate")) for trial in self.measured]
 
     @property
     def failures(self) -> list[str]:
@@ -111,7 +116,7 @@ class Study:
         """
         self._say = progress.say
         failed, showing = 0, _Showing(progress, title, total)
-        while not showing.done(self._measured()):
+        while not showing.done(self.measured):
             begun = self._patiently(lambda: self._begin(sampler, total))
             if begun is None:
                 sleep(LOOK_SECONDS)
@@ -128,7 +133,7 @@ class Study:
         """
         self._say = progress.say
         showing = _Showing(progress, "measure policies", total)
-        while not showing.done(measured := self._measured()):
+        while not showing.done(measured := self.measured):
             tend(len(measured))
             self._patiently(lambda: self._bury(self._watch.dead(self._study.get_trials(deepcopy=False))))
             sleep(LOOK_SECONDS)
@@ -277,9 +282,6 @@ class Study:
 
     def _all(self) -> list[FrozenTrial]:
         return self._patiently(lambda: self._study.get_trials(deepcopy=False))
-
-    def _measured(self) -> list[FrozenTrial]:
-        return [trial for trial in self._all() if _is_measured(trial)]
 
     def _patiently(self, act: Callable[[], Answer], patience: float | None = None) -> Answer:
         return patiently(act, self.url, lambda text: self._say(text), patience)

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from time import perf_counter
 
 import numpy as np
@@ -15,12 +16,16 @@ from numpy.typing import NDArray
 from torch import nn
 
 from amc.compute import Compute
+from amc.data.kept import KeptSplit
 from amc.data.splits import Splits
-from amc.evaluation import evaluate
+from amc.evaluation import Evaluation, evaluate
 from amc.recipe import RecoverySection, SearchSection
-from amc.surgery.recovery import Moments, cut_and_fold, reestimate_batchnorm
+from amc.stopping import Floor, SequentialTest
+from amc.surgery.recovery import Cutter, Moments, reestimate_batchnorm
 from amc.surgery.table import OwnerTable, kept_units
 from amc.task import CLASSIFICATION, Task
+
+ORDER = 3  # the seed of the order in which the measure split is seen
 
 
 @dataclass(frozen=True)
@@ -32,9 +37,9 @@ class Trial:
         costs: unit -> cost ("macs", "params", "bytes").
         accuracy: top-1 on the measure split, 0..1, after recovery and without training.
         loss: calibrated mean cross-entropy there, nats (`amc.evaluation`).
-        seconds: wall time of each part: cut, batchnorm, evaluate.
-        stopped: clearly bad, so that the measurement ended early: accuracy and loss are of the pictures seen.
-        images: how many pictures were seen; None in trials of earlier versions.
+        seconds: wall time of each part: cut, fold, batchnorm, evaluate.
+        stopped: it ended early, as it could no longer matter (`amc.stopping`); accuracy and loss are of what was seen.
+        images: how many examples that was; None where it was not kept: all of them.
     """
 
     policy: tuple[int, ...]
@@ -88,26 +93,27 @@ class Measure:
         task: Task = CLASSIFICATION,
     ) -> None:
         self.model, self.table, self.place, self.moments = model, table, place, moments
-        self.splits, self.compute, self.recovery, self.search, self.costs = splits, compute, recovery, search, costs
-        self.task = task
+        self.compute, self.recovery, self.search, self.costs, self.task = compute, recovery, search, costs, task
+        self.train, self.pictures = KeptSplit(splits.train), KeptSplit(splits.measure)
 
-    def __call__(self, policy: NDArray[np.int64]) -> Trial:
-        """Measure one (d,) policy of keep-counts."""
-        seconds: dict[str, float] = {}
-        with _timed(seconds, "cut"):
-            small = self.cut(policy)
+    @cached_property
+    def cutter(self) -> Cutter:
+        return Cutter(self.model, self.table, self.moments)
+
+    def __call__(self, policy: NDArray[np.int64], floor: Floor | None = None) -> Trial:
+        """Measure one (d,) policy of keep-counts.
+
+        `floor` gives the accuracy below which a policy of these costs cannot matter: the trial stops as soon as a
+        sequential test is sure of it.
+        """
+        seconds, costs = dict.fromkeys(("cut", "fold", "batchnorm", "evaluate"), 0.0), self.cost_of(policy)
+        small = self.cut(policy, seconds)
         with _timed(seconds, "batchnorm"):
             self.settle(small)
         with _timed(seconds, "evaluate"):
-            result = evaluate(
-                small,
-                self.splits.measure,
-                self.compute,
-                batch_size=self.search.batch_size,
-                limit=self.search.measure_images,
-                task=self.task,
-            )
-        return Trial(tuple(policy.tolist()), self.cost_of(policy), result.accuracy, result.loss, seconds)
+            result = self.evaluate(small, floor(costs) if floor else 0.0)
+        seen = len(result.scores)
+        return Trial(tuple(policy.tolist()), costs, result.accuracy, result.loss, seconds, result.stopped, seen)
 
     def realise(self, policy: NDArray[np.int64]) -> nn.Module:
         """The network of a (d,) policy, recovered, not trained."""
@@ -115,16 +121,33 @@ class Measure:
         self.settle(small)
         return small
 
-    def cut(self, policy: NDArray[np.int64]) -> nn.Module:
-        """Cut and, where there are moments, fold."""
-        return cut_and_fold(self.model, self.table, kept_units(self.table, self.place, policy), self.moments)
+    def cut(self, policy: NDArray[np.int64], seconds: dict[str, float] | None = None) -> nn.Module:
+        """Cut and, where there are moments, fold; `seconds` is told how long either took."""
+        seconds = {} if seconds is None else seconds
+        kept = kept_units(self.table, self.place, policy)
+        with _timed(seconds, "cut"):
+            sliced = self.cutter.cut(kept)
+        with _timed(seconds, "fold"):
+            self.cutter.fold(sliced, kept)
+        with _timed(seconds, "cut"):
+            return self.cutter.build(sliced, kept)
 
     def settle(self, model: nn.Module) -> None:
         """Re-estimate BatchNorm on training pictures, the same ones for every policy."""
         if self.recovery.batchnorm_images:
-            batches = self.splits.train.batches(self.search.batch_size, seed=1, limit=self.recovery.batchnorm_images)
+            batches = self.train.batches(self.search.batch_size, seed=1, limit=self.recovery.batchnorm_images)
             with self.compute.autocast():
                 reestimate_batchnorm(model, batches, self.task)
+
+    def evaluate(self, model: nn.Module, floor: float = 0.0) -> Evaluation:
+        """Run `model` on the measure split, in one random order for all policies; no longer than `floor` asks for."""
+        size, limit = self.search.batch_size, self.search.measure_images
+        total = min(len(self.pictures), limit or len(self.pictures))
+        test = SequentialTest(floor, total, looks=-(-total // size), counted=self.task.metric is None)
+        return evaluate(
+            model, self.pictures, self.compute, batch_size=size, limit=limit, seed=ORDER, task=self.task,
+            stop=test if floor > 0 else None,
+        )  # fmt: skip
 
     def cost_of(self, policy: NDArray[np.int64]) -> dict[str, float]:
         counts = torch.from_numpy(policy)[None].double()
@@ -135,4 +158,4 @@ class Measure:
 def _timed(seconds: dict[str, float], part: str) -> Iterator[None]:
     start = perf_counter()
     yield
-    seconds[part] = perf_counter() - start
+    seconds[part] = seconds.get(part, 0.0) + perf_counter() - start

@@ -17,7 +17,7 @@ from amc.folder import RECIPE as RECIPE_FILE
 from amc.folder import read_recipe
 from amc.progress import Progress
 from amc.recipe import Recipe, amended, load_recipe, parse_recipe
-from amc.search import sampler_of
+from amc.search import measure_of, sampler_of
 from amc.storage import open_storage, patiently, place
 from amc.study import DENSE_ACCURACY, RECIPE, Study, study_url
 from amc.trial import Protocol
@@ -66,7 +66,8 @@ def work(
     accuracy = joined.accuracy if joined.accuracy is not None else _dense_accuracy(dense)
     trials = Study(url, folder if leashed else None, dense.protocol(), dense.space)
     before = trials.done_here
-    trials.run(dense.measure, sampler_of(dense, caps, accuracy, trials), wanted.search.trials, progress)
+    sampler = sampler_of(dense, caps, accuracy, trials)
+    trials.run(measure_of(dense, trials), sampler, wanted.search.trials, progress)
     return {"study": joined.name, "trials": len(trials.trials), "measured_here": trials.done_here - before}
 
 

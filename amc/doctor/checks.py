@@ -19,18 +19,18 @@ from torch import Tensor, nn
 
 from amc.call import Call, float_tensors
 from amc.cost.counts import ProductCost, count_cut_macs
+from amc.doctor.numbers import settle
 from amc.factory import one_line
 from amc.isolation import is_out_of_memory
 from amc.models.zoo import ModelSource
 from amc.release.archive import load_network, save_network
-from amc.surgery.cut import Kept, cut, mask
+from amc.surgery.cut import cut, mask
 from amc.surgery.table import OwnerTable, kept_units, ranks
 from amc_search import Space
 
 TOLERANCE = 1e-3  # of what tells two examples apart: float32, up to hundreds of layers, sums in another order
 FAINT = 1e-2  # of the largest output: examples told apart by less are taken for told apart by this
 EXAMPLES = 4  # in the batch that outputs are compared on
-LEAST_VARIANCE = 0.1  # of the layer's mean: a channel that hardly varies would blow up what rounding leaves
 KINDS = ("random", "random, many at their ends", "random", "smallest")
 PARTS = ("shape", "cost", "equal", "saved")
 
@@ -60,7 +60,9 @@ def draw_policy(kind: str, space: Space, rng: np.random.Generator) -> NDArray[np
     """A legal policy; groups that may keep nothing sometimes do."""
     if kind == "smallest":
         return space.low.copy()
-    counts: NDArray[np.int64] = space.step * rng.integers(space.low // space.step, space.high // space.step, endpoint=True)
+    counts: NDArray[np.int64] = space.step * rng.integers(
+        space.low // space.step, space.high // space.step, endpoint=True
+    )
     if kind != "random":
         place = rng.random(len(space))
         counts = np.where(place < 1 / 3, space.low, np.where(place > 2 / 3, space.high, counts))
@@ -113,7 +115,7 @@ def _compare(
         return {"seen": f"outputs {shapes} in place of {right}"}
     true = {"macs": count_cut_macs(small, call.head(1)), **_sizes(small)}
     wrong = [f"{unit} {predicted[unit]:.0f} but truly {true[unit]}" for unit in true if predicted[unit] != true[unit]]
-    record = {"shape": True, "cost": not wrong}
+    record: dict[str, Any] = {"shape": True, "cost": not wrong}
     shares = [_share(ours, theirs) for ours, theirs in zip(output, wanted, strict=True) if theirs.numel()]
     difference = max(shares, default=0.0) if all(map(math.isfinite, shares)) else math.inf
     if not difference <= TOLERANCE:
@@ -126,60 +128,6 @@ def _share(ours: Tensor, theirs: Tensor) -> float:
     """How far one output is off, as a share of what tells examples apart in it."""
     apart = float((theirs[1:] - theirs[:-1]).abs().max()) if theirs.ndim and len(theirs) > 1 else 0.0
     return float((ours - theirs).abs().max()) / max(apart, FAINT * float(theirs.abs().max()), 1e-30)
-
-
-def settle(model: nn.Module, call: Call) -> nn.Module:
-    """Keep the picture felt at the last layer of a network in which many channels are zero.
-
-    Under the dense network's statistics, or with none, it is forgotten after some layers, and whatever is cut wrongly
-    before that would not show. BatchNorm's statistics are set near those of `call`; in a network without BatchNorm,
-    what layers give is centred and scaled so by their own weights and biases.
-    """
-    norms = [
-        module
-        for module in model.modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_var is not None
-    ]
-    layers = [module for module in model.modules() if isinstance(module, (nn.Conv2d, nn.Conv1d, nn.Linear))]
-    draw = torch.Generator().manual_seed(0)
-
-    def take(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        _take_statistics(norm, inputs[0], draw)
-
-    handles = [norm.register_forward_pre_hook(take) for norm in norms]
-    handles += [layer.register_forward_hook(_centre) for layer in layers if not norms]
-    try:
-        with torch.no_grad():
-            call.on(model)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return model
-
-
-def _take_statistics(norm: nn.Module, inputs: Tensor, draw: torch.Generator) -> None:
-    """Give a BatchNorm the statistics of what it reads, each off by a random part; channels that are zero stay so."""
-    others = [dim for dim in range(inputs.ndim) if dim != 1]
-    variance, mean = torch.var_mean(inputs, others, correction=0)
-    variance = variance.clamp(min=float(variance.mean()) * LEAST_VARIANCE)
-    mean += 0.3 * torch.randn(mean.shape, generator=draw) * variance.sqrt() * (mean != 0)
-    norm.running_mean.copy_(mean)  # type: ignore[operator, union-attr]
-    norm.running_var.copy_(variance * (torch.rand(variance.shape, generator=draw) + 0.5))  # type: ignore[operator, union-attr]
-
-
-def _centre(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-    """Change a layer so that each channel has a mean near zero and a spread of one; channels that are zero stay so."""
-    channels = output.ndim - 1 if isinstance(layer, nn.Linear) else 1
-    others = [dim for dim in range(output.ndim) if dim != channels]
-    mean, spread = output.mean(others), output.std(others)
-    spread = spread.clamp(min=float(spread.mean()) * LEAST_VARIANCE).nan_to_num(1.0)
-    spread[spread == 0] = 1.0
-    weight, bias = layer.weight, layer.bias
-    weight /= spread.view(-1, *[1] * (weight.ndim - 1))  # type: ignore[operator, union-attr, assignment]
-    if bias is not None:
-        bias.sub_(0.9 * mean).div_(spread)  # type: ignore[operator, union-attr]
-    again: Tensor = type(layer).forward(layer, *inputs)
-    return again
 
 
 def _sizes(model: nn.Module) -> dict[str, int]:
@@ -208,24 +156,3 @@ def check_summary(checks: list[dict[str, Any]]) -> dict[str, Any]:
         "tolerance": TOLERANCE,
         "policies": checks,
     }
-
-
-def scramble(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Give normalisations random statistics and weights, and whatever starts constant random values.
-
-    Else a layer scale of 1e-6, a last BatchNorm or a classifier that starts at zero would hide what is cut wrongly.
-    """
-    draw = torch.Generator().manual_seed(seed)
-    statistics = [(n, t) for n, t in model.named_buffers() if n.endswith(("running_mean", "running_var"))]
-    with torch.no_grad():
-        for name, tensor in [*model.named_parameters(), *statistics]:
-            if not tensor.is_floating_point() or not tensor.numel():
-                continue
-            flat = max(tensor.shape, default=1) == tensor.numel()
-            if flat and name.endswith(("running_var", "weight")):
-                tensor.copy_(torch.rand(tensor.shape, generator=draw) + 0.5)
-            elif flat:
-                tensor.copy_(torch.randn(tensor.shape, generator=draw) * 0.3)
-            elif bool((tensor == tensor.flatten()[0]).all()):
-                tensor.copy_(torch.randn(tensor.shape, generator=draw) / math.sqrt(tensor[0].numel()))
-    return model.eval()

@@ -1,8 +1,8 @@
-"""What of one network can be cut, what cannot and why, how far its cost can go down, and whether cutting it is exact."""
+"""What of a network can be cut, what cannot and why, how far its cost can go down, and whether cutting is exact."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
 from dataclasses import asdict, dataclass
 from time import perf_counter
 from typing import Any
@@ -10,13 +10,16 @@ from typing import Any
 import torch
 
 from amc.call import Call
+from amc.compute import Compute
 from amc.cost.counts import count_bytes, count_macs, count_params
 from amc.dense import load_model, trace_groups
-from amc.doctor.checks import EXAMPLES, check_policies, check_summary, scramble
+from amc.doctor.checks import EXAMPLES, check_policies, check_summary
+from amc.doctor.numbers import scramble
 from amc.doctor.zoo import Entry
 from amc.errors import AmcError, ModelError, UsageError
 from amc.isolation import is_out_of_memory
 from amc.recipe import Recipe, load_recipe
+from amc.rounding import settled
 
 Record = dict[str, Any]
 DIGITS = 6
@@ -43,6 +46,10 @@ class Subject:
         return Call((torch.randn(number, *self.shape, generator=torch.Generator().manual_seed(seed)),))
 
 
+def _tell(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
 def examine(recipe: Recipe, subject: Subject) -> Record:
     """Trace a recipe's network, count its reachable costs and check random policies; nothing is trained or measured.
 
@@ -58,6 +65,9 @@ def examine(recipe: Recipe, subject: Subject) -> Record:
     """
     source, model = load_model(recipe, subject.classes, subject.shape)
     scramble(model)
+    if recipe.surgery.round_to == "auto":
+        example, compute = subject.examples(1, recipe.seed), Compute.detect()
+        recipe = settled(recipe, compute.place(model), example.to(compute.device), compute, _tell)
     start = perf_counter()
     table = trace_groups(model, subject.examples(1, recipe.seed), recipe)
     seconds = perf_counter() - start
@@ -113,11 +123,11 @@ def examine_or_say_why(recipe: Recipe, subject: Subject) -> Record:
         return failure(recipe, subject, error)
 
 
-def failure(recipe: Recipe, subject: Subject, error: AmcError) -> Record:
+def failure(recipe: Recipe, subject: Subject | None, error: AmcError) -> Record:
     """The record of a network of which nothing is known but what stopped its examination."""
     return {
         "model": recipe.model.name,
-        "input_shape": list(subject.shape),
+        "input_shape": list(subject.shape) if subject else None,
         "options": dict(recipe.model.options),
         "ok": False,
         "reason": str(error),
@@ -180,8 +190,3 @@ def _alone(high: torch.Tensor, low: torch.Tensor, macs: Any) -> list[float]:
     policies.diagonal().copy_(low[0])
     shares: list[float] = (1 - macs(policies) / macs(high)).tolist()
     return shares
-
-
-def holds(record: Mapping[str, Any]) -> bool:
-    """Whether a network was examined at all, whatever came of its checks."""
-    return record["checks"] is not None

@@ -2,7 +2,7 @@
 
 torchvision: all its classifiers. timm: of every module that registers networks, the smallest of each line (the letters
 that names begin with), at most `LINES` of them, the smallest first; of a module with one line, its `SMALLEST` smallest.
-Networks above `LARGEST` parameters are left out where their module has smaller ones, and timm's own `test_` ones always.
+Networks above `LARGEST` parameters are left out where their module has smaller ones, timm's `test_` networks always.
 
 Each network is examined on the smallest picture of `SIZES` pixels that it can read as it is, or, where it must know the
 size, when told by its factory's own argument; else on pictures of its own size.
@@ -96,7 +96,7 @@ def _timm_entry(module: str, name: str) -> dict[str, Any]:
 
 
 def _timm_size_argument(name: str) -> str | None:
-    """timm's factories pass what they do not know on to the class, so the class is asked."""
+    """Factories of timm pass what they do not know on to the class, so the class is asked."""
     timm = import_timm()
     try:
         with torch.device("meta"):
@@ -116,6 +116,7 @@ def _torchvision_entry(name: str) -> dict[str, Any]:
 
 
 def main(zoo: str) -> None:
+    """Write the list of a zoo anew."""
     if zoo == "timm":
         entries = [_timm_entry(module, name) for module, name in choose_timm(import_timm().list_modules())]
     else:

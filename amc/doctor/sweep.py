@@ -16,7 +16,7 @@ from typing import Any
 from amc.doctor.zoo import Entry
 from amc.errors import AmcError
 from amc.files import write_json
-from amc.isolation import POLL_SECONDS, Child, Limits, isolated
+from amc.isolation import POLL_SECONDS, Child, LimitExceeded, Limits, isolated
 from amc.progress import Progress
 
 Record = dict[str, Any]
@@ -88,9 +88,10 @@ def _record_of(child: Child) -> Record:
     try:
         child.raise_if_failed()
     except AmcError as error:
-        return {"ok": False, "reason": str(error), "seconds": round(time.monotonic() - child.started, 2)}
-    record: Record = json.loads((child.folder / RECORD).read_text(encoding="utf-8"))
-    return record
+        record: Record = {"ok": False, "reason": str(error)}
+        return record | ({"limit": error.limit} if isinstance(error, LimitExceeded) else {})
+    done: Record = json.loads((child.folder / RECORD).read_text(encoding="utf-8"))
+    return done
 
 
 def read_journal(path: Path) -> dict[str, Record]:

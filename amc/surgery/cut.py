@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from amc.surgery.fitting import fit, resize_layers
 
 if TYPE_CHECKING:  # loading a release needs this file, and not what the table needs: optuna, deap
-    from amc.surgery.table import OwnerTable, Owners
+    from amc.surgery.table import Owners, OwnerTable
 
 Module = TypeVar("Module", bound=nn.Module)
 Kept = NDArray[np.bool_]  # (U,) which units stay

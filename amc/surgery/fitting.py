@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from amc.surgery.layers import CONVOLUTIONS, TRANSPOSED
 from amc.surgery.narrow_attention import can_narrow_attention, narrow_attention
 from amc.surgery.narrow_norm import narrow_norm
-from amc.surgery.substitute import Substitute
+from amc.surgery.resizing import Answers, Resized
+from amc.surgery.substitute import Substitute, put_in_place
 from amc.surgery.vanished import vanish
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ def fit(model: nn.Module, table: OwnerTable, kept: NDArray[np.bool_]) -> None:
             values = list(getattr(module, integer.attribute))
             values[integer.item] = left
             setattr(module, integer.attribute, type(getattr(module, integer.attribute))(values))
+    for name, calls in _answers(table, keep).items():
+        put_in_place(modules[name], Resized, Answers(calls))
     for name, rule in table.norms.items():
         if _width(modules[name]) < rule.full_width:
             narrow_norm(modules[name], rule.full_width, rule)
@@ -48,6 +51,19 @@ def fit(model: nn.Module, table: OwnerTable, kept: NDArray[np.bool_]) -> None:
         if can_narrow_attention(module) and _is_cut(module):
             _fit_attention(module, attention.get(name, {}))
         vanish(module)
+
+
+def _answers(table: OwnerTable, keep: NDArray[np.bool_]) -> dict[str, dict[str, Any]]:
+    """Module name -> number of a request -> its answer, for modules some of whose sizes have changed."""
+    found: dict[str, dict[str, Any]] = {}
+    changed = set()
+    for call in table.asked:
+        left = [[keep[owner] for owner in owners] for owners in call.sizes]
+        if any(not flags.all() for kept in left for flags in kept):
+            changed.add(call.module)
+        sizes = [int(np.logical_and.reduce(kept).sum()) if kept else None for kept in left]
+        found.setdefault(call.module, {})[str(call.number)] = sizes if call.factor is None else call.factor
+    return {name: calls for name, calls in found.items() if name in changed}
 
 
 def _fit_attention(module: Any, sizes: Mapping[str, int]) -> None:

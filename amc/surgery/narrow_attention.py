@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout, linear, pad, scaled_dot_product_attention
+from torch.overrides import handle_torch_function, has_torch_function
 
 from amc.errors import ModelError
 from amc.surgery.substitute import Substitute, put_in_place
@@ -63,6 +64,12 @@ class NarrowAttention(Substitute, nn.MultiheadAttention):
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """As `nn.MultiheadAttention`; `is_causal` is a hint about `attn_mask`, which is used as it is."""
+        tensors = (query, key, value)
+        if has_torch_function(tensors):  # one call to whoever counts calls (`resizing`), as the dense module is
+            return handle_torch_function(
+                NarrowAttention.forward, tensors, self, query, key, value,
+                key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal,
+            )  # fmt: skip
         if is_causal and attn_mask is None:
             raise ModelError("is_causal says what attn_mask holds, got no attn_mask; give the causal mask")
         batched, sequence_first = query.dim() == 3, not self.batch_first

@@ -1,8 +1,8 @@
 """Normalisation over what is left of the channels, as if those that are gone were still there and zero.
 
-With k of n channels left, m and v the mean and (biased) variance over the k, and s = k / n, the n have the mean s m and
-the variance s v + s (1 - s) m^2: a sum of non-negative terms, so nothing cancels. Their mean square is s times that of
-the k.
+With k of n channels left and s = k / n, any mean of what is zero for a zero channel is s times that over the k: their
+mean m, their mean square. Their variance is s times the mean of (x - m)^2 over the k, and (1 - s) m^2 for the others: a
+sum of non-negative terms, so nothing cancels.
 """
 
 from __future__ import annotations
@@ -19,8 +19,13 @@ from torch.nn.modules.batchnorm import _NormBase
 from amc.errors import ModelError
 from amc.surgery.substitute import Substitute, put_in_place
 
-STATISTICS = ("layer", "rms", "group", "simple")  # mean and variance over channels; mean square over channels; mean and
-# variance over channels and places; variance without centring, unbiased, over channels (timm's SimpleNorm)
+STATISTICS = (
+    "layer",  # mean and variance over channels
+    "rms",  # mean square over channels
+    "group",  # mean and variance over channels and places
+    "simple",  # unbiased variance over channels, the mean left in (timm's SimpleNorm)
+    "response",  # mean over channels of their length over places (GlobalResponseNorm of ConvNeXt V2)
+)
 
 
 @dataclass(frozen=True)
@@ -81,23 +86,44 @@ def normalise(inputs: Tensor, rule: NormRule, scale: Tensor | None, shift: Tenso
     x = inputs if inputs.dtype in (torch.float32, torch.float64) else inputs.float()
     dims = list(range(1, x.ndim)) if rule.statistics == "group" else [rule.channel_dim]
     share = rule.width / rule.full_width
+    if rule.statistics == "response":
+        return (x + _scaled_response(x, share, rule, scale, shift)).to(inputs.dtype)
     if rule.statistics == "rms":
         spread = share * x.square().mean(dims, keepdim=True)
-    else:
-        variance, mean = torch.var_mean(x, dims, correction=0, keepdim=True)
-        spread = share * variance + share * (1 - share) * mean.square()
-        if rule.statistics == "simple":
-            spread = spread * (rule.full_width / (rule.full_width - 1))
-        else:
-            x = x - share * mean
-    x = x * torch.rsqrt(spread + (torch.finfo(x.dtype).eps if rule.eps is None else rule.eps))
-    shape = [1] * x.ndim
-    shape[rule.channel_dim] = rule.width
-    if scale is not None:
-        x = x * scale.reshape(shape)
-    if shift is not None:
-        x = x + shift.reshape(shape)
-    return x.to(inputs.dtype)
+        return _affine(x * torch.rsqrt(spread + _eps(x, rule)), rule, scale, shift).to(inputs.dtype)
+    mean = share * x.mean(dims, keepdim=True)
+    centred = x - mean  # twice over x, as the sum of squares alone would cancel; `var_mean` is slow on a CPU
+    spread = share * centred.square().mean(dims, keepdim=True) + (1 - share) * mean.square()
+    if rule.statistics == "simple":
+        centred, spread = x.clone(), spread * (rule.full_width / (rule.full_width - 1))
+    return _affine(_times(centred, torch.rsqrt(spread + _eps(x, rule))), rule, scale, shift).to(inputs.dtype)
+
+
+def _scaled_response(x: Tensor, share: float, rule: NormRule, scale: Tensor | None, shift: Tensor | None) -> Tensor:
+    """Every channel times its length over places, in units of the mean length of all channels."""
+    places = [dim for dim in range(1, x.ndim) if dim != rule.channel_dim % x.ndim]
+    length = torch.linalg.vector_norm(x, dim=places, keepdim=True)
+    mean = share * length.mean(rule.channel_dim, keepdim=True)
+    return _affine(x * (length / (mean + _eps(x, rule))), rule, scale, shift)
+
+
+def _affine(x: Tensor, rule: NormRule, scale: Tensor | None, shift: Tensor | None) -> Tensor:
+    beside: list[slice | None] = [None] * x.ndim
+    beside[rule.channel_dim] = slice(None)  # no reshape: those of the network's own code are counted (`resizing`)
+    x = x if scale is None else _times(x, scale.flatten()[tuple(beside)])
+    if shift is None:
+        return x
+    shift = shift.flatten()[tuple(beside)]
+    return x + shift if torch.is_grad_enabled() else x.add_(shift)
+
+
+def _times(x: Tensor, factor: Tensor) -> Tensor:
+    """The product, in the memory of `x` where nothing is trained: fresh memory costs more than the arithmetic."""
+    return x * factor if torch.is_grad_enabled() else x.mul_(factor)
+
+
+def _eps(x: Tensor, rule: NormRule) -> float:
+    return torch.finfo(x.dtype).eps if rule.eps is None else rule.eps
 
 
 def narrow_norm(module: nn.Module, full_width: int, rule: NormRule | None = None) -> None:

@@ -265,8 +265,25 @@ def _split(call: Operation) -> None:
     before = call.args[0]
     dim = _dim(call.arg("dim", 0), before.ndim)
     start = 0
+    if call.tracer.asking and len({part.shape[dim] for part in call.result}) > 1:
+        return _uneven_parts(call, before, dim)
     for part in call.result:
         _part(call, before, part, dim, np.arange(start, start + part.shape[dim]))
+        start += part.shape[dim]
+
+
+def _uneven_parts(call: Operation, before: Tensor, dim: int) -> None:
+    """Parts whose sizes are asked for one by one: each goes on with what is left of it."""
+    factor, start = call.of(before).factor(dim), 0
+    if factor is not None and len(factor.dims) > 1:
+        call.record.fix(factor, dim, f"{call.where} takes an uneven part")
+    for part in call.result:
+        places = np.arange(start, start + part.shape[dim])
+        factors = [f for f in call.of(before).factors if f is not factor]
+        if factor is not None:
+            factors.append(Factor(factor.dims, factor.slots.take(places, factor.dims.index(dim))))
+        note_sizes(call, [f for f in factors if dim in f.dims])
+        call.set(factors, before, tensor=part)
         start += part.shape[dim]
 
 
@@ -605,7 +622,7 @@ def _attention(call: Operation) -> None:
     query, key, value = call.args[:3]
     if query.ndim != 4 or query.shape[1] != key.shape[1]:
         return call.lost()
-    if call.arg("scale") is None:
+    if call.arg("scale") is None and not call.tracer.asking:
         call.record.fix_all(call.of(query), [3], f"the softmax of {call.where} is scaled by the width it finds")
     # the index space: batch, heads, queries, keys, width of q and k
     operands = [_placed(call, query, {0: 0, 1: 1, 2: 2, 3: 4}, 5), _placed(call, key, {0: 0, 1: 1, 2: 3, 3: 4}, 5)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -17,10 +18,13 @@ from torch.utils._pytree import tree_map
 from amc.call import Call, float_tensors
 from amc.errors import ModelError
 from amc.surgery.cut import Kept, cut, mask
-from amc.surgery.table import OwnerTable, build_table, kept_units, ranks
+from amc.surgery.table import Asked, OwnerTable, build_table, kept_units, ranks
 from amc.surgery.tracing import trace
 
-TOLERANCE = 1e-3  # of the largest output; float32, and another order of summation
+TOLERANCE = 2e-5  # of the largest output; float32, and another order of summation
+DOUBTFUL = 1e-2  # up to here float64 decides
+EXACT = 1e-8
+DRAWS = 3
 
 
 def proved_table(model: nn.Module, example: Call, ignore: Sequence[str] = (), round_to: int = 8) -> OwnerTable:
@@ -31,8 +35,18 @@ def proved_table(model: nn.Module, example: Call, ignore: Sequence[str] = (), ro
     """
     table = build_table(model, trace(model, example, ignore), round_to)
     judge = _Judge(model, example)
-    table = _without_faults(judge, table)
+    plain = replace(table, asked=())
+    if all(judge.fault(plain, range(len(table.groups)), draw=draw) is None for draw in range(DRAWS)):
+        table = plain  # the modules' own integers do
+    else:
+        for draw in range(DRAWS):
+            table = _without_faults(judge, table, draw)
+        table = replace(table, asked=judge.needed(table))
     return table.with_removable(_removable(judge, table))
+
+
+class _Unequal(Exception):
+    """Outputs of different shapes."""
 
 
 class _Judge:
@@ -43,44 +57,67 @@ class _Judge:
         self.example, self.other = example, _other_input(example)
 
     @torch.no_grad()
-    def fault(self, table: OwnerTable, groups: Sequence[int], keep_none: Sequence[int] = ()) -> str | None:
+    def fault(
+        self, table: OwnerTable, groups: Sequence[int], keep_none: Sequence[int] = (), draw: int = 0
+    ) -> str | None:
         """Why some groups cannot be cut to uneven widths, or others to nothing; None if they can."""
-        kept = self._kept(table, groups, keep_none)
+        kept = self._kept(table, groups, keep_none, draw)
         try:
-            small = cut(self.model, table, kept)
-            ours, zeroed = (float_tensors(self.example.on(net)) for net in (small, mask(self.model, table, kept)))
+            difference, small = self._compare(self.model, self.example, table, kept)
+            if TOLERANCE < difference <= DOUBTFUL:
+                twin = copy.deepcopy(self.model).double()
+                difference = self._compare(twin, _doubled(self.example), table, kept)[0] * TOLERANCE / EXACT
             if keep_none and self.other is not None:
-                theirs = float_tensors(self.other.on(small))
+                answers = [float_tensors(call.on(small)) for call in (self.example, self.other)]
+        except _Unequal as error:
+            return str(error)
         except Exception as error:  # whatever a network may raise when its shapes do not meet
             first = (str(error).splitlines() or [type(error).__name__])[0]
             return f"cutting it fails: {first[:120]}"
-        for left, right in zip(ours, zeroed, strict=True):
-            if left.shape != right.shape:
-                return f"cutting it changes the output's shape from {tuple(right.shape)} to {tuple(left.shape)}"
-            difference = float((left - right).abs().max()) if left.numel() else 0.0
-            if not difference <= TOLERANCE * max(float(right.abs().max()) if right.numel() else 0.0, 1e-12):
-                return f"cutting it is not the same as zeroing it (outputs differ by {difference:.2g})"
-        if keep_none and (self.other is None or not _differ(ours, theirs)):
+        if not difference <= TOLERANCE:
+            return f"cutting it is not the same as zeroing it (outputs differ by {difference:.1g} of the largest)"
+        if keep_none and (self.other is None or not _differ(*answers)):
             return "without it the output does not depend on the input"
         return None
 
-    def _kept(self, table: OwnerTable, groups: Sequence[int], keep_none: Sequence[int]) -> Kept:
+    def _compare(self, model: nn.Module, example: Call, table: OwnerTable, kept: Kept) -> tuple[float, nn.Module]:
+        """How far the cut network is from the one with zeros, as a share of the largest output; and the former."""
+        small = cut(model, table, kept)
+        worst = 0.0
+        pairs = zip(float_tensors(example.on(small)), float_tensors(example.on(mask(model, table, kept))), strict=True)
+        for ours, zeroed in pairs:
+            if ours.shape != zeroed.shape:
+                raise _Unequal(f"cutting it changes the output from {tuple(zeroed.shape)} to {tuple(ours.shape)}")
+            if ours.numel():
+                share = float((ours - zeroed).abs().max()) / max(float(zeroed.abs().max()), 1e-12)
+                worst = max(worst, share) if share == share else float("nan")
+        return worst, small
+
+    @torch.no_grad()
+    def needed(self, table: OwnerTable) -> tuple[Asked, ...]:
+        """The requests of modules that ask for a wrong size when everything is cut."""
+        small = cut(self.model, table, self._kept(table, range(len(table.groups)), (), 0))
+        self.example.on(small)
+        wrong = {name for name, module in small.named_modules() if "answered" in vars(module)}
+        return tuple(call for call in table.asked if call.module in wrong)
+
+    def _kept(self, table: OwnerTable, groups: Sequence[int], keep_none: Sequence[int], draw: int) -> Kept:
         """A random choice of units, whatever their rank."""
-        rng, space = np.random.default_rng(0), table.space
-        drawn = space.nearest(space.high * rng.uniform(0.25, 0.75, len(space)))
+        rng, space = np.random.default_rng(draw), table.space
+        drawn = space.nearest(space.high * rng.uniform(0.25, 0.75, len(space)), space.step)
         policy = space.high.copy()
-        policy[list(groups)] = np.maximum(drawn, space.step)[list(groups)]
+        policy[list(groups)] = drawn[list(groups)]
         policy[list(keep_none)] = 0
         return kept_units(table, ranks(table, torch.from_numpy(rng.random(len(table.unit_group)))), policy)
 
 
-def _without_faults(judge: _Judge, table: OwnerTable) -> OwnerTable:
+def _without_faults(judge: _Judge, table: OwnerTable, draw: int) -> OwnerTable:
     """Freeze the fewest groups: halves that hold a fault are divided until it stands alone."""
     wrong: dict[str, str] = {}
     sound: list[int] = []  # all of these can be cut together
 
     def search(groups: Sequence[int]) -> None:
-        reason = judge.fault(table, [*sound, *groups])
+        reason = judge.fault(table, [*sound, *groups], draw=draw)
         if reason is None:
             sound.extend(groups)
         elif len(groups) == 1:
@@ -113,6 +150,13 @@ def _removable(judge: _Judge, table: OwnerTable) -> list[bool]:
     if judge.other is not None:
         search(range(len(table.groups)))
     return [group in gone for group in range(len(table.groups))]
+
+
+def _doubled(example: Call) -> Call:
+    def double(leaf: object) -> object:
+        return leaf.double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
+
+    return Call(tree_map(double, example.args), tree_map(double, dict(example.kwargs)))
 
 
 @torch.no_grad()

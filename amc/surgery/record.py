@@ -79,6 +79,21 @@ class Sized:
     slots: Slots
 
 
+@dataclass(frozen=True)
+class Request:
+    """A call by which a module's own code asks for sizes, or scales by a number: the `number`-th of its forward.
+
+    Attributes:
+        sizes: for each size asked for, the slots (size, rest) of the dimension that came out, None where it has none.
+        factor: for a call that scales: what the dense network scales by.
+    """
+
+    module: str
+    number: int
+    sizes: tuple[Slots | None, ...]
+    factor: float | None
+
+
 @dataclass
 class Operand:
     """A tensor over the index space of an operation: sizes[i] is 0 where it has no index i."""
@@ -116,6 +131,7 @@ class Record:
     read: list[Slots] = field(default_factory=list)
     products: list[Product] = field(default_factory=list)
     sized: list[Sized] = field(default_factory=list)
+    requests: list[Request] = field(default_factory=list)
     inputs: dict[str, Slots] = field(default_factory=dict)
 
     def axis(self, name: str, dim: int, length: int) -> Slots:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from amc.call import Call, float_tensors
 from amc.data.splits import Batch
-from amc.surgery.cut import Kept, assembled, cut_tensors, stays, with_tensors
+from amc.surgery.cut import Kept, assembled, cut_tensors, named_tensors, stays, with_tensors
 from amc.surgery.layers import BATCH_NORMS, CONVOLUTIONS, TRANSPOSED
 from amc.surgery.table import OwnerTable
 from amc.task import CLASSIFICATION, Task
@@ -159,65 +159,114 @@ def _choose_ridge(left: _MomentSums, right: _MomentSums, rng: np.random.Generato
 
 def _regression(covariance: Tensor, kept: Tensor, gone: Tensor, ridge: float) -> Tensor:
     """B (gone, kept): the ridge regression of removed channels on kept ones."""
-    s_kk = covariance[kept][:, kept]
-    weight = ridge * s_kk.diagonal().mean().clamp(min=1e-12)
-    s_kk = s_kk + weight * torch.eye(len(kept), dtype=s_kk.dtype)
-    solution: Tensor = torch.linalg.solve(s_kk, covariance[kept][:, gone])
-    return solution.T
+    right = covariance.index_select(0, kept).index_select(1, gone)
+    return _solve(covariance, kept, right, ridge).T
 
 
-@torch.no_grad()
+def _solve(covariance: Tensor, kept: Tensor, right: Tensor, ridge: float) -> Tensor:
+    """(S_kk + ridge)^-1 times `right` (kept, any), float64: a tenth of the digits of S_kk would be lost in float32."""
+    s_kk = covariance.index_select(0, kept).index_select(1, kept)
+    diagonal = s_kk.diagonal()
+    diagonal += ridge * diagonal.mean().clamp(min=1e-12)
+    factor, failed = torch.linalg.cholesky_ex(s_kk)
+    solution: Tensor = torch.linalg.solve(s_kk, right) if failed else torch.cholesky_solve(right, factor)
+    return solution
+
+
 def cut_and_fold(model: nn.Module, table: OwnerTable, kept: Kept, moments: Moments | None) -> nn.Module:
-    """Cut `model` to the `kept` units, (U,) bool, and fold what was removed into its readers.
+    """Cut `model` to the `kept` units, (U,) bool, and fold what was removed into its readers; see `Cutter`."""
+    return Cutter(model, table, moments)(kept)
+
+
+class Cutter:
+    """Cuts one dense network again and again: what does not depend on the policy is found once.
 
     The norm of every filter that feeds only a BatchNorm is brought back to the dense filter's, with the BatchNorm's
     statistics to match: the function is the same, and fine-tuning then takes steps of the usual relative size.
-    `moments` None cuts without folding.
+    Without moments nothing is folded.
     """
-    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    if moments is None:
-        return assembled(model, table, kept, cut_tensors(tensors, table, kept))
-    folded: dict[str, Tensor] = {name: tensor.detach() for name, tensor in tensors.items()}
-    keep_all = np.append(kept, True)
-    for name, run in readers(model, table).items():
-        kept_inputs = stays(table.inputs[name], keep_all)[::run]
-        if kept_inputs.all():
-            continue
-        _fold(folded, name, run, kept_inputs, moments)
-    sliced = cut_tensors(folded, table, kept)
-    for name, batch_norm in moments.rescaled.items():
-        _restore_norm(sliced, tensors, table, keep_all, name, batch_norm)
-    return assembled(model, table, kept, sliced)
+
+    def __init__(self, model: nn.Module, table: OwnerTable, moments: Moments | None) -> None:
+        self.model, self.table, self.moments = model, table, moments
+        self.tensors = {name: tensor.detach() for name, tensor in named_tensors(model).items()}
+        self.readers = readers(model, table) if moments else {}
+        rescaled = moments.rescaled if moments else {}
+        self.norms = {name: _filter_norms(self.tensors[f"{name}.weight"]) for name in rescaled}
+
+    def __call__(self, kept: Kept) -> nn.Module:
+        """The network of the `kept` units, (U,) bool, with tensors of its own."""
+        sliced = self.cut(kept)
+        self.fold(sliced, kept)
+        return self.build(sliced, kept)
+
+    def cut(self, kept: Kept) -> dict[str, Tensor]:
+        """The tensors that are left, nothing folded."""
+        return cut_tensors(self.tensors, self.table, kept)
+
+    @torch.no_grad()
+    def fold(self, sliced: dict[str, Tensor], kept: Kept) -> None:
+        """Fold what was removed into the `sliced` tensors, in place of the dictionary's entries."""
+        if self.moments is None:
+            return
+        keep_all = np.append(kept, True)
+        for name, run in self.readers.items():
+            kept_inputs = stays(self.table.inputs[name], keep_all)[::run]
+            if not kept_inputs.all():
+                self._fold_one(sliced, name, run, kept_inputs, keep_all)
+        for name, norm in self.moments.rescaled.items():
+            rows = self._rows(name, keep_all)
+            _restore_norm(sliced, self.norms[name] if rows is None else self.norms[name][rows], name, norm)
+
+    def build(self, sliced: Mapping[str, Tensor], kept: Kept) -> nn.Module:
+        """A network that holds the `sliced` tensors, and runs."""
+        return assembled(self.model, self.table, kept, sliced)
+
+    def _rows(self, name: str, keep_all: Kept) -> Tensor | None:
+        """The output channels of a layer that are left; None where no policy removes any."""
+        owners = self.table.owners.get(f"{name}.weight", {}).get(0)
+        if owners is None:
+            return None
+        return torch.from_numpy(np.flatnonzero(stays(owners, keep_all))).to(self.tensors[f"{name}.weight"].device)
+
+    def _fold_one(self, sliced: dict[str, Tensor], name: str, run: int, kept_inputs: Kept, keep_all: Kept) -> None:
+        """Add W_r B to the weights of one reader, and W_r c to its bias where it has one."""
+        assert self.moments is not None
+        mean, covariance, ridge = self.moments.mean[name], self.moments.covariance[name], self.moments.ridge[name]
+        dense, small = self.tensors[f"{name}.weight"], sliced[f"{name}.weight"]
+        if run > 1:
+            dense, small = (weight.reshape(len(weight), -1, run) for weight in (dense, small))
+        kept, gone = (torch.from_numpy(np.flatnonzero(chosen)) for chosen in (kept_inputs, ~kept_inputs))
+        rows = self._rows(name, keep_all)
+        w_gone = dense if rows is None else dense.index_select(0, rows)
+        w_gone = w_gone.index_select(1, gone.to(dense.device)).movedim(1, -1)  # channels-last: nothing is moved
+        filters = w_gone.reshape(-1, len(gone))
+        if not len(kept):
+            added = filters.new_zeros(len(filters), 0)
+        elif len(filters) < len(gone):  # solve for W_r S_rk, which is smaller than S_rk
+            right = covariance.index_select(0, kept).index_select(1, gone) @ filters.to(covariance).T
+            added = _solve(covariance, kept, right, ridge).T.to(dense)
+        else:
+            added = filters @ _regression(covariance, kept, gone, ridge).to(dense)
+        added = added.reshape(*w_gone.shape[:-1], len(kept))
+        new = small + added.movedim(-1, 1)
+        sliced[f"{name}.weight"] = new.flatten(1) if run > 1 else new
+        bias = sliced.get(f"{name}.bias")
+        if bias is not None:  # W_r c with c = mean_r - B mean_k
+            within = tuple(range(1, w_gone.ndim - 1))
+            lost, given = (each.sum(within) if within else each for each in (w_gone, added))
+            sliced[f"{name}.bias"] = bias + lost @ mean[gone].to(dense) - given @ mean[kept].to(dense)
 
 
-def _fold(tensors: dict[str, Tensor], name: str, run: int, kept_inputs: Kept, moments: Moments) -> None:
-    """Add W_r B to the kept input channels of one reader, and W_r c to its bias where it has one."""
-    weight = tensors[f"{name}.weight"]
-    kept = torch.from_numpy(np.flatnonzero(kept_inputs))
-    gone = torch.from_numpy(np.flatnonzero(~kept_inputs))
-    b = _regression(moments.covariance[name], kept, gone, moments.ridge[name]).to(weight.device, weight.dtype)
-    shaped = weight.reshape(len(weight), -1, run) if run > 1 else weight
-    w_gone = shaped.index_select(1, gone.to(weight.device))
-    new = shaped.clone()
-    new[:, kept.to(weight.device)] += torch.einsum("or...,rk->ok...", w_gone, b)
-    tensors[f"{name}.weight"] = new.flatten(1) if run > 1 else new
-    bias = tensors.get(f"{name}.bias")
-    if bias is not None:
-        mean = moments.mean[name].to(weight.device, weight.dtype)
-        constant = mean[gone.to(weight.device)] - b @ mean[kept.to(weight.device)]
-        per_channel = w_gone.flatten(2).sum(2) if w_gone.ndim > 2 else w_gone
-        tensors[f"{name}.bias"] = bias + per_channel @ constant
+def _filter_norms(weight: Tensor) -> Tensor:
+    """The Euclidean norm of every filter, (out,)."""
+    norms: Tensor = torch.linalg.vector_norm(weight, dim=tuple(range(1, weight.ndim)))
+    return norms
 
 
-def _restore_norm(
-    sliced: dict[str, Tensor], dense: Mapping[str, Tensor], table: OwnerTable, keep_all: Kept, name: str, norm: str
-) -> None:
+def _restore_norm(sliced: dict[str, Tensor], wanted: Tensor, name: str, norm: str) -> None:
     new = sliced[f"{name}.weight"]
-    owners = table.owners.get(f"{name}.weight", {}).get(0)
-    old = dense[f"{name}.weight"].detach()
-    if owners is not None:
-        old = old[torch.from_numpy(np.flatnonzero(stays(owners, keep_all))).to(old.device)]
-    scale = (old.flatten(1).norm(dim=1) / new.flatten(1).norm(dim=1).clamp(min=1e-12)).clamp(0.1, 10.0)
+    got = _filter_norms(new)
+    scale = torch.where(got > 0, (wanted / got.clamp(min=1e-12)).clamp(0.1, 10.0), 1.0)
     sliced[f"{name}.weight"] = new * scale.view(-1, *[1] * (new.ndim - 1))
     if f"{name}.bias" in sliced:
         sliced[f"{name}.bias"] = sliced[f"{name}.bias"] * scale

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from amc.errors import ModelError
 from amc.surgery.baking import bake as bake
@@ -17,6 +17,7 @@ from amc.surgery.narrow_attention import NarrowAttention, can_narrow_attention
 from amc.surgery.narrow_attention import narrow_attention as narrow_attention
 from amc.surgery.narrow_norm import NarrowNorm, norm_rule
 from amc.surgery.narrow_norm import narrow_norm as narrow_norm
+from amc.surgery.resizing import Resized
 from amc.surgery.substitute import Substitute, put_in_place
 from amc.surgery.vanished import VanishedConvolution, VanishedNorm, VanishedPool
 from amc.surgery.vanished import vanish as vanish
@@ -26,6 +27,7 @@ BAKED = "baked"
 SUBSTITUTES: tuple[type[Substitute], ...] = (
     NarrowNorm,
     NarrowAttention,
+    Resized,
     VanishedConvolution,
     VanishedNorm,
     VanishedPool,
@@ -36,12 +38,6 @@ KINDS = {substitute.kind: substitute for substitute in SUBSTITUTES}
 def can_narrow(module: nn.Module) -> bool:
     """Whether a module looks at all of its channels at once, and can go on doing so when some are gone."""
     return isinstance(module, NarrowNorm) or can_narrow_attention(module) or norm_rule(module) is not None
-
-
-def channel_dim(module: nn.Module, inputs: Tensor) -> int | None:
-    """The dimension of `inputs` that `narrow_norm` can shorten for a normalisation over it; None for other modules."""
-    rule = module.settings if isinstance(module, NarrowNorm) else norm_rule(module)
-    return None if rule is None else rule.channel_dim % inputs.ndim
 
 
 def record(module: nn.Module) -> dict[str, dict[str, Any]]:

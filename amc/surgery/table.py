@@ -7,7 +7,8 @@ some of them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -25,6 +26,7 @@ from amc_search import Space
 
 Owner = NDArray[np.int32]  # (length,) the unit of each index, KEPT where none
 Owners = tuple[Owner, ...]  # an index stays only while all its owners stay
+WIDTHS = re.compile(r"head|dim|channel|width|feature|plane|embed|hidden|inner|chs|kd$|^nh|^d[hkv]?$")
 SUFFIXES = ("", ":heads", ":width")  # channels; rows and columns of a joint array, which are heads and their width
 
 
@@ -79,6 +81,16 @@ class Integer:
 
 
 @dataclass(frozen=True)
+class Asked:
+    """A call that asks for sizes or scales, as `record.Request`; owners of each size, () where nothing is known of it."""
+
+    module: str
+    number: int
+    sizes: tuple[Owners, ...]
+    factor: float | None
+
+
+@dataclass(frozen=True)
 class OwnerTable:
     """Everything a cut needs to know of a network.
 
@@ -91,6 +103,7 @@ class OwnerTable:
         products: every multiplication of two tensors, in the order they ran.
         integers: attributes that must follow.
         norms: how to normalise over fewer channels, by module name.
+        asked: requests for sizes that must be answered: attributes alone do not make them right.
     """
 
     groups: tuple[Group, ...]
@@ -101,6 +114,7 @@ class OwnerTable:
     products: tuple[Multiply, ...] = ()
     integers: tuple[Integer, ...] = ()
     norms: Mapping[str, NormRule] = field(default_factory=dict)
+    asked: tuple[Asked, ...] = ()
 
     @cached_property
     def space(self) -> Space:
@@ -143,13 +157,15 @@ class OwnerTable:
                 for product in self.products
             ),
             integers=tuple(replace(i, owners=new) for i in self.integers if (new := renamed(i.owners))),
+            asked=_of_changing_modules(
+                replace(call, sizes=tuple(_keep_length(old, renamed(old)) if old else () for old in call.sizes))
+                for call in self.asked
+            ),
         )
 
     def with_removable(self, removable: Sequence[bool]) -> OwnerTable:
         """The same table, each group told whether it may keep nothing."""
-        return replace(
-            self, groups=tuple(replace(g, removable=r) for g, r in zip(self.groups, removable, strict=True))
-        )
+        return replace(self, groups=tuple(replace(g, removable=r) for g, r in zip(self.groups, removable, strict=True)))
 
 
 def _keep_length(old: Owners, new: Owners) -> Owners:
@@ -212,7 +228,8 @@ def build_table(model: nn.Module, record: Record, round_to: int = 8) -> OwnerTab
             for p in record.products
         ),
         _integers(model, record, final, known),
-        {name: rule for name, rule in record.rules.items() if owners_of(record.normed[name])},
+        {name: rule for name, rule in record.rules.items() if name in record.normed and owners_of(record.normed[name])},
+        _asked(record, final, known),
     )
 
 
@@ -280,9 +297,7 @@ def _module_of(tensor: str) -> str:
     return tensor.rpartition(".")[0] or tensor
 
 
-def _frozen_layers(
-    model: nn.Module, record: Record, units: Units, final: NDArray[np.int32]
-) -> tuple[Frozen, ...]:
+def _frozen_layers(model: nn.Module, record: Record, units: Units, final: NDArray[np.int32]) -> tuple[Frozen, ...]:
     frozen = []
     for name, module in model.named_modules():
         axis = (f"{name}.weight" if name else "weight", out_dim(module))
@@ -305,9 +320,7 @@ def _integers(
     """Attributes that hold a size their module's code asked for."""
     sizes: dict[str, dict[int, dict[bytes, Owners]]] = {}
     for sized in record.sized:
-        rows = final[:, sized.slots]  # (2, size, rest): what owns a whole row owns its index
-        common = np.where((rows == rows[:, :, :1]).all(2), rows[:, :, 0], KEPT)
-        owners = tuple(known.setdefault(o.tobytes(), o) for o in map(np.ascontiguousarray, common) if (o != KEPT).any())
+        owners = _row_owners(sized.slots, final, known)
         if owners:
             by_length = sizes.setdefault(sized.module, {}).setdefault(len(sized.slots), {})
             by_length.setdefault(b"".join(owner.tobytes() for owner in owners), owners)
@@ -321,10 +334,37 @@ def _integers(
     return tuple(found)
 
 
+def _row_owners(slots: Slots, final: NDArray[np.int32], known: dict[bytes, Owner]) -> Owners:
+    """The owners of each index of a dimension, given its slots (size, rest): what owns a whole row."""
+    rows = final[:, slots]
+    common = np.where((rows == rows[:, :, :1]).all(2), rows[:, :, 0], KEPT)
+    return tuple(known.setdefault(o.tobytes(), o) for o in map(np.ascontiguousarray, common) if (o != KEPT).any())
+
+
+def _asked(record: Record, final: NDArray[np.int32], known: dict[bytes, Owner]) -> tuple[Asked, ...]:
+    found: dict[tuple[str, int], Asked] = {}
+    for request in record.requests:
+        sizes = tuple(
+            () if slots is None else _row_owners(slots, final, known) or (np.full(len(slots), KEPT, np.int32),)
+            for slots in request.sizes
+        )
+        found[request.module, request.number] = Asked(request.module, request.number, sizes, request.factor)
+    return _of_changing_modules(found.values())
+
+
+def _of_changing_modules(calls: Iterable[Asked]) -> tuple[Asked, ...]:
+    """The requests of modules of which at least one size may change."""
+    known = tuple(calls)
+    changing = {call.module for call in known for owners in call.sizes for owner in owners if (owner != KEPT).any()}
+    return tuple(call for call in known if call.module in changing)
+
+
 def _own_integers(module: nn.Module) -> list[tuple[str, int | None, int]]:
     """(attribute, item, value) of the integers above one that a module holds itself."""
     found: list[tuple[str, int | None, int]] = []
     for attribute, value in vars(module).items():
+        if not WIDTHS.search(attribute):  # a window or a kernel may be of the same size by chance
+            continue
         if type(value) is int and value > 1:
             found.append((attribute, None, value))
         elif isinstance(value, (tuple, list)) and all(type(item) is int for item in value):

@@ -10,11 +10,13 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
@@ -24,7 +26,8 @@ from amc.errors import ModelError
 from amc.surgery.layers import CONVOLUTIONS, LAYERS, TRANSPOSED
 from amc.surgery.narrow_norm import norm_rule
 from amc.surgery.operators import RULES, any_pointwise
-from amc.surgery.record import Factor, Labels, Record
+from amc.surgery.record import Factor, Labels, Record, Request, Slots
+from amc.surgery.resizing import ATTENTION, SCALED, SPLITS, asked_sizes, is_request
 
 
 def trace(model: nn.Module, inputs: Call | Tensor, ignore: Sequence[str] = ()) -> Record:
@@ -44,7 +47,7 @@ def trace(model: nn.Module, inputs: Call | Tensor, ignore: Sequence[str] = ()) -
     twin = copy.deepcopy(model).eval()
     tracer = Tracer(twin)
     try:
-        with torch.no_grad(), tracer.watching(), _composed_attention(), tracer:
+        with torch.no_grad(), tracer.watching(), composed_attention(), tracer, _Requests(tracer):
             outputs = as_call(inputs).on(twin)
     except Exception as error:
         first = (str(error).splitlines() or [""])[0]
@@ -62,8 +65,8 @@ def trace(model: nn.Module, inputs: Call | Tensor, ignore: Sequence[str] = ()) -
 
 
 @contextlib.contextmanager
-def _composed_attention() -> Iterator[None]:
-    """torch's transformer layers run operation by operation, not as one kernel."""
+def composed_attention() -> Iterator[None]:
+    """Torch's transformer layers run operation by operation, not as one kernel."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -79,8 +82,9 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.model, self.record = model, Record()
         self.labels = WeakIdKeyDictionary()  # type: ignore[no-untyped-call]
-        self.stack: list[tuple[str, nn.Module]] = []
+        self.stack: list[_Frame] = []
         self.muted = 0
+        self.asking = False  # a call whose sizes can be answered is running
         for name, module in model.named_modules():
             if (rule := norm_rule(module)) is not None:
                 self.record.rules[name] = rule
@@ -102,7 +106,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     @property
     def module(self) -> str:
         """The name of the module that is running."""
-        return self.stack[-1][0] if self.stack else ""
+        return self.stack[-1].name if self.stack else ""
 
     def of(self, tensor: Any) -> Labels:
         """The labels of a tensor; a Python number has pliant ones."""
@@ -152,7 +156,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _enter(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-            self.stack.append((name, module))
+            self.stack.append(_Frame(name))
             self.muted += name in self.record.rules
 
         return hook
@@ -204,7 +208,22 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self.lost(operation, args, kwargs, result)
             else:
                 rule(Operation(self, operation, func, args, kwargs, result))
+            if operation.endswith("_") and args and isinstance(args[0], Tensor):
+                self._written(args[0])
         return result
+
+    def _written(self, part: Tensor) -> None:
+        """A part of a larger tensor was written in place: that one is no longer what it was made from."""
+        storage, own = part.untyped_storage(), self.of(part)
+        if part.numel() * part.element_size() == storage.nbytes():
+            return
+        for other in list(self.labels.keys()):
+            if other.untyped_storage()._cdata == storage._cdata and other.numel() > part.numel():
+                known = self.of(other)
+                self.labels[other] = replace(
+                    known, pliant=known.pliant and own.pliant, parametric=known.parametric and own.parametric
+                )
+                self.keep(part, f"it is written into a part of a larger tensor in {self.module or 'the network'}")
 
     def lost(self, operation: str, args: Any, kwargs: Any, result: Any) -> None:
         """An operation without a rule: what goes in stays."""
@@ -214,6 +233,61 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor):
                 self.set(tensor)
+
+
+@dataclass
+class _Frame:
+    """A module that is running, and how many requests its own code has made."""
+
+    name: str
+    asked: int = 0
+
+
+class _Requests(TorchFunctionMode):
+    """Notes every call by which a module's code asks for sizes, with what the dimensions that came out stand for."""
+
+    def __init__(self, tracer: Tracer) -> None:
+        super().__init__()
+        self.tracer = tracer
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if not self.tracer.stack or not is_request(func, args, kwargs):
+            return func(*args, **kwargs)
+        self.tracer.stack[-1].asked += 1
+        self.tracer.asking = True
+        try:
+            result = func(*args, **kwargs)
+        finally:
+            self.tracer.asking = False
+        if not self.tracer.muted:
+            self._note(func, args, kwargs, result)
+        return result
+
+    def _note(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
+        tracer, frame = self.tracer, self.tracer.stack[-1]
+        sizes: list[Slots | None] = []
+        factor = None
+        if func is ATTENTION:
+            factor = args[0].shape[-1] ** -0.5 if kwargs.get("scale") is None else kwargs["scale"]
+        elif func in SCALED:
+            factor = args[1]
+        elif func in SPLITS:
+            dim = kwargs.get("dim", args[2] if len(args) > 2 else 0) % args[0].ndim
+            sizes = [_rows(tracer.of(part), dim) for part in result]
+        elif func in (Tensor.unflatten, torch.unflatten):
+            first = args[1] % args[0].ndim
+            sizes = [_rows(tracer.of(result), first + place) for place in range(len(args[2]))]
+        elif asked_sizes(func, args, kwargs) is None:
+            return
+        else:
+            sizes = [_rows(tracer.of(result), dim) for dim in range(result.ndim)]
+        tracer.record.requests.append(Request(frame.name, frame.asked - 1, tuple(sizes), factor))
+
+
+def _rows(labels: Labels, dim: int) -> Slots | None:
+    factor = labels.factor(dim)
+    return None if factor is None else factor.first(dim)
 
 
 class Operation:

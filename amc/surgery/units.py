@@ -170,9 +170,7 @@ def _partitions(state: _Classes) -> tuple[NDArray[np.bool_], list[list[_Partitio
     return alone, found
 
 
-def _grid_blocks(
-    grids: Sequence[Array], state: _Classes
-) -> list[tuple[list[Array], list[tuple[Array, Array]]]]:
+def _grid_blocks(grids: Sequence[Array], state: _Classes) -> list[tuple[list[Array], list[tuple[Array, Array]]]]:
     """Grids that share classes, directly or over projections."""
     edges = [(np.full(grid.size, grid.flat[0]), grid.reshape(-1)) for grid in grids]
     edges += [(np.repeat(rows[:, 0], rows.shape[1]), rows.reshape(-1)) for rows, _ in state.projections]
@@ -212,6 +210,9 @@ def _close(
             same = (labels == labels[:, :1]).all(1) & (parts[local[small]] != labels[:, 0])
             if same.any():
                 more.append((local[rows][same, 0], local[small][same]))
+            led = (sizes[parts[local[small]]] > 1) & (labels != parts[local[small]][:, None]).any(1)
+            if led.any():  # and back: what stands for a whole row leaves only with it
+                more.append((np.repeat(local[small][led], rows.shape[1]), local[rows][led].reshape(-1)))
         if not more:
             break
         edges += more

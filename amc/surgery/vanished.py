@@ -183,7 +183,7 @@ def _filled(inputs: Tensor, channels: int, lengths: Sequence[int], bias: Tensor 
     outputs = inputs.new_zeros((*inputs.shape[: -len(lengths) - 1], channels, *lengths))
     if bias is None or not channels:
         return outputs
-    return outputs + bias.to(inputs.dtype).reshape(-1, *(1 for _ in lengths))
+    return outputs + bias.to(inputs.dtype)[(slice(None), *(None for _ in lengths))]
 
 
 def _each(value: Any, dims: int) -> Sequence[int]:

@@ -26,6 +26,7 @@ from amc_predictor.link import KINDS, Link, candidate_links
 from amc_predictor.networks import Networks, Training, train
 from amc_predictor.process import PROCESS_TENSORS, Process, Scaling, choose, choose_drop, fit_process
 from amc_predictor.ranks import Ranks
+from amc_predictor.subset import telling
 
 NOISE_FLOOR = 1e-4  # of accuracy: labels that happen to agree are no proof of certainty
 SCALE_FLOOR = 0.1
@@ -127,10 +128,14 @@ class EnsemblePredictor:
     def fit(self, policies: Tensor, accuracy: Tensor) -> None:
         """Learn from kept fractions (n, d) in [0, 1] and accuracies (n,) in [0, 1]; forgets earlier fits.
 
+        Of more than `amc_predictor.subset.LARGEST` policies the telling ones are learned from, and judged on.
+
         Raises:
             ValueError: fewer than 4 policies, shapes that do not match, values not finite or outside [0, 1].
         """
         inputs, labels = checked_examples(policies, accuracy)
+        chosen = telling(inputs, labels, self.seed)
+        inputs, labels = inputs[chosen], labels[chosen]
         fold = fold_of_each(len(labels), self.folds, self.seed)
         with torch.no_grad():
             *apart, whole = self._models(inputs, labels, fold)

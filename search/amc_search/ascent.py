@@ -204,7 +204,7 @@ def _every_policy(space: Space) -> Policies:
 def _inside(known: Policies, space: Space, caps: tuple[Cap, ...], starts: int, rng: np.random.Generator) -> Reals:
     """Fractions (starts, d) to start from: the known policies, the rest spread; all pulled just inside the caps."""
     spread = rng.choice((*SPREADS, 1.2), size=(max(starts - len(known), 0), 1))
-    drawn: Reals = space.high * np.exp(spread * rng.uniform(-1, 1, (len(spread), len(space))))
+    drawn: Reals = space.high.astype(np.float64) * np.exp(spread * rng.uniform(-1, 1, (len(spread), len(space))))
     counts = np.concatenate([known[:starts].astype(np.float64), some_dropped(drawn, space, rng)])
     landed = at_costs(counts, space, caps, rng.uniform(0.9, 1 - SLACK, len(counts)))
     return landed / space.high

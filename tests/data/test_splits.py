@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from amc.data.division import hold_out
-from amc.data.splits import Augmentation, MemorySplit, Splits
+from amc.data.splits import Augmentation, ListSplit, MemorySplit, Splits, TensorSplit, plan_batches
 
 
 def split_of(number: int = 37, augmentation: Augmentation = Augmentation()) -> MemorySplit:
@@ -131,3 +131,36 @@ def test_the_test_split_has_no_part_in_the_digest() -> None:
     one, two = (Splits("x", train, measure, split_of(number), (3, 9, 8), 10) for number in (5, 6))
     assert one.digest == two.digest
     assert one.digest != Splits("x", measure, train, train, (3, 9, 8), 10).digest
+
+
+def test_examples_of_any_kind_come_in_the_planned_batches() -> None:
+    """Trees of tensors are indexed leaf by leaf, lists item by item, both as `plan_batches` orders them."""
+    numbers = torch.arange(11)
+    tree = TensorSplit({"a": numbers, "b": (numbers * 10,)}, numbers * 100)
+    listed = ListSplit([torch.full((n + 1,), n) for n in range(11)], list(range(11)))
+    for seed in (None, 3):
+        plan = [index.tolist() for index in plan_batches(11, 4, seed=seed, limit=9)]
+        assert [len(index) for index in plan] == [4, 4, 1] and (plan[0] == [0, 1, 2, 3]) == (seed is None)
+        for index, batch, items in zip(
+            plan, tree.batches(4, seed=seed, limit=9), listed.batches(4, seed=seed, limit=9), strict=True
+        ):
+            assert batch[0]["b"][0].tolist() == [10 * n for n in index] and batch[1].tolist() == [
+                100 * n for n in index
+            ]
+            assert items[1] == index and [len(tensor) for tensor in items[0]] == [n + 1 for n in index]
+    assert len(tree) == len(listed) == 11
+
+
+def test_digests_tell_examples_apart() -> None:
+    """A changed value, name or target changes the digest; the same examples have the same one."""
+    inputs, labels = {"a": torch.zeros(3, 2)}, torch.arange(3)
+    splits = [
+        TensorSplit(inputs, labels),
+        TensorSplit({"a": torch.ones(3, 2)}, labels),
+        TensorSplit({"b": torch.zeros(3, 2)}, labels),
+        TensorSplit(inputs, labels + 1),
+        ListSplit(list(torch.zeros(3, 2)), labels.tolist()),
+        ListSplit(list(torch.zeros(3, 2)), [0, 1, 3]),
+    ]
+    assert len({split.digest for split in splits}) == len(splits)
+    assert TensorSplit({"a": torch.zeros(3, 2)}, torch.arange(3)).digest == splits[0].digest

@@ -9,8 +9,11 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from amc.call import float_tensors
+from amc.compute import Compute
 from amc.errors import ModelError
 from amc.models import zoo
+from amc.models.examples import example_of, usual_shape
 from amc.models.zoo import ModelSource, build_model, model_source
 
 
@@ -251,7 +254,7 @@ def test_a_colon_needs_a_name_behind_it() -> None:
 def test_networks_of_other_kinds_run_on_their_examples(
     name: str, options: dict[str, int], shape: tuple[int, ...], outputs: list[tuple[int, ...]]
 ) -> None:
-    """Segmentation, detection, optical flow, video and sensor networks: no weights fetched, one example fitting each."""
+    """Segmentation, detection, optical flow, video and sensor networks: no weights fetched, an example for each."""
     model = build_model(name, options=options).eval()
     size = shape[-1] if shape[-1] != 128 else None
     assert usual_shape(name, model, size) == shape

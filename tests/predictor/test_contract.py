@@ -82,7 +82,7 @@ def test_gradient_of_the_mean_is_its_finite_difference(name: str) -> None:
 
 @every_predictor
 def test_dropped_groups_are_predicted_with_a_gradient(name: str) -> None:
-    """Where groups keep nothing, mean, std and both gradients are finite, whether such policies were measured or not."""
+    """Where groups keep nothing, mean, std and gradient are finite, whether such policies were measured or not."""
     policies, accuracy = sigmoid_network(24, 5)
     some = policies * (torch.rand(policies.shape, generator=torch.Generator().manual_seed(1)) > 0.2)
     for measured in (policies, some):

@@ -20,6 +20,8 @@ from tests.surgery.exactness import assert_exact
 class Tanh(nn.Linear):
     """A layer whose weight and bias are derived by a rule of its own, with a buffer."""
 
+    limit: Tensor
+
     def __init__(self) -> None:
         super().__init__(5, 7)
         self.register_buffer("limit", torch.tensor(0.5))
@@ -65,7 +67,7 @@ class Untouched(nn.Conv2d):
 
 def old_weight_norm() -> nn.Module:
     with pytest.warns(FutureWarning):
-        return nn.utils.weight_norm(nn.Conv2d(4, 6, 3))  # type: ignore[deprecated]
+        return nn.utils.weight_norm(nn.Conv2d(4, 6, 3))
 
 
 def warm(module: nn.Module) -> nn.Module:
@@ -113,7 +115,7 @@ def test_a_layer_that_derives_its_weight_becomes_a_plain_one_that_does_the_same(
     """Also on inputs of other sizes; nothing but weight and bias is left; it can be rebuilt from its record."""
     make, shape, plain = BAKED[name]
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Identity(), make() if "spectral" in name else scramble(make()))
+    model: Any = nn.Sequential(nn.Identity(), make() if "spectral" in name else scramble(make()))
     first = torch.randn(shape)
     inputs = [first, torch.randn((5, shape[1], *(side + 2 for side in shape[2:])))]
     expected = [model.eval()(x).detach() for x in inputs]
@@ -136,7 +138,7 @@ def test_a_layer_that_derives_its_weight_becomes_a_plain_one_that_does_the_same(
 @pytest.mark.parametrize("name", LEFT)
 def test_other_layers_are_left_as_they_were(name: str) -> None:
     """Not a tensor, not a class, not a mode of them changes."""
-    model = scramble(nn.Sequential(LEFT[name]()))
+    model: Any = scramble(nn.Sequential(LEFT[name]()))
     kind, state = type(model[0]), copy.deepcopy(model.state_dict())
     assert bake(model, Call((torch.randn(PICTURE),))) == {}
     assert type(model[0]) is kind and model.training and record(model[0]) == {} and not model[0]._forward_hooks

@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from amc.errors import ModelError
 from amc.surgery.narrow_attention import can_narrow_attention, narrow_attention
@@ -40,14 +41,14 @@ def masked(module: nn.MultiheadAttention, heads: Tensor, widths: Tensor, embeddi
     inner, outer = torch.zeros(H * D), torch.zeros(E)
     inner[rows(heads, widths)], outer[embedding] = 1, 1
     with torch.no_grad():
-        twin.in_proj_weight *= inner.repeat(3)[:, None] * outer
-        twin.out_proj.weight *= outer[:, None] * inner
+        twin.in_proj_weight.mul_(inner.repeat(3)[:, None] * outer)
+        twin.out_proj.weight.mul_(outer[:, None] * inner)
         if twin.in_proj_bias is not None:
-            twin.in_proj_bias *= inner.repeat(3)
-            twin.out_proj.bias *= outer
+            twin.in_proj_bias.mul_(inner.repeat(3))
+            twin.out_proj.bias.mul_(outer)
         if twin.bias_k is not None and twin.bias_v is not None:
-            twin.bias_k *= inner
-            twin.bias_v *= inner
+            twin.bias_k.mul_(inner)
+            twin.bias_v.mul_(inner)
     return twin
 
 
@@ -66,7 +67,7 @@ def cut(module: nn.MultiheadAttention, heads: Tensor, widths: Tensor, embedding:
     return twin
 
 
-OPTIONS = (
+OPTIONS: tuple[dict[str, bool], ...] = (
     {}, {"batch_first": True}, {"bias": False}, {"add_bias_kv": True}, {"add_zero_attn": True, "batch_first": True}
 )  # fmt: skip
 
@@ -88,7 +89,7 @@ def test_cut_attention_is_the_dense_one_with_zeros(options: dict[str, bool]) -> 
         inputs = [query, key, value] if cross else [query] * 3
         inputs = inputs if first else [x.transpose(0, 1) for x in inputs]
         inputs = inputs if cross else [inputs[0]] * 3
-        given = {"need_weights": weights, "attn_mask": torch.randn(targets, sources, generator=draw)}
+        given: dict[str, Any] = {"need_weights": weights, "attn_mask": torch.randn(targets, sources, generator=draw)}
         if padded:
             given["key_padding_mask"] = torch.zeros(batch, sources, dtype=torch.bool)
             given["key_padding_mask"][0, -2:] = True
@@ -158,13 +159,29 @@ def test_cut_attention_can_be_exported() -> None:
 
         def forward(self, x: Tensor) -> Tensor:
             y = self.norm(x)
-            return x + self.attention(y, y, y, need_weights=False)[0]
+            return torch.as_tensor(x + self.attention(y, y, y, need_weights=False)[0])
 
     block = Block().eval()
     block.attention = cut(block.attention, torch.tensor([1, 2, 3]), torch.tensor([0, 2]), torch.arange(E))
     x = torch.randn(3, 5, E)
     exported = torch.export.export(block, (x,), dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=9)},))
     assert_exact(exported.module()(x[:2]), block(x[:2]))
+
+
+def test_whoever_counts_calls_sees_one_for_the_whole_attention() -> None:
+    """The dense module shows none of its own either."""
+
+    class Calls(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.append(func.__name__)
+            return func(*args, **(kwargs or {}))
+
+    seen: list[str] = []
+    module, x = cut(attention(), torch.tensor([1]), torch.arange(D), torch.arange(E)), torch.randn(5, 2, E)
+    with Calls(), Calls():
+        found = module(x, x, x)[0]
+    assert seen == ["forward", "forward"]
+    assert_exact(found, module(x, x, x)[0])
 
 
 def test_only_one_matrix_for_queries_keys_and_values_can_be_cut() -> None:

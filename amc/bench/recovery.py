@@ -1,92 +1,21 @@
-"""`amc bench`: our own claims, measured side by side in one run that anyone can repeat."""
+"""Kinds of recovery at random policies, before and after an equal short fine-tune."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
-from statistics import median
-from time import perf_counter
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from amc.cost.counts import count_layer_runs, count_macs
-from amc.dense import Dense, load_model, prepare, trace_groups
+from amc.dense import Dense, prepare
 from amc.evaluation import evaluate
 from amc.progress import Progress
 from amc.recipe import Recipe
-from amc.surgery.cut import cut, named_tensors
 from amc.surgery.recovery import cut_and_fold
-from amc.surgery.table import kept_units, ranks, unit_scores
+from amc.surgery.table import kept_units
 from amc.training import train
 from amc_search import Cap, random_policies
-
-REPEATS = 5
-POLICIES = 1000
-
-
-def bench_cut(recipe: Recipe, size: int) -> dict[str, Any]:
-    """Seconds to trace, cut and count a network, beside torch-pruning's build and step on the same one.
-
-    torch-pruning prunes every layer by half; ours cuts `REPEATS` random policies. Medians; threads as torch has them.
-    """
-    shape = (3, size, size)
-    model = load_model(recipe, recipe.model.num_classes, shape)[1]
-    start = perf_counter()
-    table = trace_groups(model, shape, recipe)
-    trace_seconds = perf_counter() - start
-    place = ranks(table, unit_scores(table, named_tensors(model)))
-    rng = np.random.default_rng(recipe.seed)
-    step, most = table.space.step, table.space.high // table.space.step
-    policies = step * rng.integers(1, most, size=(POLICIES, len(table.space)), endpoint=True)
-    cuts = [_seconds(lambda p=p: cut(model, table, kept_units(table, place, p))) for p in policies[:REPEATS]]  # type: ignore[misc]
-    macs = count_macs(model, table, count_layer_runs(model, torch.zeros(1, *shape)))
-    counts = torch.from_numpy(policies).double()
-    theirs = [_seconds(lambda m=twin: _prune_by_half(m, shape)) for twin in (copy.deepcopy(model) for _ in range(3))]  # type: ignore[misc]
-    return {
-        "model": recipe.model.name,
-        "size": size,
-        "threads": torch.get_num_threads(),
-        "groups": len(table.groups),
-        "trace_seconds": trace_seconds,
-        "cut_seconds": median(cuts),
-        "torch_pruning_seconds": median(theirs),
-        "ratio": median(theirs) / median(cuts),
-        "macs_of_1000_policies_seconds": median(_seconds(lambda: macs(counts)) for _ in range(REPEATS)),
-    }
-
-
-def _prune_by_half(model: nn.Module, shape: tuple[int, ...]) -> None:
-    """What a trial costs when torch-pruning's pruner is built and stepped for it."""
-    import torch_pruning
-
-    outputs = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    torch_pruning.pruner.BasePruner(
-        model, torch.randn(1, *shape), importance=torch_pruning.importance.MagnitudeImportance(), pruning_ratio=0.5,
-        ignored_layers=outputs, in_channel_groups={}, out_channel_groups={}, num_heads={},
-    ).step()  # fmt: skip
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    start = perf_counter()
-    work()
-    return perf_counter() - start
-
-
-def cut_text(rows: list[dict[str, Any]]) -> str:
-    """A line a network."""
-    lines = [
-        f"{'model':<20}{'trace s':>9}{'cut s':>9}{'torch-pruning s':>17}{'ratio':>8}{'MACs of 1,000 policies, s':>27}"
-    ]
-    for row in rows:
-        lines.append(
-            f"{row['model']:<20}{row['trace_seconds']:>9.2f}{row['cut_seconds']:>9.3f}"
-            f"{row['torch_pruning_seconds']:>17.2f}{row['ratio']:>7.0f}x{row['macs_of_1000_policies_seconds']:>27.4f}"
-        )
-    return "\n".join(lines)
 
 
 def bench_recovery(recipe: Recipe, policies: int, epochs: float, progress: Progress) -> dict[str, Any]:

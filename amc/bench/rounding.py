@@ -1,0 +1,25 @@
+"""How fast this machine runs layers of a network at widths that do and do not fill its blocks of channels."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from statistics import mean
+from typing import Any
+
+from amc.recipe import Recipe
+from amc.rounding import measure_recipe
+
+
+def bench_rounding(recipe: Recipe) -> dict[str, Any]:
+    """What `--round-to auto` measures for a recipe's network, and what it chooses."""
+    found = asdict(measure_recipe(recipe))
+    return {"model": recipe.model.name, **found}
+
+
+def rounding_text(rows: list[dict[str, Any]]) -> str:
+    """A line a network: mean slowdown at each step, then the step chosen."""
+    lines = [f"{'model':<20}{'multiples of 8':>16}{'of 16':>9}{'step':>6}  layers"]
+    for row in rows:
+        eight, sixteen = (f"{mean(times):.2f}x" if times else "-" for times in row["slowdown"].values())
+        lines.append(f"{row['model']:<20}{eight:>16}{sixteen:>9}{row['step']:>6}  {', '.join(row['layers'])}")
+    return "\n".join(lines)

@@ -1,0 +1,106 @@
+"""What early stopping saves, and what it costs in the quality of what the search finds."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from statistics import mean
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+from amc.data.splits import MemorySplit
+from amc.dense import Dense, prepare
+from amc.errors import UsageError
+from amc.evaluation import evaluate
+from amc.progress import Progress
+from amc.recipe import Recipe
+from amc.search import measure_of, sampler_of
+from amc.selection import fit_predictor, select
+from amc.study import Study
+
+ARMS = ("whole", "stopped")
+
+
+def bench_stop(recipe: Recipe, trials: int, seeds: int, progress: Progress) -> dict[str, Any]:
+    """Search with and without early stopping, with the same seeds and the same number of trials.
+
+    What each search chooses is measured on the measure split, as always, and on training pictures that neither moments
+    nor BatchNorm have seen; the test split is not touched.
+
+    Raises:
+        UsageError: the data are not held in memory, so that such pictures cannot be told apart.
+    """
+    dense = prepare(recipe, None, progress)
+    held_out = _unseen(dense)
+    rows = []
+    for seed in range(recipe.seed, recipe.seed + seeds):
+        row: dict[str, Any] = {"seed": seed}
+        for arm in ARMS:
+            search = recipe.search.model_copy(update={"stop_early": arm == "stopped", "study": None, "trials": trials})
+            row[arm] = _searched(replace(dense, recipe=recipe.model_copy(update={"search": search, "seed": seed})),
+                                 held_out, progress)  # fmt: skip
+        rows.append(row)
+    told = {"model": recipe.model.name, "budget": list(recipe.budget), "trials": trials, "rows": rows}
+    return {**told, "measure_pictures": len(dense.splits.measure), "held_out_pictures": len(held_out)}
+
+
+def _unseen(dense: Dense) -> MemorySplit:
+    """The pictures of the train split that trials do not learn from."""
+    train, recovery = dense.splits.train, dense.recipe.recovery
+    if not isinstance(train, MemorySplit):
+        raise UsageError(
+            f"this benchmark needs data held in memory, but {dense.splits.name!r} is not; take fashion-mnist-10k"
+        )
+    unseen = torch.ones(len(train), dtype=torch.bool)
+    for seed, images in ((0, recovery.moment_images), (1, recovery.batchnorm_images)):
+        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
+        unseen[order[:images]] = False
+    return replace(train, images=train.images[unseen], labels=train.labels[unseen])
+
+
+def _searched(dense: Dense, held_out: MemorySplit, progress: Progress) -> dict[str, float]:
+    """One search, and what it chose."""
+    recipe, caps = dense.recipe, dense.caps(dense.recipe.budgets)
+    reference = dense.measure.evaluate(dense.model).accuracy
+    with TemporaryDirectory() as folder:
+        study = Study(None, Path(folder), dense.protocol(), dense.space, alone=True)
+        sampler = sampler_of(dense, caps, reference, study)
+        study.run(measure_of(dense, study), sampler, recipe.search.trials, progress)
+        found = study.trials
+        predictor = fit_predictor(dense.space, found, reference, recipe.seed)
+        chosen = select(study, dense.measure, predictor, caps, recipe.search.candidates, recipe.seed)
+    images = sum(trial.images or len(dense.splits.measure) for trial in found)
+    assert predictor.ranks is not None
+    return {
+        "stopped": sum(trial.stopped for trial in found),
+        "images": images / (len(found) * max(trial.images or 1 for trial in found)),
+        "seconds": sum(sum(trial.seconds.values()) for trial in found),
+        "measure_accuracy": chosen.trial.accuracy,
+        "held_out_accuracy": evaluate(
+            dense.measure.realise(chosen.policy), held_out, dense.compute, task=dense.task
+        ).accuracy,
+        "kendall": predictor.ranks.kendall,
+    }
+
+
+def stop_text(found: dict[str, Any]) -> str:
+    """Two lines a seed, then the means."""
+    lines = [
+        f"{found['model']} at most {', '.join(found['budget'])}, {found['trials']} trials a search; accuracy of the "
+        f"policy chosen on {found['measure_pictures']:,} measured and {found['held_out_pictures']:,} other pictures",
+        f"{'seed':>4}  {'trials':<8}{'stopped':>8}{'pictures':>10}{'seconds':>9}{'measure':>9}{'held out':>10}"
+        f"{'Kendall':>9}",
+    ]
+    keys = ("stopped", "images", "seconds", "measure_accuracy", "held_out_accuracy", "kendall")
+    means = {arm: {key: mean(row[arm][key] for row in found["rows"]) for key in keys} for arm in ARMS}
+    for row in [*found["rows"], {"seed": "mean", **means}]:
+        for arm in ARMS:
+            of = row[arm]
+            lines.append(
+                f"{row['seed']:>4}  {arm:<8}{of['stopped']:>8.3g}{of['images']:>10.1%}{of['seconds']:>9.1f}"
+                f"{of['measure_accuracy']:>9.2%}{of['held_out_accuracy']:>10.2%}{of['kendall']:>9.2f}"
+            )
+    saved = 1 - means["stopped"]["seconds"] / means["whole"]["seconds"]
+    return "\n".join([*lines, f"time saved in trials: {saved:.1%}"])

@@ -1,0 +1,71 @@
+"""`amc bench workers`: how many more policies a minute several worker processes measure than one."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from amc.dense import Dense, prepare
+from amc.evaluation import evaluate
+from amc.files import write_text
+from amc.folder import RECIPE
+from amc.progress import Progress, Silent
+from amc.pulse import measured_by
+from amc.recipe import Recipe, amended, resolved_toml
+from amc.search import crew_of
+from amc.study import Study
+
+
+def bench_workers(recipe: Recipe, workers: int, trials: int, repeats: int, progress: Progress) -> dict[str, Any]:
+    """Whole searches by one worker process and by several, in turns, each on one thread and in a new study.
+
+    The rate is taken from when every worker has measured its first policy, so that starting them does not count; the
+    predictor's fits and the storing do.
+
+    Returns:
+        `per_minute`: number of workers -> the rates, one a repeat; `ratio`: that of their medians.
+    """
+    recipe = amended(recipe, {"threads": 1, "search.trials": trials})
+    rates: dict[int, list[float]] = {1: [], workers: []}
+    stage = progress.stage("searches", 2 * repeats)
+    with tempfile.TemporaryDirectory(prefix="amc-bench-") as place:
+        home = Path(place) / "dense"
+        home.mkdir()
+        dense = prepare(recipe, home, Silent())
+        size = recipe.search.batch_size
+        accuracy = evaluate(dense.model, dense.splits.measure, dense.compute, batch_size=size, task=dense.task).accuracy
+        for repeat in range(repeats):
+            for number in rates:
+                folder = Path(place) / f"{number}-{repeat}"
+                shutil.copytree(home, folder)
+                write_text(folder / RECIPE, resolved_toml(recipe))
+                rates[number].append(_rate(dense, folder, number, accuracy))
+                stage.advance()
+    ratio = median(rates[workers]) / median(rates[1])
+    return {"model": recipe.model.name, "trials": trials, "workers": workers, "per_minute": rates, "ratio": ratio}
+
+
+def _rate(dense: Dense, folder: Path, number: int, accuracy: float) -> float:
+    """Policies a minute."""
+    study = Study(None, folder, dense.protocol(), dense.space, alone=True)
+    study.describe(resolved_toml(dense.recipe), accuracy)
+    with crew_of(dense.recipe, study, folder, number) as crew:
+        study.follow(dense.recipe.search.trials, Silent(), crew.tend)
+    ends: dict[str | None, list[float]] = {}
+    for trial in study.measured:
+        if trial.datetime_complete:
+            ends.setdefault(measured_by(trial), []).append(trial.datetime_complete.timestamp())
+    begin, end = max(min(times) for times in ends.values()), max(max(times) for times in ends.values())
+    return 60 * sum(time > begin for times in ends.values() for time in times) / (end - begin)
+
+
+def workers_text(found: dict[str, Any]) -> str:
+    """The rates side by side, and their ratio."""
+    lines = [f"{found['model']}, {found['trials']} policies a search, one thread a worker"]
+    for number, rates in found["per_minute"].items():
+        told = ", ".join(f"{rate:.1f}" for rate in rates)
+        lines.append(f"{number:>3} worker{'s' if number > 1 else ' '}  {median(rates):8.1f} a minute   ({told})")
+    return "\n".join([*lines, f"ratio        {found['ratio']:8.2f}"])

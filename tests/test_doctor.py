@@ -1,0 +1,182 @@
+"""`amc doctor --model`: one record a network, whatever the network does."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from amc.call import Call
+from amc.cost.counts import count_bytes, count_macs, count_params
+from amc.dense import load_model, trace_groups
+from amc.doctor.alone import diagnose, raise_if_failed
+from amc.doctor.checks import EXAMPLES, KINDS, check_policies, draw_policy
+from amc.doctor.numbers import scramble, settle
+from amc.doctor.record import examine_or_say_why, own_size, subject_of
+from amc.doctor.text import record_text
+from amc.errors import GateFailed, ModelError, UsageError
+from amc.recipe import Recipe, load_recipe
+from amc.surgery.cut import mask
+from amc.surgery.table import OwnerTable, kept_units, ranks
+from amc_search import Space
+from tests.test_cli import run
+
+
+def recipe_of(name: str, **more: object) -> Recipe:
+    return load_recipe(None, {"name": "x", "model.name": name, "model.weights": "none", **more})
+
+
+def test_a_record_says_what_the_issue_of_a_network_is() -> None:
+    """A network that can be cut: groups, costs, and checks that all hold."""
+    record = diagnose(recipe_of("squeezenet1_1"), "3x64x64", explicit_data=False)
+    assert record["ok"] and record["reason"] is None and len(record["groups"]) == 25
+    assert 0 < record["min_macs"] < record["macs"] and 0.9 < record["cut_share"] < 1
+    assert [record["checks"][part] for part in ("shape", "cost", "equal", "saved")] == [True] * 4
+    assert [policy["policy"] for policy in record["checks"]["policies"]] == list(KINDS)
+    text = record_text(record)
+    assert "4 of 4" in text and "FAIL" not in text and record["groups"][0]["name"] in text
+    json.dumps(record, allow_nan=False)
+    raise_if_failed(record)
+
+
+@pytest.mark.parametrize(
+    ("factory", "words"),
+    [
+        ("sleepy", ["within 2 s", "trace_seconds"]),
+        ("slow", ["within 2 s", "Slow"]),
+        ("greedy", ["within 1 GB", "Greedy", "trace_gigabytes"]),
+        ("deadly", ["exit code 7"]),
+        ("uncuttable", ["channels"]),
+    ],
+)
+def test_a_network_that_misbehaves_is_told(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, factory: str, words: list[str]
+) -> None:
+    """The record says why, the command ends with 2 and one line."""
+    limits = ["--seconds", 2 if factory in ("sleepy", "slow") else 60, "--gigabytes", 1]
+    code, out, err = run(
+        capsys, monkeypatch, "doctor", "--model", f"tests.unruly:{factory}", "--input", "3x8x8", "--json", *limits
+    )
+    record = json.loads(out)
+    assert code == 2 and not record["ok"] and record["checks"] is None
+    assert all(word in record["reason"] for word in words), record["reason"]
+    assert record["reason"] in err
+
+
+def test_a_network_on_no_list_of_ours_is_examined(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A user's factory gives the same record, and what it prints does not stand in the JSON."""
+    code, out, err = run(
+        capfd, monkeypatch, "doctor", "--model", "tests.unruly:talkative", "--input", "3x8x8", "--json"
+    )
+    record = json.loads(out)
+    assert code == 0 and record["ok"] and [group["channels"] for group in record["groups"]] == [16]
+    assert "hello" in err and "hello" not in out
+
+
+def test_ignored_modules_are_left_alone(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--ignore` may be repeated, and takes those groups out of the record."""
+    model = ["doctor", "--model", "squeezenet1_1", "--input", "3x64x64", "--json"]
+    ignored = "features.3.squeeze", "features.4.squeeze"
+    code, out, _ = run(capsys, monkeypatch, *model, "--ignore", ignored[0], "--ignore", ignored[1])
+    record = json.loads(out)
+    assert code == 0 and len(record["groups"]) == 23
+    assert set(ignored) <= {frozen["name"] for frozen in record["frozen"]}
+    code, out, err = run(capsys, monkeypatch, *model, "--ignore", "nothing")
+    assert code == 2 and "'nothing'" in err and "'nothing'" in json.loads(out)["reason"]
+
+
+def test_a_check_that_fails_ends_with_4() -> None:
+    """A network that was cut wrongly is a gate that failed; one that cannot be cut is a model error."""
+    checks = {"shape": True, "cost": False, "equal": True, "saved": True, "policies": []}
+    record = {"model": "x", "ok": False, "reason": "cost not as predicted", "checks": checks}
+    with pytest.raises(GateFailed, match="cost not as predicted"):
+        raise_if_failed(record)
+    with pytest.raises(ModelError, match="no way"):
+        raise_if_failed(record | {"checks": None, "reason": "no way"})
+
+
+def checked(table_of: Callable[[OwnerTable], OwnerTable]) -> list[dict[str, object]]:
+    """The checks of a small network whose table was changed after it was traced."""
+    recipe = recipe_of("tests.tiny:network")
+    source, model = load_model(recipe, 10, (1, 16, 16))
+    scramble(model)
+    table = trace_groups(model, (1, 16, 16), recipe)
+    costs = {"macs": count_macs(table), "params": count_params(model, table), "bytes": count_bytes(model, table)}
+    call = Call((torch.randn(EXAMPLES, 1, 16, 16),))
+    return check_policies(model, source, table_of(table), costs, call)  # type: ignore[return-value]
+
+
+def test_checks_hold_where_nothing_is_wrong() -> None:
+    """Every part of every policy holds, and the difference is that of rounding."""
+    found = checked(lambda table: table)
+    assert all(check["ok"] for check in found)
+    assert max(float(str(check["difference"])) for check in found) < 1e-4
+
+
+def test_checks_find_what_is_wrong() -> None:
+    """A table that couples the wrong channels, or leaves a tensor out, does not hold; the reason says what."""
+
+    def shuffled(table: OwnerTable) -> OwnerTable:
+        wrong = copy.deepcopy(table)
+        owners = wrong.owners["conv2.weight"][1]
+        wrong.owners["conv2.weight"][1] = tuple(np.roll(owner, 1) for owner in owners)  # type: ignore[index]
+        return wrong
+
+    found = checked(shuffled)
+    assert any("equal" in str(check["reason"]) for check in found) and not all(check["equal"] for check in found)
+
+    def lacking(table: OwnerTable) -> OwnerTable:
+        wrong = copy.deepcopy(table)
+        del wrong.owners["conv2.weight"][1]  # type: ignore[attr-defined]
+        return wrong
+
+    found = checked(lacking)
+    assert not all(check["ok"] for check in found)
+
+
+def test_the_smallest_of_deep_networks_still_feels_its_input() -> None:
+    """After settling, pictures are told apart at the last layer, where they would be lost without."""
+    for name in ("mobilenet_v2", "squeezenet1_1"):
+        recipe = recipe_of(name)
+        _, model = load_model(recipe, None, (3, 48, 48))
+        table = trace_groups(scramble(model), (3, 48, 48), recipe)
+        call = Call((torch.randn(EXAMPLES, 3, 48, 48, generator=torch.Generator().manual_seed(0)),))
+        kept = kept_units(table, ranks(table, torch.rand(len(table.unit_group))), table.space.low)
+        zeroed = mask(model, table, kept)
+        with torch.no_grad():
+            lost, felt = zeroed(*call.args), settle(zeroed, call)(*call.args)
+        shares = [float((out[1:] - out[:-1]).abs().max() / out.abs().max()) for out in (lost, felt)]
+        assert shares[0] < 1e-3 < 1e-2 < shares[1], (name, shares)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_drawn_policies_are_legal(kind: str) -> None:
+    """Policies keep to the grid, and groups that may keep nothing sometimes do."""
+    space = Space(("a", "b", "c"), (64, 30, 8), (8, 5, 1), (True, False, False))
+    drawn = np.stack([draw_policy(kind, space, np.random.default_rng(seed)) for seed in range(200)])
+    assert space.is_legal(drawn).all() and (drawn[:, 0] == 0).any()
+    assert kind == "smallest" or (drawn == space.high).any(0).all()
+
+
+def test_a_network_is_examined_on_pictures_of_its_own_size() -> None:
+    """A name that says nothing stands for 224 pixels; timm knows its networks' sizes; the data's size goes before."""
+    assert own_size("resnet50") == 224 and own_size("timm:levit_128s") == 224 and own_size("timm:halonet_h1") == 256
+    assert subject_of(recipe_of("timm:cait_xxs24_384"), None, explicit_data=False).shape == (3, 384, 384)
+    assert subject_of(recipe_of("resnet18"), "1x9x7", explicit_data=False).shape == (1, 9, 7)
+    with pytest.raises(UsageError, match="3x3"):
+        subject_of(recipe_of("resnet18"), "3x3", explicit_data=False)
+
+
+def test_a_network_that_cannot_be_built_gives_a_record() -> None:
+    """Unknown names and wrong options are reasons, not crashes."""
+    subject = subject_of(recipe_of("resnet18"), "3x32x32", explicit_data=False)
+    for recipe in (recipe_of("resnet1"), recipe_of("resnet18", **{"model.options": {"wrong": 1}})):
+        record = examine_or_say_why(recipe, subject)
+        assert not record["ok"] and record["reason"] and record["checks"] is None
