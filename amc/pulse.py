@@ -15,6 +15,7 @@ from threading import Event, Thread
 from time import monotonic
 from types import TracebackType
 from typing import Self
+from uuid import uuid4
 
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
@@ -25,14 +26,14 @@ GRACE_SECONDS = 60.0
 
 
 def name_of(folder: Path | None, pid: int | None = None) -> str:
-    """Who measures: host, run folder and process; without a process, what all of a folder's begin with."""
+    """What the names of all who measure for a run folder begin with, or of those in one process."""
     home = f"{socket.gethostname()}:{folder.absolute() if folder else ''}:"
-    return home if pid is None else f"{home}{pid}"
+    return home if pid is None else f"{home}{pid}:"
 
 
-def own_name(folder: Path | None) -> str:
-    """The name of this process."""
-    return name_of(folder, os.getpid())
+def new_name(folder: Path | None) -> str:
+    """A name for who measures: host, run folder, process, and what tells it from others in this process."""
+    return f"{name_of(folder, os.getpid())}{uuid4().hex[:8]}"
 
 
 def measured_by(trial: FrozenTrial) -> str | None:

@@ -61,7 +61,7 @@ def crew_of(recipe: Recipe, study: Study, folder: Path, number: int) -> Crew:
 
     def bury(pid: int) -> None:
         name = name_of(folder, pid)
-        study.bury(lambda owner: owner == name)
+        study.bury(lambda owner: owner is not None and owner.startswith(name))
 
     return Crew(command, number, bury, environment)
 

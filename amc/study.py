@@ -20,16 +20,18 @@ import numpy as np
 import optuna
 from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from amc.errors import ModelError
 from amc.labels import labels_of
 from amc.progress import Progress
-from amc.pulse import PULSE, Pulse, Watch, measured_by, name_of, own_name
-from amc.storage import end_trial, open_storage, patiently
+from amc.pulse import PULSE, Pulse, Watch, measured_by, name_of, new_name
+from amc.storage import end_trial, open_storage, patiently, study_url
+from amc.tally import Tally, is_counted, is_measured
 from amc.trial import Protocol, Trial
 from amc_search import Space
-from amc_search.history import CLAIM
+from amc_search.history import CLAIM, policy_of
 from amc_search.sampler import ARM, search_space
 
 FAILURES_IN_A_ROW = 8  # then the network or the machine is at fault, not the policy
@@ -58,7 +60,7 @@ class Study:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.space, self.protocol, self.folder = space, protocol, folder
         self.url = url or study_url(folder)
-        self.name = own_name(folder)
+        self.name = new_name(folder)
         self._storage = open_storage(self.url)
         self._say: Callable[[str], None] = lambda text: None
         self._watch = Watch()
@@ -77,7 +79,7 @@ class Study:
     @property
     def measured(self) -> list[FrozenTrial]:
         """`trials` as Optuna has them."""
-        return [trial for trial in self._all() if _is_measured(trial)]
+        return [trial for trial in self._all() if is_measured(trial)]
 
     def labels(self, trials: Sequence[FrozenTrial]) -> NDArray[np.float64]:
         """What is learned from measured trials, (n,): see `amc.labels`."""
@@ -115,7 +117,7 @@ class Study:
             StorageError: a result could not be stored.
         """
         self._say = progress.say
-        failed, showing = 0, _Showing(progress, title, total)
+        failed, showing = 0, Tally(progress, title, total)
         while not showing.done(self.measured):
             begun = self._patiently(lambda: self._begin(sampler, total))
             if begun is None:
@@ -132,7 +134,7 @@ class Study:
         `tend` is called several times a second with how many trials there are; what it raises ends the waiting.
         """
         self._say = progress.say
-        showing = _Showing(progress, "measure policies", total)
+        showing = Tally(progress, "measure policies", total)
         while not showing.done(measured := self.measured):
             tend(len(measured))
             self._patiently(lambda: self._bury(self._watch.dead(self._study.get_trials(deepcopy=False))))
@@ -184,21 +186,27 @@ class Study:
         """Claim a policy; None while trials that others have begun may be the last ones."""
         trials = self._study.get_trials(deepcopy=False)
         self._bury([*self._watch.dead(trials), *(trial for trial in trials if measured_by(trial) == self.name)])
-        if sum(_counts(trial) for trial in trials) >= total:
+        if sum(is_counted(trial) for trial in trials) >= total:
             return None
         trial_id = self._create()[0]
         trials = self._study.get_trials(deepcopy=False)
         own = next(trial.number for trial in trials if trial._trial_id == trial_id)
-        if sum(_counts(trial) and (trial.number < own or _is_measured(trial)) for trial in trials) >= total:
+        if sum(is_counted(trial) and (trial.number < own or is_measured(trial)) for trial in trials) >= total:
             end_trial(self._storage, trial_id, TrialState.FAIL, attributes={"reason": NOT_NEEDED})
             return None
         self._study.sampler = sampler
-        trial = optuna.Trial(self._study, trial_id)
+        try:
+            with Pulse(self._storage, trial_id, self.name):
+                return trial_id, self._propose(optuna.Trial(self._study, trial_id))
+        except UpdateFinishedTrialError:  # taken for dead while it was choosing: another try
+            return None
+
+    def _propose(self, trial: optuna.Trial) -> Policy:
         kinds = search_space(self.space)
-        if proposed := trial.relative_params:
-            return trial_id, np.array([proposed[name] for name in self.space.names], dtype=np.int64)
-        policy = [trial.suggest_int(name, kind.low, kind.high, step=kind.step) for name, kind in kinds.items()]
-        return trial_id, np.array(policy, dtype=np.int64)
+        proposed = trial.relative_params or {
+            name: trial.suggest_int(name, kind.low, kind.high, step=kind.step) for name, kind in kinds.items()
+        }
+        return np.array([proposed[name] for name in self.space.names], dtype=np.int64)
 
     def _create(self, policy: Sequence[int] | None = None) -> tuple[int, Policy]:
         """A running trial of ours, in one transaction; with a policy, it is claimed."""
@@ -262,18 +270,14 @@ class Study:
     def _rescue(self, policy: Policy, result: Trial) -> None:
         """Keep the result of a trial that was taken for dead: in a new one, unless its policy is in other hands now."""
         trial_id, _ = self._patiently(lambda: self._create(result.policy))
-        others = (trial for trial in self._all() if trial._trial_id != trial_id and _counts(trial))
-        if any(self._policy_of(trial) == result.policy for trial in others):
+        others = (trial for trial in self._all() if trial._trial_id != trial_id and is_counted(trial))
+        if any(np.array_equal(policy_of(trial, self.space), policy) for trial in others):
             self._say(
                 "a trial of this worker was taken for dead and its policy given to another: its result is dropped"
             )
             self._end(trial_id, TrialState.FAIL, {"reason": "measured by another worker meanwhile"}, policy)
         else:
             self._store(trial_id, policy, result)
-
-    def _policy_of(self, trial: FrozenTrial) -> tuple[int, ...]:
-        found = trial.params if len(trial.params) == len(self.space) else None
-        return tuple(found[name] for name in self.space.names) if found else tuple(trial.system_attrs.get(CLAIM, ()))
 
     def _bury(self, trials: Iterable[FrozenTrial]) -> None:
         for trial in trials:
@@ -296,41 +300,3 @@ class Study:
                 stopped=trial.state == TrialState.PRUNED, images=trial.user_attrs.get("images"),
             )  # fmt: skip
         return self._known[trial.number]
-
-
-class _Showing:
-    """The bar of the measured trials, whoever measures them."""
-
-    def __init__(self, progress: Progress, title: str, total: int) -> None:
-        self.progress, self.title, self.total = progress, title, total
-        self.stage: Any = None
-        self.shown, self.best = 0, 0.0
-
-    def done(self, measured: Sequence[FrozenTrial]) -> bool:
-        """Show what is new; whether it is enough."""
-        if self.stage is None and len(measured) < self.total:
-            self.stage = self.progress.stage(self.title, self.total)
-            self.stage.advance(len(measured))
-        elif self.stage is not None and len(measured) > self.shown:
-            values = [trial.value for trial in measured if trial.value is not None]
-            note = f"last {values[-1]:.2%}, best {max(values):.2%}"
-            self.stage.advance(len(measured) - self.shown, note)
-        self.shown = len(measured)
-        return self.shown >= self.total
-
-
-def study_url(folder: Path | None) -> str:
-    """The SQLite file of a run folder."""
-    if folder is None:
-        raise ValueError("a study needs a storage URL or a run folder")
-    return f"sqlite:///{(folder / 'study.db').absolute()}"
-
-
-def _is_measured(trial: FrozenTrial) -> bool:
-    """In full, or stopped early with what was seen."""
-    return trial.state in (TrialState.COMPLETE, TrialState.PRUNED) and "loss" in trial.user_attrs
-
-
-def _counts(trial: FrozenTrial) -> bool:
-    """Measured, or on the way to it."""
-    return trial.state == TrialState.RUNNING or _is_measured(trial)

@@ -18,8 +18,8 @@ from amc.folder import read_recipe
 from amc.progress import Progress
 from amc.recipe import Recipe, amended, load_recipe, parse_recipe
 from amc.search import measure_of, sampler_of
-from amc.storage import open_storage, patiently, place
-from amc.study import DENSE_ACCURACY, RECIPE, Study, study_url
+from amc.storage import open_storage, patiently, place, study_url
+from amc.study import DENSE_ACCURACY, RECIPE, Study
 from amc.trial import Protocol
 
 MENDS = {

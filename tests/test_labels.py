@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from amc.labels import FEWEST, denoised
+from amc.labels import FEWEST, denoised, labels_of
+from amc.trial import Trial
 
 
 def world(seed: int, number: int = 60) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -40,3 +41,27 @@ def test_labels_are_accuracies() -> None:
     labels = denoised(rng.random(30), rng.exponential(2.0, 30))
     assert labels.shape == (30,) and np.isfinite(labels).all()
     assert (labels >= 0).all() and (labels <= 1).all()
+
+
+def test_a_stopped_trial_has_little_say_in_the_curve() -> None:
+    """A wild loss told on few pictures moves the labels of the others less than the same told on all."""
+    _, measured, loss = world(2)
+    accuracy, odd = np.append(measured, 0.91), np.append(loss, 0.9)
+    alone = denoised(measured, loss)
+    seen = np.append(np.ones_like(measured), 0.05)
+    whole, stopped = (np.abs(denoised(accuracy, odd, part)[:-1] - alone).mean() for part in (None, seen))
+    assert stopped < 0.5 * whole
+
+
+def test_whole_and_stopped_trials_are_labelled_together() -> None:
+    """A label each; trials that do not say how many pictures they saw count as whole."""
+    _, measured, loss = world(4, 30)
+
+    def trials(images: list[int | None]) -> list[Trial]:
+        known = zip(measured, loss, images, strict=True)
+        return [Trial((8,), {}, float(a), float(b), {}, n == 250, n) for a, b, n in known]
+
+    mixed = labels_of(trials([250 if index % 3 == 0 else 2000 for index in range(30)]))
+    assert mixed.shape == (30,) and (np.abs(mixed - measured) < 0.05).all()
+    assert (labels_of(trials([None] * 30)) == denoised(measured, loss)).all()
+    assert len(labels_of([])) == 0

@@ -99,6 +99,13 @@ def start(folder: Path, url: str | None, seed: int) -> subprocess.Popen[bytes]:
         return subprocess.Popen(command(folder, url, seed), env=environment, stdout=log, stderr=log)
 
 
+def starting_seconds() -> float:
+    """How long a process takes here and now before it can do anything: moments are drawn from several times that."""
+    begun = monotonic()
+    subprocess.run([sys.executable, "-c", "import amc.flow"], cwd=ROOT, check=True)
+    return monotonic() - begun
+
+
 def kill(process: subprocess.Popen[bytes], rng: random.Random, report: Report) -> bool:
     """Kill workers, their coordinator or all of them; whether the coordinator is gone."""
     try:
@@ -163,6 +170,7 @@ def test_nothing_is_lost_when_anything_is_killed_at_any_moment(
     """Every finished trial is there once and whole, every study resumes, every run ends with a legal policy."""
     rng, report, begun = random.Random(0), Report(kind), monotonic()
     with store_of(kind) as url:
+        starting = starting_seconds()
         seed = 0
         while report.rounds < ROUNDS or seed == 0:
             folder, process, seed = tmp_path / f"run{seed}", None, seed + 1
@@ -174,7 +182,7 @@ def test_nothing_is_lost_when_anything_is_killed_at_any_moment(
                     words = folder.with_suffix(".log").read_bytes().decode() if process else ""
                     assert process is None or process.returncode == -signal.SIGKILL, words
                     process = start(folder, url, seed - 1)
-                wait_until = monotonic() + rng.uniform(0.2, 8.0)
+                wait_until = monotonic() + rng.uniform(0.2, 4.0 * starting)
                 while process.poll() is None and (monotonic() < wait_until or report.rounds >= ROUNDS):
                     sleep(0.05)
                 if process.poll() is not None and process.returncode == 0:

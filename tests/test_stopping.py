@@ -66,7 +66,7 @@ def trial(accuracy: float, macs: float, params: float, stopped: bool = False) ->
 
 
 def test_rivals_cost_no_more_in_any_unit() -> None:
-    """The floor is the best whole trial that costs no more in every capped unit; dearer or stopped ones do not count."""
+    """The floor is the best whole trial that costs no more in every capped unit."""
     trials = [trial(0.8, 10, 10), trial(0.9, 10, 30), trial(0.95, 30, 5), trial(0.99, 5, 5, stopped=True)]
     both, macs = Rivals(lambda: trials, ("macs", "params")), Rivals(lambda: trials, ("macs",))
     assert both({"macs": 10, "params": 10}) == 0.8

@@ -27,6 +27,7 @@ from amc.examples.kinds import kind_score
 from amc.examples.shapes import box_f1, detection, mean_iou, segmentation
 from amc.flow import compress
 from amc.recipe import FinetuneSection, load_recipe
+from amc.release.verify import verify
 from amc.surgery.recovery import reestimate_batchnorm
 from amc.task import CLASSIFICATION, Task, calibrated_losses, load_task
 from amc.training import train
@@ -115,7 +116,7 @@ def no_inputs(batch: Any) -> int:
     return 3
 
 
-HERE = "tests.test_task"
+HERE, SHAPES = "tests.test_task", "amc.examples.shapes"
 VIEWS = load_task(f"{HERE}:views", f"{HERE}:closeness", f"{HERE}:squared")
 
 
@@ -340,3 +341,53 @@ def test_all_errors_of_tasks_are_ours() -> None:
     with pytest.raises(AmcError) as caught:
         evaluate(network(), pictures().measure, CPU, task=load_task(metric=f"{HERE}:broken"))
     assert caught.value.exit_code == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "options", "data", "task", "macs_share"),
+    [
+        (
+            "deeplabv3_resnet50", {}, "segmentation",
+            {"metric": "mean_iou", "loss": "pixel_loss"}, 0.7,
+        ),
+        (
+            "fasterrcnn_mobilenet_v3_large_320_fpn", {"min_size": 64, "max_size": 64}, "detection",
+            {"batch": "with_boxes", "metric": "box_f1", "loss": "detector_loss"}, 0.8,
+        ),
+    ],
+)  # fmt: skip
+def test_segmentation_and_detection_end_to_end(
+    name: str, options: dict[str, int], data: str, task: dict[str, str], macs_share: float, tmp_path: Path
+) -> None:
+    """Dict outputs, and lists in with lists of boxes out: searched, fine-tuned, released, loaded, verified."""
+    wanted = {
+        "name": data, "model.name": name, "model.options": options, "model.weights": "none",
+        "data.name": f"tests.test_task:few_{data}", **{f"task.{key}": f"{SHAPES}:{value}" for key, value in task.items()},
+        "budget": [f"{macs_share:.0%}"], "out": str(tmp_path / "run"), "search.trials": 3, "search.candidates": 1,
+        "search.batch_size": 4, "recovery.moment_images": 8, "recovery.batchnorm_images": 8,
+        "finetune.epochs": 0.5, "finetune.batch_size": 4, "finetune.uniform": False,
+    }  # fmt: skip
+    run = compress(load_recipe(None, wanted))
+    assert run.metrics["released"]["macs"] <= macs_share * run.metrics["dense"]["macs"]
+    assert 0 <= run.metrics["released"]["test_accuracy"] <= 1
+    assert verify(run.folder, [], None).figures["test_accuracy"] == pytest.approx(
+        run.metrics["released"]["test_accuracy"], abs=0.2
+    )
+
+
+def few_segmentation() -> Splits:
+    return few(segmentation(size=64))
+
+
+def few_detection() -> Splits:
+    return few(detection(size=64))
+
+
+def few(splits: Splits) -> Splits:
+    parts = {part: _first(getattr(splits, part)) for part in ("train", "measure", "test")}
+    return replace(splits, **parts)
+
+
+def _first(split: Any) -> Any:
+    return replace(split, inputs=split.inputs[:8], targets=split.targets[:8])

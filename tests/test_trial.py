@@ -65,7 +65,8 @@ def test_a_trial_that_cannot_matter_stops_early(dense: Dense) -> None:
 
 def test_a_floor_that_is_reached_stops_nothing(dense: Dense) -> None:
     """A trial above the floor is the whole trial."""
-    whole, floored = dense.measure(half(dense)), dense.measure(half(dense), lambda costs: whole.accuracy / 2)
+    whole = dense.measure(half(dense))
+    floored = dense.measure(half(dense), lambda costs: whole.accuracy / 2)
     assert (floored.accuracy, floored.loss, floored.images, floored.stopped) == (whole.accuracy, whole.loss, 100, False)
 
 

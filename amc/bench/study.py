@@ -13,7 +13,6 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 from numpy.typing import NDArray
 from optuna.distributions import distribution_to_json
@@ -23,9 +22,9 @@ from sqlalchemy import insert
 from sqlalchemy.orm import Session
 from torch import Tensor
 
+from amc.database import Database
 from amc.progress import Silent
 from amc.selection import best_candidates, fit_predictor
-from amc.storage import Database
 from amc.study import Study
 from amc.trial import Protocol, Trial
 from amc_predictor import EnsemblePredictor
@@ -84,12 +83,12 @@ def bench_study(trials: int, groups: int) -> dict[str, Any]:
 def judge(place: str, trials: int, groups: int) -> None:
     """Print what opening, proposing and retargeting take, as JSON; peak memory less that of the bare process."""
     torch.set_num_threads(1)
-    world, process, folder = World(groups), psutil.Process(), Path(place)
-    bare = process.memory_info().rss / 1e6
+    world, folder = World(groups), Path(place)
+    bare = _memory_mb("VmRSS")
     start = perf_counter()
     study = Study(None, folder, PROTOCOL, world.space, alone=True)
     known = study.trials
-    opened, held = perf_counter() - start, process.memory_info().rss / 1e6 - bare
+    opened, held = perf_counter() - start, _memory_mb("VmRSS") - bare
     start = perf_counter()
     predictor = fit_predictor(world.space, known, 0.9, 0)
     fitted = perf_counter() - start
@@ -108,12 +107,17 @@ def judge(place: str, trials: int, groups: int) -> None:
     for count in range(1, PROPOSALS + 1):
         last = perf_counter()
         study.run(measure, sampler, trials + count, Silent())
-    peak = float(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))) / 1e3
     print(json.dumps({
         "open_s": opened, "open_mb": held, "propose_mean_s": float(np.mean(between)), "propose_worst_s": max(between),
         "propose_median_s": float(np.median(between)), "fit_s": fitted, "retarget_s": retargeted,
-        "bare_mb": bare, "peak_mb": peak,
+        "bare_mb": bare, "peak_mb": _memory_mb("VmHWM"),
     }))  # fmt: skip
+
+
+def _memory_mb(which: str) -> float:
+    """Of this process, as Linux tells it."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return float(next(line.split()[1] for line in lines if line.startswith(which))) * 1024 / 1e6
 
 
 def _fill(folder: Path, world: World, trials: int) -> None:

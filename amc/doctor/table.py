@@ -47,7 +47,8 @@ def markdown(record: Mapping[str, Any]) -> str:
         "exactly those predicted. equal: the output is that of the dense network with the removed channels zero. "
         "saved: written and read again, the output is the same bit for bit",
         f"- largest difference between those two outputs, as a share of the largest one between two pictures' outputs "
-        f"(of {record['faint']:.0%} of the largest output, where that is more); up to {record['tolerance']:g} is equal",
+        f"(of {record['faint']:.0%} of the largest output, where that is more), in float32, or in float64 where "
+        f"float32 rounds too much; up to {record['tolerance']:g} is equal",
         f"- torch-pruning: MACs that its pruner leaves at ratio {record['torch_pruning_ratio']:g}, within "
         f"{record['torch_pruning_limits']['seconds']:g} s and {record['torch_pruning_limits']['gigabytes']:g} GB, and "
         "whether the network then runs; whether what it computes is right is not looked at. Worse: its pruner runs "

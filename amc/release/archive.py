@@ -64,8 +64,13 @@ def save_network(
     Raises:
         StorageError: the folder cannot be written.
     """
+    dense = source.build()
     names = _saved_names(model)
     state = {name: tensor for name, tensor in model.state_dict().items() if name in names}
+    whole = dict(dense.named_buffers())
+    for name, buffer in model.named_buffers():  # what a factory makes again, but of the dense size
+        if name not in state and name in whole and whole[name].shape != buffer.shape:
+            state[name] = buffer
     channels_last = any(
         tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
         for tensor in state.values()
@@ -75,7 +80,7 @@ def save_network(
     record = {
         "format": FORMAT,
         "source": source.to_json(),
-        "layers": _changed_integers(source.build(), model),
+        "layers": _changed_integers(dense, model),
         "standins": standins,
         "input_shape": list(input_shape),
         "normalisation": normalisation,
@@ -167,7 +172,7 @@ def _rebuilt(architecture: Architecture, tensors: Mapping[str, Tensor]) -> nn.Mo
         raise ModelError(f"{name} must have the modules of the release, but has no {strange[0]!r}")
     for path, record in architecture.standins.items():
         restore(dense[path], {kind: settings for kind, settings in record.items() if kind == BAKED})
-    unknown = sorted(set(tensors) - set(skeleton.state_dict()))
+    unknown = sorted(set(tensors) - set(skeleton.state_dict()) - {name for name, _ in skeleton.named_buffers()})
     if unknown:
         raise ModelError(f"{name} must have the tensors of the release, but has no {unknown[0]!r}")
     missing = sorted(_saved_names(skeleton) - set(tensors))

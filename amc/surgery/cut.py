@@ -79,7 +79,8 @@ def with_tensors(model: Module, tensors: Mapping[str, Tensor]) -> Module:
             module._parameters[name] = replaced.get(id(parameter), parameter)
         for name, buffer in list(module._buffers.items()):
             if buffer is not None and f"{prefix}{name}" in tensors:
-                module._buffers[name] = tensors[f"{prefix}{name}"].clone()
+                data = tensors[f"{prefix}{name}"]
+                module._buffers[name] = data.clone() if data.data_ptr() == buffer.data_ptr() else data
     resize_layers(twin)
     return twin
 
@@ -99,8 +100,11 @@ def _copied_tree(model: Module) -> Module:
     for module in modules:
         memo[id(module)] = type(module).__new__(type(module))
     for module in modules:
-        state = {name: _copied(value, memo) for name, value in module.__dict__.items()}
-        memo[id(module)].__dict__.update(state)
+        state = memo[id(module)].__dict__
+        state.update(module.__dict__)
+        for name, value in module.__dict__.items():
+            if type(value) not in PLAIN:
+                state[name] = _copied(value, memo)
     return memo[id(model)]  # type: ignore[no-any-return]
 
 
@@ -112,14 +116,14 @@ def _copies_itself(kind: type[nn.Module]) -> bool:
 def _copied(value: Any, memo: dict[int, Any]) -> Any:
     """An attribute of a module, copied as `deepcopy` would."""
     kind = type(value)
+    if kind is OrderedDict and not value:  # hooks, mostly none; never shared by two modules
+        return OrderedDict()
     if kind in PLAIN:
         return value
     if id(value) in memo:
         return memo[id(value)]
     if kind is dict:  # parameters, buffers, submodules
-        memo[id(value)] = {key: _copied(item, memo) for key, item in value.items()}
-    elif kind is OrderedDict and not value:  # hooks, mostly none
-        memo[id(value)] = OrderedDict()
+        memo[id(value)] = {key: _copied(item, memo) for key, item in value.items()} if value else {}
     elif kind in (tuple, set) and PLAIN.issuperset(map(type, value)):
         memo[id(value)] = kind(value)
     else:

@@ -1,8 +1,4 @@
-"""After a cut: every module's own integers agree with its tensors, and stand-ins take over where a library module cannot.
-
-What a module now is beyond its tensors can be written down (`describe`) and put back (`restore`), so that a release is
-loaded without a trace.
-"""
+"""After a cut: modules' own integers agree with their tensors, and stand-ins take over where a module cannot go on."""
 
 from __future__ import annotations
 
@@ -54,16 +50,13 @@ def fit(model: nn.Module, table: OwnerTable, kept: NDArray[np.bool_]) -> None:
 
 
 def _answers(table: OwnerTable, keep: NDArray[np.bool_]) -> dict[str, dict[str, Any]]:
-    """Module name -> number of a request -> its answer, for modules some of whose sizes have changed."""
+    """Module name -> number of a request -> its answer; nothing where nothing is cut."""
     found: dict[str, dict[str, Any]] = {}
-    changed = set()
-    for call in table.asked:
+    for call in () if keep.all() else table.asked:
         left = [[keep[owner] for owner in owners] for owners in call.sizes]
-        if any(not flags.all() for kept in left for flags in kept):
-            changed.add(call.module)
         sizes = [int(np.logical_and.reduce(kept).sum()) if kept else None for kept in left]
         found.setdefault(call.module, {})[str(call.number)] = sizes if call.factor is None else call.factor
-    return {name: calls for name, calls in found.items() if name in changed}
+    return found
 
 
 def _fit_attention(module: Any, sizes: Mapping[str, int]) -> None:

@@ -1,4 +1,4 @@
-"""What becomes of labels in each ATen operation. Rules are optimistic about sizes: the proof by cutting has the last word."""
+"""What becomes of labels in each ATen operation. Rules are optimistic about sizes: the proof has the last word."""
 
 from __future__ import annotations
 
@@ -54,15 +54,12 @@ def meet(call: Operation, tensors: Sequence[Tensor], out: Tensor) -> list[Factor
     return call.record.couple(operands, call.where) if operands else []
 
 
-RULES.update(
-    dict.fromkeys(
-        ("clone", "contiguous", "_to_copy", "detach", "alias", "lift_fresh", "lift_fresh_copy", "copy", "native_dropout",
-         "zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "masked_fill", "as_strided_", "resolve_conj",
-         "nan_to_num", "where", "hardswish", "hardsigmoid", "hardtanh", "leaky_relu", "elu", "prelu", "_prelu_kernel",
-         "log_sigmoid_forward", "softplus", "mish", "silu", "gelu", "celu", "selu", "rrelu_with_noise"),
-        any_pointwise,
-    )
-)  # fmt: skip
+ENTRYWISE = (
+    "_prelu_kernel _to_copy alias as_strided_ celu clone contiguous copy detach elu empty_like full_like gelu "
+    "hardsigmoid hardswish hardtanh leaky_relu lift_fresh lift_fresh_copy log_sigmoid_forward masked_fill mish nan_to_num "
+    "native_dropout ones_like prelu rand_like resolve_conj rrelu_with_noise selu silu softplus where zeros_like"
+)
+RULES.update(dict.fromkeys(ENTRYWISE.split(), any_pointwise))
 
 
 @_rule("full", "zeros", "ones", "empty", "arange", "rand", "randn", "scalar_tensor", "linspace", "eye", "new_zeros",
@@ -93,6 +90,7 @@ def _view(call: Operation) -> None:
 
 
 def note_sizes(call: Operation, factors: Sequence[Factor]) -> None:
+    """A module's code asked for these sizes; it may hold them in attributes."""
     for factor in factors:
         for dim in factor.dims:
             call.record.sized.append(Sized(call.tracer.module, factor.first(dim)))
@@ -500,13 +498,17 @@ def _group_norm(call: Operation) -> None:
 # Positions
 
 
-@_rule("avg_pool1d", "avg_pool2d", "avg_pool3d", "max_pool2d_with_indices", "max_pool3d_with_indices", "max_pool1d",
-       "max_pool2d", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "adaptive_max_pool2d", "adaptive_avg_pool1d",
-       "adaptive_max_pool1d", "adaptive_avg_pool2d", "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d",
-       "upsample_linear1d", "upsample_bilinear2d", "upsample_trilinear3d", "upsample_bicubic2d", "_upsample_nearest_exact2d",
-       "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "reflection_pad1d", "reflection_pad2d", "replication_pad1d",
-       "replication_pad2d", "grid_sampler_2d", "constant_pad_nd", "pad", "avg_pool2d_out", "mkldnn_max_pool2d",
-       "adaptive_max_pool3d", "unfold", "_adaptive_avg_pool1d")  # fmt: skip
+POSITIONAL = (
+    "_adaptive_avg_pool1d _adaptive_avg_pool2d _adaptive_avg_pool3d _upsample_bicubic2d_aa _upsample_bilinear2d_aa "
+    "_upsample_nearest_exact2d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_max_pool1d adaptive_max_pool2d "
+    "adaptive_max_pool3d avg_pool1d avg_pool2d avg_pool3d constant_pad_nd grid_sampler_2d max_pool1d max_pool2d "
+    "max_pool2d_with_indices max_pool3d_with_indices mkldnn_max_pool2d pad reflection_pad1d reflection_pad2d "
+    "replication_pad1d replication_pad2d unfold upsample_bicubic2d upsample_bilinear2d upsample_linear1d "
+    "upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_trilinear3d"
+)
+
+
+@_rule(*POSITIONAL.split())
 def _spatial(call: Operation) -> None:
     """Dimensions whose size changed are positions; the others are carried. `unfold` adds one at the end."""
     before, out = call.args[0], call.out

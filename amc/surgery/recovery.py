@@ -4,6 +4,11 @@ Folding. Over the training pictures, what the removed input channels r of a laye
 the kept ones k: x_r ~ B x_k + c, with B = S_rk (S_kk + ridge)^-1 from the covariance S of the layer's input. Then
 W_k' = W_k + W_r B gives back that part exactly, and W_r c goes into the bias, or is left to the BatchNorm that follows.
 (Least-squares reconstruction of the next layer, as in He et al. 2017, arXiv 1707.06168; here in closed form.)
+
+Moments are those of the dense network, taken once. Re-taking them in the cut network, in sweeps over all layers at once
+that fit its inputs to the dense ones on 1,000 pictures, was tried on the quickstart's ResNet-20, eight random policies
+at 18 to 47 % of its multiply-adds: accuracy 81.4 % on average before, 81.5 % after one sweep, 81.6 % after two, half of
+the policies worse off, at more than twice a trial's own time a sweep. It does not pay, and is not done.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Sizes and factors that a network's own code computes, corrected once channels have gone.
 
-`x.reshape(B, N, C)`, with C read from the input's width, is wrong when heads are cut and the input is not; logits divided
-by the root of a width found in a shape are wrong when that width is cut. A resized module runs its own code, and has every
-such request answered with the size that is left, or the factor of the dense network. Requests are told apart by their
-number in the module's own code, counted from the start of its forward.
+`x.reshape(B, N, C)`, with C read from the input's width, is wrong when heads are cut and the input is not; logits
+divided by the root of a width found in a shape are wrong when that width is cut. A resized module runs its own code,
+and has every such request answered with the size that is left, or the factor of the dense network. Requests are told
+apart by their number in the module's own code, counted from the start of its forward.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ some of them.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -82,7 +82,7 @@ class Integer:
 
 @dataclass(frozen=True)
 class Asked:
-    """A call that asks for sizes or scales, as `record.Request`; owners of each size, () where nothing is known of it."""
+    """A call that asks for sizes or scales, as `record.Request`; owners of each size, () where none are known."""
 
     module: str
     number: int
@@ -157,7 +157,7 @@ class OwnerTable:
                 for product in self.products
             ),
             integers=tuple(replace(i, owners=new) for i in self.integers if (new := renamed(i.owners))),
-            asked=_of_changing_modules(
+            asked=tuple(
                 replace(call, sizes=tuple(_keep_length(old, renamed(old)) if old else () for old in call.sizes))
                 for call in self.asked
             ),
@@ -227,7 +227,9 @@ def build_table(model: nn.Module, record: Record, round_to: int = 8) -> OwnerTab
             Multiply(p.module, p.macs, tuple(_keep_length((axis.reshape(-1),), owners_of(axis)) for axis in p.axes))
             for p in record.products
         ),
-        _integers(model, record, final, known),
+        _integers(
+            model, record, final, known, {new for new, way in zip(renumber[:-1], units.ways, strict=True) if way == 1}
+        ),
         {name: rule for name, rule in record.rules.items() if name in record.normed and owners_of(record.normed[name])},
         _asked(record, final, known),
     )
@@ -315,7 +317,7 @@ def _frozen_layers(model: nn.Module, record: Record, units: Units, final: NDArra
 
 
 def _integers(
-    model: nn.Module, record: Record, final: NDArray[np.int32], known: dict[bytes, Owner]
+    model: nn.Module, record: Record, final: NDArray[np.int32], known: dict[bytes, Owner], rows: Collection[int]
 ) -> tuple[Integer, ...]:
     """Attributes that hold a size their module's code asked for."""
     sizes: dict[str, dict[int, dict[bytes, Owners]]] = {}
@@ -330,7 +332,7 @@ def _integers(
             continue
         for attribute, item, value in _own_integers(module):
             if (candidates := sizes[name].get(value)) is not None:
-                found.append(Integer(name, attribute, item, _likeliest(attribute, list(candidates.values()), final)))
+                found.append(Integer(name, attribute, item, _likeliest(attribute, list(candidates.values()), rows)))
     return tuple(found)
 
 
@@ -349,14 +351,7 @@ def _asked(record: Record, final: NDArray[np.int32], known: dict[bytes, Owner]) 
             for slots in request.sizes
         )
         found[request.module, request.number] = Asked(request.module, request.number, sizes, request.factor)
-    return _of_changing_modules(found.values())
-
-
-def _of_changing_modules(calls: Iterable[Asked]) -> tuple[Asked, ...]:
-    """The requests of modules of which at least one size may change."""
-    known = tuple(calls)
-    changing = {call.module for call in known for owners in call.sizes for owner in owners if (owner != KEPT).any()}
-    return tuple(call for call in known if call.module in changing)
+    return tuple(found.values())
 
 
 def _own_integers(module: nn.Module) -> list[tuple[str, int | None, int]]:
@@ -372,12 +367,11 @@ def _own_integers(module: nn.Module) -> list[tuple[str, int | None, int]]:
     return found
 
 
-def _likeliest(attribute: str, candidates: list[Owners], final: NDArray[np.int32]) -> Owners:
+def _likeliest(attribute: str, candidates: list[Owners], rows: Collection[int]) -> Owners:
     """Of several axes of one length the one an attribute of this name means: heads, or their width."""
-    heads = set(np.unique(final[0]).tolist())
     means_heads = "head" in attribute and not any(word in attribute for word in ("dim", "size", "width"))
     for owners in candidates:
-        is_rows = len(owners) == 1 and len(np.unique(owners[0])) == len(owners[0]) and int(owners[0][0]) in heads
+        is_rows = len(owners) == 1 and int(owners[0][0]) in rows
         if is_rows == means_heads:
             return owners
     return candidates[0]

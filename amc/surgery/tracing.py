@@ -88,10 +88,9 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for name, module in model.named_modules():
             if (rule := norm_rule(module)) is not None:
                 self.record.rules[name] = rule
-        state = set(model.state_dict(keep_vars=True))
         self.names: dict[int, str] = {}
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-            if name in state and tensor.is_floating_point():
+            if tensor.is_floating_point():
                 self._label_parameter(name, tensor)
             else:
                 self.labels[tensor] = Labels(parametric=True)
@@ -212,18 +211,18 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self._written(args[0])
         return result
 
-    def _written(self, part: Tensor) -> None:
-        """A part of a larger tensor was written in place: that one is no longer what it was made from."""
-        storage, own = part.untyped_storage(), self.of(part)
-        if part.numel() * part.element_size() == storage.nbytes():
-            return
+    def _written(self, view: Tensor) -> None:
+        """What a view is a part of is, once the view was written in place, no longer what it was made from."""
+        storage, own = view.untyped_storage()._cdata, self.of(view)
         for other in list(self.labels.keys()):
-            if other.untyped_storage()._cdata == storage._cdata and other.numel() > part.numel():
-                known = self.of(other)
-                self.labels[other] = replace(
-                    known, pliant=known.pliant and own.pliant, parametric=known.parametric and own.parametric
-                )
-                self.keep(part, f"it is written into a part of a larger tensor in {self.module or 'the network'}")
+            if other is view or other.untyped_storage()._cdata != storage:
+                continue
+            known = self.of(other)
+            self.labels[other] = replace(
+                known, pliant=known.pliant and own.pliant, parametric=known.parametric and own.parametric
+            )
+            if other.numel() > view.numel() and not known.factors:  # of which nothing was known to begin with
+                self.keep(view, f"it is written into a part of a larger tensor in {self.module or 'the network'}")
 
     def lost(self, operation: str, args: Any, kwargs: Any, result: Any) -> None:
         """An operation without a rule: what goes in stays."""

@@ -73,7 +73,7 @@ def _classes(record: Record) -> Array:
     for _ in range(8):  # a row that is one class and its projection leave together, which may join more
         classes = _components(left, right, record.total)
         more = [(rows[same, 0], small[same]) for rows, small in record.projections
-                if (same := (classes[rows] == classes[rows[:, :1]]).all(1)).any()]  # fmt: skip
+                if (same := ((rows != NONE) & (classes[rows] == classes[rows[:, :1]])).all(1)).any()]  # fmt: skip
         new = [(a, b) for a, b in more if (classes[a] != classes[b]).any()]
         if not new:
             break
@@ -105,6 +105,7 @@ class _Classes:
         for flags, found in ((self.produced, record.produced), (self.read, record.read)):
             for slots in found:
                 flags[of[slots]] = True
+        self.inside = np.zeros(self.count + 1, dtype=np.bool_)
         self.grids = [grid for raw in record.grids if (grid := _reduced(of[raw])).ndim > 1]
         self.fixed = [(of[rows], text) for rows, text in record.fixed]
         self.projections = [(of[rows], of[small]) for rows, small in record.projections]
@@ -117,16 +118,19 @@ class _Classes:
 
     def removable(self, members: Array) -> bool:
         """Whether a set of classes may leave; else the reason is noted."""
-        inside = np.zeros(self.count + 1, dtype=np.bool_)
-        inside[members] = True
-        if (self.kept & inside).any():
+        if self.kept[members].any():
             reason = self.reasons[members].max()
             self.reasons[members] = np.where(self.reasons[members] < 0, reason, self.reasons[members])
             return False
-        for rows, text in self.fixed:
-            if inside[rows].all(1).any():
-                self._note(members, text)
-                return False
+        self.inside[members] = True
+        try:
+            for rows, text in self.fixed:
+                first = self.inside[rows[:, 0]]  # a row that is all inside begins there
+                if first.any() and self.inside[rows[first]].all(1).any():
+                    self._note(members, text)
+                    return False
+        finally:
+            self.inside[members] = False
         return bool(self.produced[members].any() and self.read[members].any())
 
     def _note(self, members: Array, text: str) -> None:
@@ -229,7 +233,7 @@ def _close(
 def _unaligned(
     parts: Array, sizes: Array, grids: Iterable[Array], edges: Sequence[tuple[Array, Array]]
 ) -> list[tuple[Array, Array]]:
-    """For the first grid whose touched parts are not whole slabs along one axis: join along the axis that costs least."""
+    """For the first grid whose touched parts are not whole slabs along one axis: join along the cheapest axis."""
     for grid in grids:
         labels = parts[grid]
         if not (sizes[labels] > 1).any() or any(_constant_along(labels, axis) for axis in range(grid.ndim)):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-LARGEST = 256
+LARGEST = 192
 POOL = 1024  # drawn at random before the space is filled from it
 
 

@@ -9,6 +9,7 @@ from torch.nn.functional import cross_entropy
 from amc.surgery.cut import cut, mask
 from amc.surgery.recovery import (
     RIDGES,
+    Cutter,
     Moments,
     cut_and_fold,
     reestimate_batchnorm,
@@ -293,3 +294,43 @@ def test_a_mask_is_no_fold() -> None:
     dense = dict(net.model.named_parameters())
     untouched = mask(copy.deepcopy(net.model), net.table, kept)
     assert torch.equal(untouched.fc.weight, dense["fc.weight"])
+
+
+@pytest.mark.parametrize("filters", [4, 40])
+@pytest.mark.parametrize("kind", ["conv", "linear"])
+def test_the_fold_is_the_ridge_regression_of_what_was_removed(kind: str, filters: int) -> None:
+    """W_k + W_r S_rk (S_kk + ridge)^-1 and b + W_r (m_r - B m_k), with few filters and with many, in plain numpy."""
+    torch.manual_seed(0)
+    reader: nn.Module = nn.Conv2d(16, filters, 3) if kind == "conv" else nn.Linear(16, filters)
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    tail = [reader, *head, nn.Linear(filters, 5)] if kind == "conv" else [*head, reader, nn.Linear(filters, 5)]
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), *tail)
+    net = traced(scramble(model), (3, 12, 12))
+    name = next(name for name, module in model.named_modules() if module is reader)
+    moments = take_moments(model, net.table, pictures(4))
+    small = cut_and_fold(model, net.table, first_group(net), Moments(moments.mean, moments.covariance,
+                                                                     moments.ridge, {}))  # fmt: skip
+    s, m, ridge = moments.covariance[name].numpy(), moments.mean[name].numpy(), moments.ridge[name]
+    inner = s[:HALF, :HALF] + ridge * s.diagonal()[:HALF].mean() * np.eye(HALF)
+    b = np.linalg.solve(inner, s[:HALF, HALF:]).T
+    weight, bias = (tensor.detach().double().numpy() for tensor in (reader.weight, reader.bias))  # type: ignore[union-attr]
+    wanted = weight[:, :HALF] + np.einsum("or...,rk->ok...", weight[:, HALF:], b)
+    per_channel = weight.reshape(filters, 16, -1).sum(2)[:, HALF:]
+    got = small.get_submodule(name)
+    assert np.allclose(got.weight.detach().numpy(), wanted, rtol=1e-4, atol=1e-5)  # type: ignore[union-attr, operator]
+    assert np.allclose(got.bias.detach().numpy(), bias + per_channel @ (m[HALF:] - b @ m[:HALF]), rtol=1e-4, atol=1e-5)  # type: ignore[union-attr, operator]
+
+
+def test_one_cutter_serves_every_policy() -> None:
+    """What it gives depends on no policy before, shares no storage with its network, and is `cut_and_fold`."""
+    net = known("resnet20")
+    moments = take_moments(net.model, net.table, pictures(2, (3, 16, 16)))
+    cutter = Cutter(net.model, net.table, moments)
+    policies = [net.table.space.nearest(net.table.space.high * share) for share in (0.5, 0.25, 0.5)]
+    first, _, again = (cutter(net.kept(policy)) for policy in policies)
+    fresh = cut_and_fold(net.model, net.table, net.kept(policies[0]), moments)
+    states = [list(network.state_dict().values()) for network in (first, again, fresh)]
+    assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(*states, strict=True))
+    assert not {a.data_ptr() for a in states[0]} & {
+        b.data_ptr() for b in [*states[1], *net.model.state_dict().values()]
+    }
