@@ -38,6 +38,12 @@ class Worker:
         lines = self.complaints.read().decode(errors="replace").strip().splitlines()
         return lines[-1].removeprefix("amc: ") if lines else ""
 
+    def close(self) -> None:
+        """Let go of a process that has ended."""
+        if self.process.stdin:
+            self.process.stdin.close()
+        self.complaints.close()
+
 
 @dataclass
 class Crew:
@@ -85,7 +91,7 @@ class Crew:
                 continue
             self.on_death(worker.process.pid)
             words = worker.last_words
-            worker.complaints.close()
+            worker.close()
             if code > 0:
                 raise _relayed(code, words)
             self.deaths += code != 0
@@ -120,9 +126,7 @@ class Crew:
             except subprocess.TimeoutExpired:
                 worker.process.kill()
                 worker.process.wait()
-            if worker.process.stdin:
-                worker.process.stdin.close()
-            worker.complaints.close()
+            worker.close()
             self.on_death(worker.process.pid)
 
 

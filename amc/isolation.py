@@ -179,9 +179,11 @@ def _limit_memory(gigabytes: float) -> None:
     """Refuse memory beyond `gigabytes` more than there is now: torch and Python then raise, and can say where."""
     import resource
 
-    held = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmData:"))
-    limit = int(held.split()[1]) * 1024 + int(gigabytes * 1e9)
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, resource.getrlimit(resource.RLIMIT_DATA)[1]))
+    status = Path("/proc/self/status").read_text().splitlines()
+    held = next((int(line.split()[1]) for line in status if line.startswith("VmData:")), 0)
+    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    limit = held * 1024 + int(gigabytes * 1e9)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
 
 
 def _stop(folder: Path, frame: FrameType | None) -> None:

@@ -52,7 +52,8 @@ def search(dense: Dense, caps: tuple[Cap, ...], accuracy: float, folder: Path, p
 
 def crew_of(recipe: Recipe, study: Study, folder: Path, number: int) -> Crew:
     """Workers for a study of a run folder that this process holds."""
-    command = [sys.executable, "-m", "amc.cli", "worker", str(folder), "--leashed", "--quiet"]
+    name = f"amc-{study.protocol.digest}"  # a shared storage may hold others
+    command = [sys.executable, "-m", "amc.cli", "worker", str(folder), "--study", name, "--leashed", "--quiet"]
     threads = str(recipe.threads or 1)
 
     def environment(place: int) -> dict[str, str]:
@@ -60,8 +61,8 @@ def crew_of(recipe: Recipe, study: Study, folder: Path, number: int) -> Crew:
         return {"OMP_NUM_THREADS": threads, **device}
 
     def bury(pid: int) -> None:
-        name = name_of(folder, pid)
-        study.bury(lambda owner: owner is not None and owner.startswith(name))
+        dead = name_of(folder, pid)
+        study.bury(lambda owner: owner is not None and owner.startswith(dead))
 
     return Crew(command, number, bury, environment)
 

@@ -271,7 +271,8 @@ class Study:
         """Keep the result of a trial that was taken for dead: in a new one, unless its policy is in other hands now."""
         trial_id, _ = self._patiently(lambda: self._create(result.policy))
         others = (trial for trial in self._all() if trial._trial_id != trial_id and is_counted(trial))
-        if any(np.array_equal(policy_of(trial, self.space), policy) for trial in others):
+        taken = (policy_of(trial, self.space) for trial in others)
+        if any(other is not None and np.array_equal(other, policy) for other in taken):
             self._say(
                 "a trial of this worker was taken for dead and its policy given to another: its result is dropped"
             )

@@ -44,13 +44,13 @@ def test_labels_are_accuracies() -> None:
 
 
 def test_a_stopped_trial_has_little_say_in_the_curve() -> None:
-    """A wild loss told on few pictures moves the labels of the others less than the same told on all."""
+    """A lucky accuracy told on few pictures moves the labels of the others less than the same told on all."""
     _, measured, loss = world(2)
-    accuracy, odd = np.append(measured, 0.91), np.append(loss, 0.9)
+    accuracy, odd = np.append(measured, measured.max()), np.append(loss, np.quantile(loss, 0.9))
     alone = denoised(measured, loss)
     seen = np.append(np.ones_like(measured), 0.05)
     whole, stopped = (np.abs(denoised(accuracy, odd, part)[:-1] - alone).mean() for part in (None, seen))
-    assert stopped < 0.5 * whole
+    assert stopped < 0.3 * whole
 
 
 def test_whole_and_stopped_trials_are_labelled_together() -> None:

@@ -363,7 +363,7 @@ def test_segmentation_and_detection_end_to_end(
     """Dict outputs, and lists in with lists of boxes out: searched, fine-tuned, released, loaded, verified."""
     wanted = {
         "name": data, "model.name": name, "model.options": options, "model.weights": "none",
-        "data.name": f"tests.test_task:few_{data}", **{f"task.{key}": f"{SHAPES}:{value}" for key, value in task.items()},
+        "data.name": f"{HERE}:few_{data}", **{f"task.{key}": f"{SHAPES}:{value}" for key, value in task.items()},
         "budget": [f"{macs_share:.0%}"], "out": str(tmp_path / "run"), "search.trials": 3, "search.candidates": 1,
         "search.batch_size": 4, "recovery.moment_images": 8, "recovery.batchnorm_images": 8,
         "finetune.epochs": 0.5, "finetune.batch_size": 4, "finetune.uniform": False,

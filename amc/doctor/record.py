@@ -30,7 +30,7 @@ class Subject:
     """What a network is examined on.
 
     Attributes:
-        shape: of one example: channels, height, width for a subject.
+        shape: of one example: channels, height, width for a picture.
         classes: of the data, where there is data.
         call: several examples of data that are no pictures; None: noise of that shape.
     """
@@ -145,15 +145,19 @@ def subject_of(recipe: Recipe, text: str | None, *, explicit_data: bool) -> Subj
     Raises:
         UsageError: the text is malformed.
     """
-    from amc.models.zoo import FACTORIES
+    from amc.models.examples import usual_shape
+    from amc.models.zoo import FACTORIES, model_source
 
+    name = recipe.model.name
     if text is not None:
         parts = text.lower().split("x")
-        if len(parts) != 3 or not all(part.isdigit() and int(part) > 0 for part in parts):
-            raise UsageError(f"--input must be CHANNELSxHEIGHTxWIDTH, but is {text!r}; e.g. 3x224x224")
-        channels, height, width = map(int, parts)
-        return Subject((channels, height, width), recipe.model.num_classes)
-    if explicit_data or recipe.model.name in FACTORIES:
+        if not 2 <= len(parts) <= 4 or not all(part.isdigit() and int(part) > 0 for part in parts):
+            raise UsageError(
+                "--input must be CHANNELSxHEIGHTxWIDTH, CHANNELSxLENGTH or CHANNELSxFRAMESxHEIGHTxWIDTH, but is "
+                f"{text!r}; e.g. 3x224x224"
+            )
+        return _without_data(recipe, tuple(map(int, parts)))
+    if explicit_data or (name in FACTORIES and name != "sensor_net"):
         from amc.data.sources import load_splits
         from amc.task import load_task
 
@@ -162,8 +166,17 @@ def subject_of(recipe: Recipe, text: str | None, *, explicit_data: bool) -> Subj
         task = load_task(recipe.task.batch, recipe.task.metric, recipe.task.loss)
         call = task.call(next(iter(splits.train.batches(EXAMPLES, limit=EXAMPLES))))
         return Subject(splits.input_shape, splits.num_classes, None if _is_noise_enough(call) else call)
-    size = recipe.data.size or own_size(recipe.model.name)
-    return Subject((3, size, size), recipe.model.num_classes)
+    source = model_source(name, num_classes=recipe.model.num_classes, options=recipe.model.options)
+    size = recipe.data.size or (own_size(name) if name.startswith("timm:") else None)
+    return _without_data(recipe, usual_shape(source, size))
+
+
+def _without_data(recipe: Recipe, shape: tuple[int, ...]) -> Subject:
+    """Noise of `shape`; as pairs or lists of pictures where that is what the network takes."""
+    from amc.models.examples import example_of
+
+    call = example_of(recipe.model.name, shape, EXAMPLES)
+    return Subject(shape, recipe.model.num_classes, None if _is_noise_enough(call) else call)
 
 
 def _is_noise_enough(call: Call) -> bool:

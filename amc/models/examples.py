@@ -10,7 +10,9 @@ import torch
 from torch import nn
 
 from amc.call import Call
+from amc.factory import FACTORY
 from amc.models.sensor_net import SensorNet
+from amc.models.zoo import ModelSource, torchvision_all
 
 VIDEO_FRAMES, VIDEO_SIZE = 16, 112  # of torchvision's 3-D ResNets
 VIDEO_SIZES = {"mvit": 224, "s3d": 224, "swin3d": 224}
@@ -18,35 +20,41 @@ FLOW_SIZE = 128  # the smallest picture RAFT reads
 PICTURE_SIZE = 224
 
 
-def usual_shape(name: str, model: nn.Module, size: int | None = None) -> tuple[int, ...]:
-    """The shape of one example of a torchvision network, by its family; `size` in pixels, where it is given.
+def family_of(name: str) -> str:
+    """The part of torchvision that a network stands in (detection, segmentation, video, ...), "" for all others."""
+    from torchvision.models import get_model_builder
 
-    Networks of other origin are asked for as many channels as their first convolution reads.
+    plain = name.removeprefix("torchvision:")
+    if plain not in torchvision_all():
+        return ""
+    parts = get_model_builder(plain).__module__.split(".")
+    return parts[2] if len(parts) > 3 else ""
+
+
+def usual_shape(source: ModelSource, size: int | None = None) -> tuple[int, ...]:
+    """The shape of one example of a network, by its family; `size` in pixels, where it is given.
+
+    A network of the user's own is built to see how many channels its first convolution reads.
     """
-    family = _family(model)
+    family = family_of(source.name)
     if family == "video":
-        own = next((pixels for stem, pixels in VIDEO_SIZES.items() if stem in name), VIDEO_SIZE)
+        own = next((pixels for stem, pixels in VIDEO_SIZES.items() if stem in source.name), VIDEO_SIZE)
         return (3, VIDEO_FRAMES, size or own, size or own)
     if family == "optical_flow":
         return (3, size or FLOW_SIZE, size or FLOW_SIZE)
-    if isinstance(model, SensorNet):
-        return (model.in_channels, size or model.LENGTH)
-    first = next((m for m in model.modules() if isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Conv3d))), None)
-    channels = first.in_channels if isinstance(first, nn.Conv2d) else 3
+    if source.name == "sensor_net":
+        return (source.in_channels or 6, size or SensorNet.LENGTH)
+    channels = 3
+    if FACTORY.fullmatch(source.name):
+        first = next((m for m in source.build().modules() if isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Conv3d))), None)
+        channels = first.in_channels if isinstance(first, nn.Conv2d) else channels
     return (channels, size or PICTURE_SIZE, size or PICTURE_SIZE)
 
 
-def example_of(model: nn.Module, shape: tuple[int, ...], seed: int = 0) -> Call:
-    """Noise for one example of `shape`, as `model` takes it."""
-    generator = torch.Generator().manual_seed(seed)
-    family = _family(model)
+def example_of(name: str, shape: tuple[int, ...], number: int = 1, seed: int = 0) -> Call:
+    """Noise for `number` examples of `shape`, as the network of that name takes them."""
+    generator, family = torch.Generator().manual_seed(seed), family_of(name)
     if family == "detection":
-        return Call(([torch.rand(shape, generator=generator)],))
-    tensors = [torch.randn(1, *shape, generator=generator) for _ in range(2 if family == "optical_flow" else 1)]
+        return Call(([torch.rand(shape, generator=generator) for _ in range(number)],))
+    tensors = [torch.randn(number, *shape, generator=generator) for _ in range(2 if family == "optical_flow" else 1)]
     return Call(tuple(tensors))
-
-
-def _family(model: nn.Module) -> str:
-    """The part of torchvision that a network's class stands in."""
-    parts = type(model).__module__.split(".")
-    return parts[2] if parts[:2] == ["torchvision", "models"] and len(parts) > 2 else ""

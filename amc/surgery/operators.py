@@ -56,8 +56,9 @@ def meet(call: Operation, tensors: Sequence[Tensor], out: Tensor) -> list[Factor
 
 ENTRYWISE = (
     "_prelu_kernel _to_copy alias as_strided_ celu clone contiguous copy detach elu empty_like full_like gelu "
-    "hardsigmoid hardswish hardtanh leaky_relu lift_fresh lift_fresh_copy log_sigmoid_forward masked_fill mish nan_to_num "
-    "native_dropout ones_like prelu rand_like resolve_conj rrelu_with_noise selu silu softplus where zeros_like"
+    "hardsigmoid hardswish hardtanh leaky_relu lift_fresh lift_fresh_copy log_sigmoid_forward masked_fill mish "
+    "nan_to_num native_dropout ones_like prelu rand_like resolve_conj rrelu_with_noise selu silu softplus where "
+    "zeros_like"
 )
 RULES.update(dict.fromkeys(ENTRYWISE.split(), any_pointwise))
 
@@ -255,6 +256,8 @@ def _slice(call: Operation) -> None:
     start = call.arg("start") or 0
     step = call.arg("step", 1) or 1
     start = max(0, start + before.shape[dim] if start < 0 else start)
+    if call.tracer.asking and step == 1:  # its bounds follow what is left
+        return _free_part(call, before, after, dim, np.arange(start, start + after.shape[dim]))
     _part(call, before, after, dim, np.arange(start, start + step * after.shape[dim], step))
 
 
@@ -271,18 +274,23 @@ def _split(call: Operation) -> None:
 
 
 def _uneven_parts(call: Operation, before: Tensor, dim: int) -> None:
-    """Parts whose sizes are asked for one by one: each goes on with what is left of it."""
-    factor, start = call.of(before).factor(dim), 0
-    if factor is not None and len(factor.dims) > 1:
-        call.record.fix(factor, dim, f"{call.where} takes an uneven part")
+    """Parts whose sizes are asked for one by one."""
+    start = 0
     for part in call.result:
-        places = np.arange(start, start + part.shape[dim])
-        factors = [f for f in call.of(before).factors if f is not factor]
-        if factor is not None:
-            factors.append(Factor(factor.dims, factor.slots.take(places, factor.dims.index(dim))))
-        note_sizes(call, [f for f in factors if dim in f.dims])
-        call.set(factors, before, tensor=part)
+        _free_part(call, before, part, dim, np.arange(start, start + part.shape[dim]))
         start += part.shape[dim]
+
+
+def _free_part(call: Operation, before: Tensor, after: Tensor, dim: int, places: Slots) -> None:
+    """A part that goes on with what is left of it."""
+    factor = call.of(before).factor(dim)
+    factors = [f for f in call.of(before).factors if f is not factor]
+    if factor is not None:
+        if len(factor.dims) > 1 and len(places) < before.shape[dim]:
+            call.record.fix(factor, dim, f"{call.where} takes a part")
+        factors.append(Factor(factor.dims, factor.slots.take(places, factor.dims.index(dim))))
+    note_sizes(call, [f for f in factors if dim in f.dims])
+    call.set(factors, before, tensor=after)
 
 
 def _part(call: Operation, before: Tensor, after: Tensor, dim: int, places: Slots) -> None:

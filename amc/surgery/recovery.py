@@ -58,7 +58,6 @@ def readers(model: nn.Module, table: OwnerTable) -> dict[str, int]:
     """
     found, shared = {}, _shared_weights(model)
     for name, owners in table.inputs.items():
-        owner = owners[0]
         layer = model.get_submodule(name)
         if isinstance(layer, TRANSPOSED) or (isinstance(layer, CONVOLUTIONS) and layer.groups > 1):
             continue
@@ -66,8 +65,8 @@ def readers(model: nn.Module, table: OwnerTable) -> dict[str, int]:
             continue
         run = 1
         if isinstance(layer, nn.Linear):  # (c0, c0, ..., c1, c1, ...): the length of the runs, where all agree
-            edges = np.flatnonzero(np.diff(owner, prepend=owner[0] - 1, append=owner[-1] - 1))
-            lengths = np.unique(np.diff(edges))
+            changes = np.logical_or.reduce([np.diff(owner) != 0 for owner in owners])
+            lengths = np.unique(np.diff(np.flatnonzero(changes) + 1, prepend=0, append=len(owners[0])))
             run = int(lengths[0]) if len(lengths) == 1 else 1
         found[name] = run
     return found
@@ -107,7 +106,7 @@ def take_moments(
 
     def record(name: str) -> Any:
         def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            rows = _channel_rows(module, args[0], runs[name])
+            rows = _channel_rows(module, args[0], runs[name] if args[0].ndim == 2 else 1)  # no picture, but tokens
             if name not in halves:
                 halves[name] = (_MomentSums(rows.shape[1]), _MomentSums(rows.shape[1]))
             halves[name][turn % 2].add(rows)
@@ -194,7 +193,7 @@ class Cutter:
     def __init__(self, model: nn.Module, table: OwnerTable, moments: Moments | None) -> None:
         self.model, self.table, self.moments = model, table, moments
         self.tensors = {name: tensor.detach() for name, tensor in named_tensors(model).items()}
-        self.readers = readers(model, table) if moments else {}
+        self.readers = [name for name in readers(model, table) if name in moments.mean] if moments else []
         rescaled = moments.rescaled if moments else {}
         self.norms = {name: _filter_norms(self.tensors[f"{name}.weight"]) for name in rescaled}
 
@@ -214,7 +213,8 @@ class Cutter:
         if self.moments is None:
             return
         keep_all = np.append(kept, True)
-        for name, run in self.readers.items():
+        for name in self.readers:
+            run = self.tensors[f"{name}.weight"].shape[1] // len(self.moments.mean[name])
             kept_inputs = stays(self.table.inputs[name], keep_all)[::run]
             if not kept_inputs.all():
                 self._fold_one(sliced, name, run, kept_inputs, keep_all)

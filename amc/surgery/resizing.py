@@ -22,7 +22,9 @@ from amc.surgery.substitute import Substitute
 
 RESHAPES = (Tensor.view, Tensor.reshape, torch.reshape)
 SPLITS = (torch.split, Tensor.split, torch.split_with_sizes, Tensor.split_with_sizes)
-SIZED = frozenset((*RESHAPES, *SPLITS, Tensor.expand, Tensor.unflatten, torch.unflatten))
+CHUNKS = (torch.chunk, Tensor.chunk)
+PART = Tensor.__getitem__
+SIZED = frozenset((*RESHAPES, *SPLITS, *CHUNKS, PART, Tensor.expand, Tensor.unflatten, torch.unflatten))
 SCALED = frozenset((Tensor.mul, Tensor.__mul__, Tensor.__rmul__, Tensor.mul_, Tensor.__imul__, Tensor.div, Tensor.div_,
                     Tensor.__truediv__, Tensor.__itruediv__, torch.mul, torch.div))  # fmt: skip
 ATTENTION = functional.scaled_dot_product_attention
@@ -32,6 +34,8 @@ def is_request(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> b
     """Whether a call asks for sizes, or scales by a number."""
     if func in SCALED:
         return len(args) > 1 and type(args[1]) is float
+    if func is PART:
+        return bool(bounds(args[1]))
     return func in SIZED or func is ATTENTION
 
 
@@ -85,10 +89,39 @@ class _Answering(TorchFunctionMode):
             self.number += 1
             answer = self.calls.get(str(self.number))
             if answer is not None:
-                asked = repr((args[1:], kwargs)) if func is not ATTENTION else ""
-                args, kwargs = answered(func, args, kwargs, answer)
-                self.changed |= not asked or asked != repr((args[1:], kwargs))
+                return self._answer(func, args, kwargs, answer)
         return func(*args, **kwargs)
+
+    def _answer(self, func: Any, args: Any, kwargs: Any, answer: Any) -> Any:
+        if func in CHUNKS:
+            dim = kwargs.get("dim", args[2] if len(args) > 2 else 0)
+            plain = func(*args, **kwargs)
+            self.changed |= [part.shape[dim] for part in plain] != list(answer)
+            return args[0].split(list(answer), dim) if sum(answer) == args[0].shape[dim] else plain
+        asked = repr((args[1:], kwargs)) if func is not ATTENTION else ""
+        args, kwargs = answered(func, args, kwargs, answer)
+        self.changed |= not asked or asked != repr((args[1:], kwargs))
+        return func(*args, **kwargs)
+
+
+def bounds(index: Any) -> list[int]:
+    """The bounds that the slices of an index `x[...]` give, in their order: those are sizes too."""
+    parts = index if isinstance(index, tuple) else (index,)
+    return [b for part in parts if isinstance(part, slice) for b in (part.start, part.stop) if type(b) is int]
+
+
+def _with_bounds(index: Any, answer: Sequence[int | None]) -> Any:
+    left = iter(answer)
+
+    def bound(old: Any) -> Any:
+        new = next(left) if type(old) is int else None
+        return old if new is None else new
+
+    parts = [
+        slice(bound(part.start), bound(part.stop), part.step) if isinstance(part, slice) else part
+        for part in (index if isinstance(index, tuple) else (index,))
+    ]
+    return tuple(parts) if isinstance(index, tuple) else parts[0]
 
 
 def answered(
@@ -99,6 +132,8 @@ def answered(
         return args, {**kwargs, "scale": answer}
     if func in SCALED:
         return (args[0], answer, *args[2:]), kwargs
+    if func is PART:
+        return (args[0], _with_bounds(args[1], answer)), kwargs
     if func in SPLITS:
         name = "split_size_or_sections" if "split_size_or_sections" in kwargs else "split_sizes"
         asked = args[1] if len(args) > 1 else kwargs.get(name)

@@ -311,7 +311,7 @@ def _frozen_layers(model: nn.Module, record: Record, units: Units, final: NDArra
         if len(stays):
             reasons = units.reasons[stays]
             told = reasons[reasons >= 0]
-            alone = "no layer reads its channels: it is an output of the network"
+            alone = "no layer reads its channels, or they cannot leave a few at a time"
             frozen.append(Frozen(name, len(stays), units.texts[told[0]] if len(told) else alone))
     return tuple(frozen)
 

@@ -27,7 +27,7 @@ from amc.surgery.layers import CONVOLUTIONS, LAYERS, TRANSPOSED
 from amc.surgery.narrow_norm import norm_rule
 from amc.surgery.operators import RULES, any_pointwise
 from amc.surgery.record import Factor, Labels, Record, Request, Slots
-from amc.surgery.resizing import ATTENTION, SCALED, SPLITS, asked_sizes, is_request
+from amc.surgery.resizing import ATTENTION, CHUNKS, PART, SCALED, SPLITS, asked_sizes, is_request
 
 
 def trace(model: nn.Module, inputs: Call | Tensor, ignore: Sequence[str] = ()) -> Record:
@@ -214,7 +214,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _written(self, view: Tensor) -> None:
         """What a view is a part of is, once the view was written in place, no longer what it was made from."""
         storage, own = view.untyped_storage()._cdata, self.of(view)
-        for other in list(self.labels.keys()):
+        for other in list(self.labels.keys()):  # type: ignore[no-untyped-call]
             if other is view or other.untyped_storage()._cdata != storage:
                 continue
             known = self.of(other)
@@ -271,7 +271,10 @@ class _Requests(TorchFunctionMode):
             factor = args[0].shape[-1] ** -0.5 if kwargs.get("scale") is None else kwargs["scale"]
         elif func in SCALED:
             factor = args[1]
-        elif func in SPLITS:
+        elif func is PART:
+            if not (sizes := _bound_rows(args[0], args[1], tracer.of(args[0]))):
+                return
+        elif func in SPLITS or func in CHUNKS:
             dim = kwargs.get("dim", args[2] if len(args) > 2 else 0) % args[0].ndim
             sizes = [_rows(tracer.of(part), dim) for part in result]
         elif func in (Tensor.unflatten, torch.unflatten):
@@ -282,6 +285,21 @@ class _Requests(TorchFunctionMode):
         else:
             sizes = [_rows(tracer.of(result), dim) for dim in range(result.ndim)]
         tracer.record.requests.append(Request(frame.name, frame.asked - 1, tuple(sizes), factor))
+
+
+def _bound_rows(tensor: Tensor, index: Any, labels: Labels) -> list[Slots | None]:
+    """For each bound of a slice, the slots before it; nothing where no labelled dimension is sliced."""
+    parts = index if isinstance(index, tuple) else (index,)
+    if any(part is None or isinstance(part, (Tensor, list)) for part in parts):
+        return []
+    after = len(parts) - parts.index(Ellipsis) - 1 if Ellipsis in parts else 0
+    found: list[Slots | None] = []
+    for place, part in enumerate(parts):
+        dim = place if Ellipsis not in parts or place < len(parts) - after else tensor.ndim - len(parts) + place
+        if isinstance(part, slice):
+            rows = _rows(labels, dim)
+            found += [None if rows is None else rows[:b] for b in (part.start, part.stop) if type(b) is int]
+    return found if any(rows is not None for rows in found) else []
 
 
 def _rows(labels: Labels, dim: int) -> Slots | None:

@@ -1,3 +1,4 @@
+import dataclasses
 import pickle
 import subprocess
 import sys
@@ -255,13 +256,15 @@ def test_networks_of_other_kinds_run_on_their_examples(
     name: str, options: dict[str, int], shape: tuple[int, ...], outputs: list[tuple[int, ...]]
 ) -> None:
     """Segmentation, detection, optical flow, video and sensor networks: no weights fetched, an example for each."""
-    model = build_model(name, options=options).eval()
-    size = shape[-1] if shape[-1] != 128 else None
-    assert usual_shape(name, model, size) == shape
-    call = example_of(model, shape)
+    source = model_source(name, options=options)
+    model, size = source.build().eval(), shape[-1] if shape[-1] != 128 else None
+    channels = options.get("in_channels")
+    assert usual_shape(dataclasses.replace(source, in_channels=channels), size) == shape
+    call = example_of(name, shape)
     with torch.no_grad():
         found = float_tensors(call.on(model))
     assert len(call) == 1 and [tuple(tensor.shape) for tensor in found] == outputs
+    assert len(example_of(name, shape, 3)) == 3
 
 
 def test_clips_are_placed_as_they_are() -> None:
