@@ -11,7 +11,7 @@ import tomllib
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, PlainValidator, ValidationError, field_validator
@@ -321,7 +321,8 @@ def _set(table: dict[str, Any], key: str, value: object) -> None:
             raise UsageError(f"{key} needs {section!r} to be a table, but it is {_line(repr(inner))}")
         table, holder = inner, _section_class(holder, section)
     field = holder.model_fields.get(last) if holder else None
-    holds_text = field is not None and (str in (field.annotation, *get_args(field.annotation)))
+    kind = field.annotation if field else None
+    holds_text = get_origin(kind) is not dict and str in (kind, *get_args(kind))
     if isinstance(value, str) and not holds_text:
         try:
             value = tomllib.loads(f"value = {value}")["value"]

@@ -57,7 +57,7 @@ def run(
         (["show", "/nowhere"], "/nowhere"),
         (["verify", "/nowhere"], "/nowhere"),
         (["front", "/nowhere"], "/nowhere"),
-        (["doctor", "--model", "resnet18", "--input", "3x3"], "3x3"),
+        (["doctor", "--model", "resnet18", "--input", "3xy"], "3xy"),
         (["doctor", "--model", "resnet18", "--input", "3x64x64", "--set", 'model.ignore=["layer9"]'], "layer9"),
     ],
 )  # fmt: skip

@@ -171,8 +171,9 @@ def test_a_network_is_examined_on_pictures_of_its_own_size() -> None:
     assert own_size("resnet50") == 224 and own_size("timm:levit_128s") == 224 and own_size("timm:halonet_h1") == 256
     assert subject_of(recipe_of("timm:cait_xxs24_384"), None, explicit_data=False).shape == (3, 384, 384)
     assert subject_of(recipe_of("resnet18"), "1x9x7", explicit_data=False).shape == (1, 9, 7)
-    with pytest.raises(UsageError, match="3x3"):
-        subject_of(recipe_of("resnet18"), "3x3", explicit_data=False)
+    for text in ("3", "3xy", "3x0x8"):
+        with pytest.raises(UsageError, match=f"'{text}'"):
+            subject_of(recipe_of("resnet18"), text, explicit_data=False)
 
 
 def test_a_network_that_cannot_be_built_gives_a_record() -> None:

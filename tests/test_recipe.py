@@ -174,3 +174,17 @@ def test_a_recipe_does_not_change() -> None:
     """A recipe that was read is a value."""
     with pytest.raises(ValueError, match="frozen"):
         load_recipe().seed = 3
+
+
+def test_tables_can_be_set_as_toml() -> None:
+    """`--set model.options={...}` is read as a TOML table; so is a single option by its own dotted key."""
+    recipe = load_recipe(None, {"model.options": "{min_size = 64, kind = 'a'}"})
+    assert recipe.model.options == {"min_size": 64, "kind": "a"}
+    assert load_recipe(None, {"model.options.min_size": "64"}).model.options == {"min_size": 64}
+
+
+def test_a_task_names_functions_or_nothing() -> None:
+    """[task] is empty for classification and keeps the names it is given."""
+    assert load_recipe(None).task.model_dump() == {"batch": None, "metric": None, "loss": None}
+    assert load_recipe(None, {"task.metric": "a.b:c"}).task.metric == "a.b:c"
+    assert load_recipe("custom-metric").task.metric == "amc.examples.kinds:kind_score"

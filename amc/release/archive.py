@@ -23,6 +23,7 @@ from amc.errors import ModelError, RunError
 from amc.files import write_json, write_whole
 from amc.models.zoo import ModelSource
 from amc.surgery.cut import with_tensors
+from amc.surgery.fitting import widths_of
 from amc.surgery.standins import BAKED, restore
 from amc.surgery.standins import record as standins_of
 
@@ -183,7 +184,7 @@ def _rebuilt(architecture: Architecture, tensors: Mapping[str, Tensor]) -> nn.Mo
     for path, integers in architecture.layers.items():
         for attribute, value in integers.items():
             held = vars(modules[path]).get(attribute)
-            if not _is_integral(held):
+            if not _is_integral(held) or widths_of(modules[path]).get(attribute, value) != value:
                 raise ModelError(f"{path}.{attribute} must be {value} as the release says, but is {held}")
             setattr(modules[path], attribute, value if type(held) is int else type(held)(value))
     for path, record in architecture.standins.items():

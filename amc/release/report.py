@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 
 from amc.budget import Unit, format_bytes, format_cost, format_flops_2x, format_macs, format_params
-from amc.cost.activations import ActivationCost
 from amc.cost.counts import macs_by_module
 from amc.dense import Dense
 from amc.recipe import resolved_toml

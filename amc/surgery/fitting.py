@@ -77,12 +77,12 @@ def _width(module: nn.Module) -> int:
 def resize_layers(model: nn.Module) -> None:
     """Make the integers of every layer agree with its tensors' shapes."""
     for module in model.modules():
-        for attribute, value in _widths(module).items():
+        for attribute, value in widths_of(module).items():
             if getattr(module, attribute) != value:
                 setattr(module, attribute, (value,) if attribute == "normalized_shape" else value)
 
 
-def _widths(module: nn.Module) -> dict[str, int]:
+def widths_of(module: nn.Module) -> dict[str, int]:
     """The integers that follow from the shapes of a module's tensors."""
     if isinstance(module, TRANSPOSED):
         return {"in_channels": module.weight.shape[0], "out_channels": module.weight.shape[1] * module.groups}

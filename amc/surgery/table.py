@@ -163,6 +163,11 @@ class OwnerTable:
             ),
         )
 
+    def with_step(self, group: int, step: int) -> OwnerTable:
+        """The same table with another step for one group."""
+        groups = [replace(g, step=step) if index == group else g for index, g in enumerate(self.groups)]
+        return replace(self, groups=tuple(groups))
+
     def with_removable(self, removable: Sequence[bool]) -> OwnerTable:
         """The same table, each group told whether it may keep nothing."""
         return replace(self, groups=tuple(replace(g, removable=r) for g, r in zip(self.groups, removable, strict=True)))

@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from amc.cost.activations import profile_activations
-from amc.cost.counts import count_cut_macs, count_layer_runs, count_macs
+from amc.cost.counts import count_cut_macs, count_macs, macs_by_module
+from amc.surgery.table import build_table
+from amc.surgery.tracing import trace
 from tests.surgery.networks import Twice, known, policies, scramble, traced
 
 UNITS = ("macs", "params", "bytes", "activation_bytes")
@@ -71,23 +73,23 @@ def test_peak_activations_have_a_gradient() -> None:
 def test_resnet20_has_the_cost_of_the_paper() -> None:
     """41 M multiply-adds at 32 x 32 and 0.27 M parameters, counted by hand."""
     model = known("resnet20").model
-    runs = count_layer_runs(model, torch.randn(1, 3, 32, 32))
-    space = known("resnet20").table.space
+    table = build_table(model, trace(model, torch.randn(1, 3, 32, 32)))
     stem, first = 3 * 16 * 9 * 32 * 32, 6 * 16 * 16 * 9 * 32 * 32
     second = (16 * 32 + 5 * 32 * 32) * 9 * 16 * 16 + 16 * 32 * 16 * 16
     third = (32 * 64 + 5 * 64 * 64) * 9 * 8 * 8 + 32 * 64 * 8 * 8
     by_hand = stem + first + second + third + 64 * 10
-    assert float(count_macs(model, known("resnet20").table, runs)(torch.from_numpy(space.high)[None])) == by_hand
+    assert float(count_macs(table)(torch.from_numpy(table.space.high)[None])) == by_hand
 
 
-def test_terms_stand_in_the_order_of_the_layers() -> None:
-    """`by_term` gives one figure a layer, in the order in which they run, then what runs outside layers."""
+def test_modules_share_out_the_macs_in_the_order_in_which_they_run() -> None:
+    """One figure a layer and policy; together they are the network's."""
     net = known("resnet20")
-    runs = count_layer_runs(net.model, net.inputs)
-    cost = net.costs["macs"]
-    terms = cost.by_term(torch.from_numpy(net.table.space.high)[None])[0]
-    assert len(terms) == len(runs.positions) + 1 and next(iter(runs.positions)) == "conv1"
-    assert terms[0] == 3 * 16 * 9 * 16 * 16 and terms[-1] == runs.other_macs == 0
+    both = torch.from_numpy(np.stack([net.table.space.high, net.table.space.step]))
+    shares = macs_by_module(net.table, both)
+    layers = [name for name, module in net.model.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
+    assert list(shares)[0] == "conv1" and list(shares)[-1] == "fc" and set(shares) == set(layers)
+    assert shares["conv1"].tolist() == [3 * 16 * 9 * 16 * 16, 3 * float(both[1, 0]) * 9 * 16 * 16]
+    assert torch.stack(list(shares.values())).sum(0).tolist() == net.costs["macs"](both).tolist()
 
 
 def test_a_layer_that_runs_twice_costs_twice() -> None:
@@ -111,18 +113,21 @@ class Attends(nn.Module):
         return out
 
 
-def test_products_outside_layers_are_a_constant() -> None:
-    """Multiply-adds of the forward function itself are taken from torch's counter as they are in the dense network."""
-    model, inputs = Attends().eval(), torch.randn(1, 3, 12, 12)
-    runs = count_layer_runs(model, inputs)
-    assert runs.other_macs == 2 * 16 * 64 * 64
-    assert count_cut_macs(model, inputs) == runs.other_macs + 100 * 16 * 27 + 64 * 16 * 144 + 16 * 5
+def test_products_outside_layers_are_counted_where_they_stand() -> None:
+    """Multiply-adds of the forward function itself belong to the module whose function it is, and shrink with it."""
+    net = traced(scramble(Attends()), (3, 12, 12))
+    dense = torch.from_numpy(net.table.space.high)[None]
+    shares = macs_by_module(net.table, dense)
+    assert {name: float(share) for name, share in shares.items()} == {
+        "a": 100 * 16 * 27, "b": 64 * 16 * 144, "": 2 * 16 * 64 * 64, "fc": 16 * 5,
+    }  # fmt: skip
+    assert float(net.costs["macs"](dense)) == count_cut_macs(net.model, net.inputs)
 
 
 def test_counting_leaves_modes_as_they_were() -> None:
-    """A network in training mode is counted in `eval` mode and goes on training."""
+    """A network in training mode is counted as it is, and goes on training."""
     model = Twice().train()
     model.b.eval()
-    count_layer_runs(model, torch.randn(1, 3, 12, 12))
+    count_cut_macs(model, torch.randn(1, 3, 12, 12))
     assert model.training and not model.b.training
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())

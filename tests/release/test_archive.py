@@ -17,7 +17,7 @@ from tests.surgery.networks import SIZES, SOUND, Traced, known, scramble, traced
 
 ROOT = Path(__file__).parents[2]
 NAMES = ("resnet20", "resnet18", "mobilenet_v2", "densenet121", "resnext50_32x4d", "vgg_small")
-KEYS = ("format", "source", "layers", "input_shape", "normalisation", "channels_last", "weights_sha256")
+KEYS = ("format", "source", "layers", "standins", "input_shape", "normalisation", "channels_last", "weights_sha256")
 
 
 def source(name: str) -> ModelSource:

@@ -9,7 +9,9 @@ import torch
 from optuna.trial import TrialState
 
 from amc_search import CapUnreachable, EvolutionarySampler, Space, climb, is_feasible, random_policies, uniform
-from amc_search.sampler import ARM
+from amc_search import history as history_module
+from amc_search.history import policy_of as policy_of_trial
+from amc_search.sampler import ARM, search_space
 from tests.search.world import Macs, Ridge, Truth, cap_at, chain, dense_cost
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -285,3 +287,62 @@ def test_48_trials_and_a_climb_beat_random_search_and_uniform():
     assert over_random.mean() > 0.003 and (over_random > 0).sum() >= 4
     assert (over_uniform > 0.005).all()
     assert dense_cost(space, cost) > caps[0].limit
+
+
+def test_trials_that_were_stopped_early_are_learned_from():
+    """A pruned trial with a value is a label and its policy is not proposed again; one without is a failure."""
+    sampler = sampler_of()
+    study = study_of(sampler)
+    for value in (0.25, None, 0.5):
+        trial = study.ask(sampler.search_space)
+        if value is not None:
+            trial.report(value, 100)
+        study.tell(trial, state=TrialState.PRUNED)
+    first, second, third = (policy_of(trial, sampler.space) for trial in study.trials)
+    history = sampler.history(study)
+    assert history.accuracy.tolist() == [0.25, 0.5] and history.policies.tolist() == [list(first), list(third)]
+    assert second == third != first
+
+
+def test_a_group_that_may_be_dropped_is_a_parameter_from_zero():
+    """The others begin at one step; every legal count can be stored."""
+    space = Space(("kept", "dropped"), (16, 32), (4, 8), (False, True))
+    kept, dropped = search_space(space).values()
+    assert (kept.low, kept.high, kept.step) == (4, 16, 4)
+    assert (dropped.low, dropped.high, dropped.step) == (0, 32, 8)
+
+
+def test_one_fit_a_batch_is_enough_for_two_workers(tmp_path):
+    """Who comes while another worker fits draws from the reserve of the last batch instead of fitting too."""
+    one, two = sampler_of(), sampler_of()
+    fits, drawn = [], []
+
+    class Busy(Ridge):
+        def fit(self, policies, accuracy):
+            fits.append(len(policies))
+            if len(fits) == 2:
+                drawn.append(study_in(tmp_path, two).ask(two.search_space))
+            super().fit(policies, accuracy)
+
+    one.make_predictor = two.make_predictor = Busy
+    study_in(tmp_path, one).optimize(accuracy_of(one), n_trials=12)
+    study = study_in(tmp_path, one)
+    assert fits == [6, 10] and len(drawn) == 1
+    policies = [policy_of(trial, one.space) for trial in study.trials]
+    assert len(policies) == len(set(policies)) == 13
+
+
+def test_a_long_study_is_read_once(tmp_path, monkeypatch):
+    """Finished trials are turned into arrays once: a proposal for a study of many costs no more than a look."""
+    sampler = sampler_of(startup=40)
+    study = study_in(tmp_path, sampler)
+    study.optimize(accuracy_of(sampler), n_trials=20)
+    read = []
+
+    def noted(trial, space):
+        read.append(trial.number)
+        return policy_of_trial(trial, space)
+
+    monkeypatch.setattr(history_module, "policy_of", noted)
+    study.optimize(accuracy_of(sampler), n_trials=1)
+    assert set(read) <= {19, 20}

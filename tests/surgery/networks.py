@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
-from amc.cost.counts import ProductCost, count_bytes, count_layer_runs, count_macs, count_params
+from amc.cost.counts import ProductCost, count_bytes, count_macs, count_params
 from amc.models.zoo import build_model
 from amc.surgery.cut import Kept, cut, mask
-from amc.surgery.dependencies import trace
 from amc.surgery.table import OwnerTable, build_table, kept_units, ranks
+from amc.surgery.tracing import trace
 
 RELATIVE = 1e-4  # float32, tens of layers, another order of summation: outputs agree to this share of the largest
 SIZES = {"resnet20": 16, "resnet18": 32, "mobilenet_v2": 32, "densenet121": 32, "resnext50_32x4d": 32,
@@ -57,13 +57,11 @@ def traced(model: nn.Module, shape: tuple[int, ...], round_to: int = 8) -> Trace
     """Trace a network as it is, with none of the proofs of `trace_groups`."""
     inputs = torch.randn(1, *shape, generator=torch.Generator().manual_seed(1))
     table = build_table(model, trace(model, inputs), round_to)
-    return Traced(model, table, inputs, costs(model, table, inputs))
+    return Traced(model, table, inputs, costs(model, table))
 
 
-def costs(model: nn.Module, table: OwnerTable, inputs: Tensor) -> dict[str, ProductCost]:
-    runs = count_layer_runs(model, inputs)
-    return {"macs": count_macs(model, table, runs), "params": count_params(model, table),
-            "bytes": count_bytes(model, table)}  # fmt: skip
+def costs(model: nn.Module, table: OwnerTable) -> dict[str, ProductCost]:
+    return {"macs": count_macs(table), "params": count_params(model, table), "bytes": count_bytes(model, table)}
 
 
 @lru_cache
@@ -77,12 +75,15 @@ def known(name: str) -> Traced:
 @st.composite
 def policies(draw: st.DrawFn, table: OwnerTable) -> NDArray[np.int64]:
     """A legal policy: uniformly random counts, with the dense and the smallest width likely for each group."""
-    rng = np.random.default_rng(draw(st.integers(0, 2**31)))
-    space = table.space
-    steps = np.array(space.steps, dtype=np.int64)
-    counts = steps * rng.integers(1, np.array(space.sizes) // steps + 1)
+    return random_policy(table, draw(st.integers(0, 2**31)))
+
+
+def random_policy(table: OwnerTable, seed: int) -> NDArray[np.int64]:
+    """Uniformly random legal counts, with the dense and the smallest width, be it nothing, likely for each group."""
+    rng, space = np.random.default_rng(seed), table.space
+    counts = space.step * rng.integers(1, space.high // space.step + 1)
     edge = rng.random(len(space))
-    drawn: NDArray[np.int64] = np.where(edge < 0.15, steps, np.where(edge > 0.85, space.high, counts))
+    drawn: NDArray[np.int64] = np.where(edge < 0.15, space.low, np.where(edge > 0.85, space.high, counts))
     return drawn
 
 
@@ -146,7 +147,7 @@ class Forked(nn.Module):
 
 
 class FixedSplit(nn.Module):
-    """`split` at widths written into the code."""
+    """`split` at widths written into the code: each part has a group of its own, and the widths follow."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -160,7 +161,7 @@ class FixedSplit(nn.Module):
 
 
 class Shuffled(nn.Module):
-    """A channel shuffle by `view`, which torch-pruning takes for an element-wise operation."""
+    """A channel shuffle by `view`: halves and places within a half."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -176,7 +177,7 @@ class Shuffled(nn.Module):
 
 
 class WrittenShape(nn.Module):
-    """A width written into the code."""
+    """A width written into the code, which follows the channels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -283,13 +284,13 @@ SOUND: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "grouped x 2": (lambda: chain(nn.Conv2d(32, 64, 3, padding=1, groups=8), nn.Conv2d(64, 32, 1)), 3),
     "transposed": (lambda: chain(nn.ConvTranspose2d(32, 24, 2, 2), nn.BatchNorm2d(24), nn.Conv2d(24, 32, 1)), 4),
     "flattened": (flattened, 2),
+    "fixed split": (FixedSplit, 4),
+    "shuffled": (Shuffled, 4),
+    "written shape": (WrittenShape, 2),
 }  # fmt: skip
 
-# Networks that torch-pruning mishandles: no crash, and what cannot be cut stays, with the reason.
+# Networks with layers that cannot be cut: no crash, and they stay, with the reason.
 UNSOUND: dict[str, Callable[[], nn.Module]] = {
-    "fixed split": FixedSplit,
-    "shuffled": Shuffled,
-    "written shape": WrittenShape,
     "bare groupnorm": lambda: chain(nn.GroupNorm(8, 32, affine=False)),
     "grouped transposed": lambda: chain(nn.ConvTranspose2d(32, 32, 3, 1, 1, groups=4)),
     "layernorm": lambda: chain(nn.LayerNorm([32, 12, 12])),

@@ -9,9 +9,10 @@ from torch import nn
 
 from amc.cost.activations import live_bytes, profile_activations
 from amc.cost.counts import count_cut_macs
-from amc.surgery.cut import cut, cut_tensors, mask, resize_modules, with_tensors
-from amc.surgery.dependencies import trace
+from amc.surgery.cut import cut, cut_tensors, mask, with_tensors
+from amc.surgery.fitting import resize_layers
 from amc.surgery.recovery import cut_and_fold, reestimate_batchnorm, take_moments
+from amc.surgery.tracing import trace
 from tests.surgery.networks import SOUND, Traced, assert_cut_is_mask, known, policies, scramble, traced
 
 FEW = settings(max_examples=12, deadline=None)
@@ -159,7 +160,9 @@ def test_module_integers_follow_their_tensors() -> None:
     for name in ("resnext50_32x4d", "mobilenet_v2"):
         net = known(name)
         small = cut(net.model, net.table, net.kept(net.table.space.low))
-        assert resize_modules(small) == {}
+        before = {path: dict(vars(module)) for path, module in small.named_modules()}
+        resize_layers(small)
+        assert before == {path: dict(vars(module)) for path, module in small.named_modules()}
         depthwise = [m for m in small.modules() if isinstance(m, nn.Conv2d) and m.groups > 1]
         assert all(m.weight.shape[1] * m.groups == m.in_channels for m in depthwise)
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from amc.surgery.cut import cut, mask
+from amc.surgery.cut import cut, mask, stays
 from amc.surgery.recovery import (
     RIDGES,
     Cutter,
@@ -114,8 +114,8 @@ def test_filters_before_batchnorm_get_their_norm_back() -> None:
     changed = 0
     for name in convolutions:
         dense = dict(net.model.named_parameters())[f"{name}.weight"].detach()
-        owner = net.table.owners[f"{name}.weight"].get(0)
-        dense = dense if owner is None else dense[torch.from_numpy(keep_all[owner])]
+        owners = net.table.owners[f"{name}.weight"].get(0)
+        dense = dense if owners is None else dense[torch.from_numpy(stays(owners, keep_all))]
         wanted = dense.flatten(1).norm(dim=1)
         got = small.get_parameter(f"{name}.weight").detach().flatten(1).norm(dim=1)
         raw = unscaled.get_parameter(f"{name}.weight").detach().flatten(1).norm(dim=1)
@@ -273,7 +273,7 @@ def test_folding_helps_a_trained_network() -> None:
     rng = np.random.default_rng(0)
     plain, folded = [], []
     for seed in range(10):
-        policy = net.table.space.low * rng.integers(2, net.table.space.high // net.table.space.low)
+        policy = net.table.space.step * rng.integers(2, net.table.space.high // net.table.space.step)
         kept = net.kept(policy, seed)
         plain.append(loss(cut_and_fold(model, net.table, kept, None)))
         folded.append(loss(cut_and_fold(model, net.table, kept, moments)))
@@ -284,7 +284,7 @@ def test_a_mask_is_no_fold() -> None:
     """Zeroing and cutting leave kept weights alone; folding changes readers only where something was removed."""
     net = known("resnet20")
     policy = net.table.space.high.copy()
-    policy[1] = net.table.space.low[1]  # inside the first block: read by its second convolution alone
+    policy[1] = net.table.space.step[1]  # inside the first block: read by its second convolution alone
     kept = net.kept(policy)
     moments = take_moments(net.model, net.table, pictures(2, (3, 16, 16)))
     small, plain = cut_and_fold(net.model, net.table, kept, moments), cut(net.model, net.table, kept)
@@ -334,3 +334,28 @@ def test_one_cutter_serves_every_policy() -> None:
     assert not {a.data_ptr() for a in states[0]} & {
         b.data_ptr() for b in [*states[1], *net.model.state_dict().values()]
     }
+
+
+def test_tokens_are_folded_feature_by_feature() -> None:
+    """A head's features that only leave together are no places of one channel: each has moments of its own."""
+    torch.manual_seed(0)
+
+    class Attentive(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed = nn.Linear(12, 16)
+            self.q, self.k, self.v, self.proj = (nn.Linear(16, 16) for _ in range(4))
+            self.fc = nn.Linear(16, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.embed(x)
+            heads = [each(x).unflatten(-1, (2, 8)).transpose(1, 2) for each in (self.q, self.k, self.v)]
+            mixed = nn.functional.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
+            return self.fc(self.proj(mixed).mean(1))  # type: ignore[no-any-return]
+
+    net = traced(Attentive(), (7, 12))
+    batches = [(torch.randn(16, 7, 12), torch.zeros(16)) for _ in range(2)]
+    moments = take_moments(net.model, net.table, batches)
+    assert len(moments.mean["proj"]) == 16
+    small = cut_and_fold(net.model, net.table, net.kept(net.table.space.nearest(net.table.space.high / 2)), moments)
+    assert small(net.inputs).shape == (1, 5)
