@@ -15,7 +15,7 @@ from amc.cost.counts import count_bytes, count_macs, count_params
 from amc.dense import load_model, trace_groups
 from amc.doctor.alone import diagnose, raise_if_failed
 from amc.doctor.checks import EXAMPLES, KINDS, check_policies, draw_policy
-from amc.doctor.numbers import scramble, settle
+from amc.surgery.numbers import scramble, settle
 from amc.doctor.record import examine_or_say_why, own_size, subject_of
 from amc.doctor.text import record_text
 from amc.errors import GateFailed, ModelError, UsageError

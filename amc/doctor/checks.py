@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_map
 
 from amc.call import Call, float_tensors
 from amc.cost.counts import ProductCost, count_cut_macs
-from amc.doctor.numbers import settle
+from amc.surgery.numbers import settle
 from amc.factory import one_line
 from amc.isolation import is_out_of_memory
 from amc.models.zoo import ModelSource

@@ -14,7 +14,7 @@ from amc.compute import Compute
 from amc.cost.counts import count_bytes, count_macs, count_params
 from amc.dense import load_model, trace_groups
 from amc.doctor.checks import EXAMPLES, check_policies, check_summary
-from amc.doctor.numbers import scramble
+from amc.surgery.numbers import scramble
 from amc.doctor.zoo import Entry
 from amc.errors import AmcError, ModelError, UsageError
 from amc.isolation import is_out_of_memory

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
+from amc.surgery.narrow_attention import can_narrow_attention
 from amc.surgery.record import NONE, Factor, Labels, Operand, Product, Sized, Slots
 
 if TYPE_CHECKING:
@@ -317,6 +318,14 @@ def _divide(call: Operation, factor: Factor, dim: int, whole: int, places: Slots
     if length == 1:
         return call.record.fix(factor, dim, f"{call.where} takes a part by its number")
     call.record.join(parts[:1], parts)
+
+
+@_rule("glu")
+def _glu(call: Operation) -> None:
+    """One half of a dimension gates the other."""
+    before = call.args[0]
+    dim = _dim(call.arg("dim", -1), before.ndim)
+    _part(call, before, call.out, dim, np.arange(before.shape[dim] // 2))
 
 
 @_rule("cat", "concat", "concatenate", "stack", "hstack")
@@ -632,11 +641,12 @@ def _attention(call: Operation) -> None:
     query, key, value = call.args[:3]
     if query.ndim != 4 or query.shape[1] != key.shape[1]:
         return call.lost()
-    if call.arg("scale") is None and not call.tracer.asking:
+    module = call.tracer.module
+    own_scale = call.tracer.asking or can_narrow_attention(call.tracer.model.get_submodule(module))
+    if call.arg("scale") is None and not own_scale:
         call.record.fix_all(call.of(query), [3], f"the softmax of {call.where} is scaled by the width it finds")
     # the index space: batch, heads, queries, keys, width of q and k
     operands = [_placed(call, query, {0: 0, 1: 1, 2: 2, 3: 4}, 5), _placed(call, key, {0: 0, 1: 1, 2: 3, 3: 4}, 5)]
-    module = call.tracer.module
     scores = call.record.contract(operands, [False, False], [4], call.where, module)
     sizes = [query.shape[0], query.shape[1], query.shape[2], key.shape[2]]
     mask = call.arg("attn_mask")

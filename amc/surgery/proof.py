@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_map
 from amc.call import Call, float_tensors
 from amc.errors import ModelError
 from amc.surgery.cut import Kept, cut, mask
+from amc.surgery.numbers import settle
 from amc.surgery.table import Asked, OwnerTable, build_table, kept_units, ranks
 from amc.surgery.tracing import trace
 
@@ -53,7 +54,7 @@ class _Judge:
     """Cuts a network whose untrained parameters were drawn at random, so that no fault hides behind a zero."""
 
     def __init__(self, model: nn.Module, example: Call) -> None:
-        self.model = _drawn(model)
+        self.model = settle(_drawn(model), example)
         self.example, self.other = example, _other_input(example)
 
     @torch.no_grad()

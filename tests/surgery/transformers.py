@@ -264,7 +264,10 @@ class Swish(nn.Module):
 
 
 class TokenMixer(nn.Module):
-    """MLP-Mixer: one MLP over tokens, between two transposes, and one over channels."""
+    """MLP-Mixer: one MLP over tokens, between two transposes, and one over channels.
+
+    The width stays: biases of the first MLP reach channels that are zero before a norm over all of them.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -295,7 +298,11 @@ CASES: dict[str, Case] = {
         integers={"attn": {"num_heads": ("attn.qkv:heads",), "head_dim": ("attn.qkv:width",)}},
         removable=("attn.qkv:heads", "fc1"),
     ),
-    "separate": Case(lambda: Encoder(Separate()), STREAM | _joint("q"), integers={"attn": {"heads": ("attn.q:heads",)}}),
+    "separate": Case(
+        lambda: Encoder(Separate()),
+        STREAM | {"attn.q:heads": HEADS, "attn.v:width": HEAD_WIDTH},
+        integers={"attn": {"heads": ("attn.q:heads",)}},
+    ),
     "kernel": Case(
         lambda: Encoder(Kernel()),
         STREAM | _joint("qkv"),
@@ -306,14 +313,18 @@ CASES: dict[str, Case] = {
     ),
     "normed": Case(
         lambda: Encoder(Normed()),
-        STREAM | _joint("qkv"),
-        integers={"attn": {"num_heads": ("attn.qkv:heads",), "head_dim": ("attn.qkv:width",)}},
+        STREAM | {"attn.qkv:heads": HEADS},
+        integers={"attn": {"num_heads": ("attn.qkv:heads",)}},
     ),
-    "cosine": Case(lambda: Encoder(Cosine()), STREAM | _joint("q"), integers={"attn": {"num_heads": ("attn.q:heads",)}}),
+    "cosine": Case(
+        lambda: Encoder(Cosine()),
+        STREAM | {"attn.q:heads": HEADS},
+        integers={"attn": {"num_heads": ("attn.q:heads",)}},
+    ),
     "einsum": Case(
         lambda: Encoder(Summed()),
-        STREAM | _joint("q"),
-        integers={"attn": {"num_heads": ("attn.q:heads",), "dim_head": ("attn.q:width",)}},
+        STREAM | {"attn.q:heads": HEADS, "attn.v:width": HEAD_WIDTH},
+        integers={"attn": {"num_heads": ("attn.q:heads",)}},
     ),
     "torch's own": Case(
         lambda: Encoder(Own()),
@@ -321,16 +332,18 @@ CASES: dict[str, Case] = {
         integers={"attn.mha": {"num_heads": ("attn.mha:heads",), "head_dim": ("attn.mha:width",)}},
     ),
     "channel-wise": Case(
-        lambda: Encoder(ChannelWise()), STREAM | _joint("qkv"), integers={"attn": {"num_heads": ("attn.qkv:heads",)}}
+        lambda: Encoder(ChannelWise()),
+        STREAM | {"attn.qkv:heads": HEADS},
+        integers={"attn": {"num_heads": ("attn.qkv:heads",)}},
     ),
     "rms stream": Case(lambda: Encoder(Fused(), norm=nn.RMSNorm), STREAM | _joint("qkv")),
-    "class token": Case(ClassToken, {"token": WIDTH} | _joint("qkv")),
+    "class token": Case(ClassToken, {"patch.proj": WIDTH} | _joint("qkv")),
     "encoder layer": Case(
         Torch,
         {"patch.proj": WIDTH, "layer.self_attn:heads": HEADS, "layer.self_attn:width": HEAD_WIDTH, "layer.linear1": 32},
     ),
     "gated mlp": Case(Swish, {"patch.proj": WIDTH, "gate": 32}, removable=("gate",)),
-    "mixer": Case(TokenMixer, {"patch.proj": WIDTH, "tokens1": 20, "fc1": 32}, removable=("tokens1", "fc1")),
+    "mixer": Case(TokenMixer, {"tokens1": 20, "fc1": 32}, removable=("tokens1", "fc1")),
 }
 
 

@@ -1,0 +1,230 @@
+"""Small networks of convolutions, each with one way of dividing, joining, weighing or moving channels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import conv2d, glu, relu, softmax
+
+from tests.surgery.networks import chain
+from tests.surgery.transformers import Case
+
+
+class Net(nn.Module):
+    """A stem of 16 channels, a middle part that gives `width` channels, a convolution, a classifier."""
+
+    def __init__(self, middle: nn.Module, width: int, stem: int = 16) -> None:
+        super().__init__()
+        self.stem, self.middle = nn.Conv2d(3, stem, 3, padding=1), middle
+        self.last, self.fc = nn.Conv2d(width, 16, 1), nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.fc(relu(self.last(self.middle(relu(self.stem(x))))).mean((2, 3)))
+        return out
+
+
+class Halves(nn.Module):
+    """`glu`: one half of the channels gates the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide = nn.Conv2d(16, 24, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return glu(self.wide(x), 1)
+
+
+class Uneven(nn.Module):
+    """ConvNeXt's neighbours: `split` into parts whose sizes are attributes, joined again in another order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dims = (4, 12)
+        self.small, self.large = nn.Conv2d(4, 8, 1), nn.Conv2d(12, 12, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = torch.split(x, self.dims, 1)
+        return torch.cat([self.large(b), self.small(a)], 1)
+
+
+class Shuffle(nn.Module):
+    """ShuffleNet's: half of the channels pass, half are convolved, then both are interleaved."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Conv2d(8, 12, 1), nn.Conv2d(12, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = x.chunk(2, 1)
+        x = torch.cat([left, self.outer(relu(self.inner(right)))], 1)
+        n, c, h, w = x.shape
+        return x.view(n, 2, c // 2, h, w).transpose(1, 2).flatten(1, 2)
+
+
+class Radix(nn.Module):
+    """ResNeSt's split attention: two radices, weighed by a softmax over them, summed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.radix = 2
+        self.conv, self.down, self.up = nn.Conv2d(16, 24, 3, padding=1), nn.Conv2d(12, 8, 1), nn.Conv2d(8, 24, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        b, rc, h, w = x.shape
+        x = x.reshape(b, self.radix, rc // self.radix, h, w)
+        weights = self.up(relu(self.down(x.sum(1).mean((2, 3), keepdim=True))))
+        weights = softmax(weights.view(b, self.radix, -1), 1).reshape(b, self.radix, -1, 1, 1)
+        return (x * weights).sum(1)
+
+
+class Excite(nn.Module):
+    """Squeeze-and-excite."""
+
+    def __init__(self, width: int = 16) -> None:
+        super().__init__()
+        self.down, self.up = nn.Linear(width, 8), nn.Linear(8, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale: Tensor = self.up(relu(self.down(x.mean((2, 3))))).sigmoid()
+        return x * scale[:, :, None, None]
+
+
+class Stacked(nn.Module):
+    """Branches on a dimension of their own, and their mean."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(16, 12, 1), nn.Conv2d(16, 12, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([self.a(x), self.b(x).tanh()], 0).mean(0)
+
+
+class Mixed(nn.Module):
+    """Channels mixed by a matrix of the module's own, in an `einsum`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.matrix = nn.Parameter(torch.randn(12, 16) * 0.3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.einsum("oc,bchw->bohw", self.matrix, x)
+
+
+class Written(nn.Module):
+    """An empty tensor is filled part by part."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(16, 8, 1), nn.Conv2d(16, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = x.new_zeros(x.shape[0], 16, *x.shape[2:])
+        out[:, :8] = self.a(x)
+        out[:, 8:] = self.b(x)
+        return out
+
+
+class Added(nn.Module):
+    """In place: a part of the channels is added to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.part = nn.Conv2d(16, 16, 1), nn.Conv2d(16, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.wide(x)
+        y[:, 4:12] += self.part(x)
+        y.relu_()
+        return y
+
+
+class Constant(nn.Module):
+    """Buffers beside the channels, one of them not in the state dict."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.randn(16))
+        self.register_buffer("spread", torch.rand(1, 16, 1, 1) + 0.5, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.mean[:, None, None]) * self.spread  # type: ignore[no-any-return, index, operator]
+
+
+class Standardised(nn.Conv2d):
+    """A convolution by weights of zero mean and variance one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        weight = weight / (weight.flatten(1).std(1).view(-1, 1, 1, 1) + 1e-5)
+        return conv2d(x, weight, self.bias, self.stride, self.padding)
+
+
+class Scaled(nn.Module):
+    """ConvNeXt's branch: depthwise, a layer norm over channels last, an MLP, a scale for every channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.depth, self.norm = nn.Conv2d(16, 16, 3, padding=1, groups=16), nn.LayerNorm(16)
+        self.fc1, self.fc2 = nn.Linear(16, 32), nn.Linear(32, 16)
+        self.gamma = nn.Parameter(torch.rand(16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.depth(x).permute(0, 2, 3, 1))
+        y = self.fc2(relu(self.fc1(y))) * self.gamma
+        out: Tensor = x + y.permute(0, 3, 1, 2)
+        return out
+
+
+class Selective(nn.Module):
+    """SKNet's: branches of two kernels, stacked, weighed by a softmax over the branches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(16, 12, 3, padding=1), nn.Conv2d(16, 12, 3, padding=2, dilation=2)
+        self.down, self.up = nn.Conv2d(12, 8, 1), nn.Conv2d(8, 24, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        both = torch.stack([self.a(x), self.b(x)], 1)
+        weights = self.up(relu(self.down(both.sum(1).mean((2, 3), keepdim=True))))
+        return (both * softmax(weights.view(-1, 2, both.shape[2], 1, 1), 1)).sum(1)
+
+
+STEM = {"stem": 16, "last": 16}
+CASES: dict[str, Case] = {
+    "plain": Case(lambda: Net(nn.Conv2d(16, 12, 1), 12), STEM | {"middle": 12}),
+    "halves": Case(lambda: Net(Halves(), 12), STEM | {"middle.wide": 24}),
+    "uneven parts": Case(
+        lambda: Net(Uneven(), 20),
+        {"stem": 4, "stem#2": 12, "middle.small": 8, "middle.large": 12, "last": 16},
+        integers={"middle": {"dims": ("stem", "stem#2")}},
+    ),
+    "shuffle": Case(lambda: Net(Shuffle(), 16), {"stem:width": 8, "middle.inner": 12, "last": 16}),
+    "pixel shuffle": Case(lambda: Net(nn.PixelShuffle(2), 4), {"stem": 16, "last": 16}),
+    "split attention": Case(lambda: Net(Radix(), 12), STEM | {"middle.conv:heads": 12, "middle.down": 8}),
+    "squeeze-excite": Case(lambda: Net(Excite(), 16), STEM | {"middle.down": 8}),
+    "stack": Case(lambda: Net(Stacked(), 12), STEM | {"middle.a": 12}),
+    "einsum": Case(lambda: Net(Mixed(), 12), STEM | {"middle": 12}),
+    "written by parts": Case(lambda: Net(Written(), 16), STEM),
+    "added in place": Case(lambda: Net(Added(), 16), STEM),
+    "buffers": Case(lambda: Net(Constant(), 16), STEM),
+    "standardised": Case(lambda: Net(Standardised(16, 12, 3), 12), STEM | {"middle": 12}),
+    "convnext": Case(lambda: Net(Scaled(), 16), STEM | {"middle.fc1": 32}, removable=("middle.fc1",)),
+    "selective": Case(lambda: Net(Selective(), 12), STEM | {"middle.a:heads": 12, "middle.down": 8}),
+    "group norm of one": Case(lambda: chain(nn.GroupNorm(1, 32)), {"0": 32, "3": 16}),
+    "depthwise": Case(lambda: Net(nn.Conv2d(16, 16, 3, groups=16), 16), STEM),
+    "grouped": Case(lambda: Net(nn.Conv2d(16, 24, 3, groups=4), 24), STEM),
+    "pooled and upsampled": Case(
+        lambda: Net(nn.Sequential(nn.MaxPool2d(2), nn.Conv2d(16, 12, 1), nn.Upsample(scale_factor=2)), 12),
+        STEM | {"middle.1": 12},
+    ),
+}  # fmt: skip
+
+
+def make(kind: str) -> nn.Module:
+    """A user's factory."""
+    factory: Callable[[], nn.Module] = CASES[kind].make
+    return factory()
