@@ -14,8 +14,8 @@ from safetensors.torch import save
 
 from amc.errors import RunError
 from amc.files import write_whole
-from amc.surgery.recovery import Moments
 from amc.surgery.narrow_norm import NormRule
+from amc.surgery.recovery import Moments
 from amc.surgery.table import Asked, Frozen, Group, Integer, Multiply, Owners, OwnerTable
 
 
@@ -101,7 +101,9 @@ def read_anatomy(path: Path, key: str) -> Anatomy | None:
         tuple(Multiply(module, macs, tuple(map(named, axes))) for module, macs, axes in record["products"]),
         tuple(Integer(module, name, item, named(owners)) for module, name, item, owners in record["integers"]),
         {name: NormRule(**rule) for name, rule in record["norms"].items()},
-        tuple(Asked(module, number, tuple(map(named, sizes)), factor) for module, number, sizes, factor in record["asked"]),
+        tuple(
+            Asked(module, number, tuple(map(named, sizes)), factor) for module, number, sizes, factor in record["asked"]
+        ),
     )
     moments = None
     if record["ridge"] is not None:

@@ -15,12 +15,12 @@ from amc.cost.counts import count_bytes, count_macs, count_params
 from amc.dense import load_model, trace_groups
 from amc.doctor.alone import diagnose, raise_if_failed
 from amc.doctor.checks import EXAMPLES, KINDS, check_policies, draw_policy
-from amc.surgery.numbers import scramble, settle
 from amc.doctor.record import examine_or_say_why, own_size, subject_of
 from amc.doctor.text import record_text
 from amc.errors import GateFailed, ModelError, UsageError
 from amc.recipe import Recipe, load_recipe
 from amc.surgery.cut import mask
+from amc.surgery.numbers import scramble, settle
 from amc.surgery.table import OwnerTable, kept_units, ranks
 from amc_search import Space
 from tests.test_cli import run

@@ -24,8 +24,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from amc.call import Call, as_call
-from amc.surgery.table import OwnerTable, Owners
-from amc.surgery.tracing import composed_attention
+from amc.surgery.table import Owners, OwnerTable
 from amc.surgery.units import KEPT
 
 FULL = 0  # the row of the axis matrix that stands for "a constant 1"

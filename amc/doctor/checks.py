@@ -21,12 +21,12 @@ from torch.utils._pytree import tree_map
 
 from amc.call import Call, float_tensors
 from amc.cost.counts import ProductCost, count_cut_macs
-from amc.surgery.numbers import settle
 from amc.factory import one_line
 from amc.isolation import is_out_of_memory
 from amc.models.zoo import ModelSource
 from amc.release.archive import load_network, save_network
 from amc.surgery.cut import cut, mask
+from amc.surgery.numbers import settle
 from amc.surgery.table import OwnerTable, kept_units, ranks
 from amc_search import Space
 

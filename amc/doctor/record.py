@@ -14,12 +14,12 @@ from amc.compute import Compute
 from amc.cost.counts import count_bytes, count_macs, count_params
 from amc.dense import load_model, trace_groups
 from amc.doctor.checks import EXAMPLES, check_policies, check_summary
-from amc.surgery.numbers import scramble
 from amc.doctor.zoo import Entry
 from amc.errors import AmcError, ModelError, UsageError
 from amc.isolation import is_out_of_memory
 from amc.recipe import Recipe, load_recipe
 from amc.rounding import settled
+from amc.surgery.numbers import scramble
 
 Record = dict[str, Any]
 DIGITS = 6

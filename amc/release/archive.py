@@ -186,7 +186,7 @@ def _rebuilt(architecture: Architecture, tensors: Mapping[str, Tensor]) -> nn.Mo
             held = vars(modules[path]).get(attribute)
             if not _is_integral(held) or widths_of(modules[path]).get(attribute, value) != value:
                 raise ModelError(f"{path}.{attribute} must be {value} as the release says, but is {held}")
-            setattr(modules[path], attribute, value if type(held) is int else type(held)(value))
+            setattr(modules[path], attribute, tuple(value) if isinstance(held, tuple) else value)
     for path, record in architecture.standins.items():
         restore(modules[path], {kind: settings for kind, settings in record.items() if kind != BAKED})
     return model

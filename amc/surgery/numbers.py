@@ -78,7 +78,7 @@ def _centre(layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
     """Change a layer so that each channel has a mean near zero and a spread of one; channels that are zero stay so."""
     channels = output.ndim - 1 if isinstance(layer, nn.Linear) else 1
     others = [dim for dim in range(output.ndim) if dim != channels]
-    mean, spread = output.mean(others), output.std(others)
+    mean, spread = output.mean(others), output.std(others, correction=0)
     spread = spread.clamp(min=float(spread.mean()) * LEAST_VARIANCE).nan_to_num(1.0)
     spread[spread == 0] = 1.0
     weight, bias = layer.weight, layer.bias

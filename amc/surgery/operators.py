@@ -246,7 +246,8 @@ def _picked(call: Operation, before: Tensor, dim: int, index: int) -> list[Facto
         call.record.fix(factor, dim, f"{call.where} takes a part by its number")
         if len(factor.dims) > 1:
             rest = [d for d in factor.dims if d != dim]
-            factors.append(Factor(tuple(lower[d] for d in rest), factor.slots.take(index, factor.dims.index(dim))))
+            part = np.take(factor.slots, [index], factor.dims.index(dim)).squeeze(factor.dims.index(dim))
+            factors.append(Factor(tuple(lower[d] for d in rest), part))
     return factors
 
 

@@ -19,13 +19,13 @@ from amc.call import Call, float_tensors
 from amc.errors import ModelError
 from amc.surgery.cut import Kept, cut, mask
 from amc.surgery.numbers import settle
-from amc.surgery.table import Asked, OwnerTable, build_table, kept_units, ranks
+from amc.surgery.table import Asked, Group, OwnerTable, build_table, kept_units, ranks
 from amc.surgery.tracing import trace
 
 TOLERANCE = 2e-5  # of the largest output; float32, and another order of summation
 DOUBTFUL = 1e-2  # up to here float64 decides
 EXACT = 1e-8
-DRAWS = 3  # widths around a half; each at one of its ends; all at the smallest
+DRAWS = 4  # widths around a half; each at one of its ends; all at the smallest; all but heads and their widths there
 
 
 def proved_table(model: nn.Module, example: Call, ignore: Sequence[str] = (), round_to: int = 8) -> OwnerTable:
@@ -37,13 +37,19 @@ def proved_table(model: nn.Module, example: Call, ignore: Sequence[str] = (), ro
     table = build_table(model, trace(model, example, ignore), round_to)
     judge = _Judge(model, example)
     plain = replace(table, asked=())
-    if all(judge.fault(plain, range(len(table.groups)), draw=draw) is None for draw in range(DRAWS)):
+    draws = range(DRAWS if any(map(_is_joint, table.groups)) else DRAWS - 1)
+    if all(judge.fault(plain, range(len(table.groups)), draw=draw) is None for draw in draws):
         table = plain  # the modules' own integers do
     else:
-        for draw in range(DRAWS):
+        for draw in draws:
             table = _without_faults(judge, table, draw)
         table = replace(table, asked=judge.needed(table))
     return table.with_removable(_removable(judge, table))
+
+
+def _is_joint(group: Group) -> bool:
+    """Heads, or their width."""
+    return ":" in group.name
 
 
 class _Unequal(Exception):
@@ -113,6 +119,8 @@ class _Judge:
             drawn = np.where(rng.random(len(space)) < 0.5, space.step, space.high)
         elif draw == 2:
             drawn = space.step
+        elif draw == 3:  # code may divide the width of a stream by the number of heads
+            drawn = np.where([_is_joint(group) for group in table.groups], space.high, space.step)
         policy = space.high.copy()
         policy[list(groups)] = drawn[list(groups)]
         policy[list(keep_none)] = 0

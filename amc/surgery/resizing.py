@@ -153,7 +153,7 @@ def answered(
 
 def asked_sizes(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Sequence[int] | None:
     """The sizes that a reshape or expand asks for; None where it is called in some other way."""
-    sizes = args[1:] if len(args) > 1 else (kwargs.get("shape", kwargs.get("size")),)
+    sizes: Sequence[Any] = args[1:] if len(args) > 1 else (kwargs.get("shape", kwargs.get("size")),)
     sizes = sizes[0] if len(sizes) == 1 and isinstance(sizes[0], (tuple, list, torch.Size)) else sizes
     return None if any(not isinstance(size, int) for size in sizes) else tuple(sizes)
 

@@ -153,12 +153,12 @@ class OwnerTable:
             inputs={name: new for name, old in self.inputs.items() if (new := renamed(old))},
             frozen=(*self.frozen, *frozen),
             products=tuple(
-                replace(product, axes=tuple(_keep_length(old, renamed(old)) for old in product.axes))
+                replace(product, axes=tuple(_keep_length(len(old[0]), renamed(old)) for old in product.axes))
                 for product in self.products
             ),
             integers=tuple(replace(i, owners=new) for i in self.integers if (new := renamed(i.owners))),
             asked=tuple(
-                replace(call, sizes=tuple(_keep_length(old, renamed(old)) if old else () for old in call.sizes))
+                replace(call, sizes=tuple(_keep_length(len(old[0]), renamed(old)) if old else () for old in call.sizes))
                 for call in self.asked
             ),
         )
@@ -173,8 +173,9 @@ class OwnerTable:
         return replace(self, groups=tuple(replace(g, removable=r) for g, r in zip(self.groups, removable, strict=True)))
 
 
-def _keep_length(old: Owners, new: Owners) -> Owners:
-    return new or (np.full_like(old[0], KEPT),)
+def _keep_length(length: int, found: Owners) -> Owners:
+    """The owners found for a dimension; where there are none, its length is still told."""
+    return found or (np.full(length, KEPT, dtype=np.int32),)
 
 
 def legal_step(size: int, granularity: int, round_to: int) -> int:
@@ -229,7 +230,7 @@ def build_table(model: nn.Module, record: Record, round_to: int = 8) -> OwnerTab
         {name: found for name, slots in record.inputs.items() if (found := owners_of(slots))},
         frozen,
         tuple(
-            Multiply(p.module, p.macs, tuple(_keep_length((axis.reshape(-1),), owners_of(axis)) for axis in p.axes))
+            Multiply(p.module, p.macs, tuple(_keep_length(axis.size, owners_of(axis)) for axis in p.axes))
             for p in record.products
         ),
         _integers(
@@ -268,8 +269,8 @@ def _group_units(
                 if produced[start]:
                     writes[unit].append(number)
     members: dict[tuple[int, tuple[tuple[int, int], ...]], list[int]] = {}
-    for unit, signature in enumerate(touches):
-        members.setdefault((int(units.ways[unit]), tuple(signature)), []).append(unit)
+    for unit, touched in enumerate(touches):
+        members.setdefault((int(units.ways[unit]), tuple(touched)), []).append(unit)
     groups: list[Group] = []
     unit_group: list[int] = []
     renumber = np.full(len(units.ways) + 1, KEPT, dtype=np.int32)

@@ -81,7 +81,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.model, self.record = model, Record()
-        self.labels = WeakIdKeyDictionary()  # type: ignore[no-untyped-call]
+        self.labels = WeakIdKeyDictionary()
         self.stack: list[_Frame] = []
         self.muted = 0
         self.asking = False  # a call whose sizes can be answered is running
@@ -111,7 +111,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """The labels of a tensor; a Python number has pliant ones."""
         if not isinstance(tensor, Tensor):
             return Labels(pliant=True, parametric=True)
-        found: Labels = self.labels.get(tensor, Labels())
+        found: Labels = self.labels.get(tensor, Labels())  # type: ignore[no-untyped-call]
         return found
 
     def set(self, tensor: Tensor, factors: Sequence[Factor] = (), *inputs: Tensor) -> None:

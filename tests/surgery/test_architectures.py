@@ -10,14 +10,13 @@ from torch import Tensor, nn
 
 from amc.call import Call
 from amc.cost.counts import count_cut_macs
-from amc.release.archive import load_network, save_network
 from amc.models.zoo import ModelSource
+from amc.release.archive import load_network, save_network
 from amc.surgery.baking import bake
 from amc.surgery.cut import cut, mask
 from amc.surgery.proof import proved_table
 from tests.surgery import compositions, transformers
 from tests.surgery.networks import Traced, costs, random_policy, scramble
-from tests.surgery.transformers import Case
 
 CASES = {("transformers", kind): case for kind, case in transformers.CASES.items()} | {
     ("compositions", kind): case for kind, case in compositions.CASES.items()
