@@ -11,12 +11,13 @@ import difflib
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from amc.errors import ModelError
 from amc.factory import FACTORY, call_factory, import_factory
@@ -32,6 +33,7 @@ FACTORIES: dict[str, Callable[..., nn.Module]] = {
     "vgg_small": vgg_small,
     "sensor_net": sensor_net,
 }
+DRAWING = frozenset((Tensor.normal_, Tensor.uniform_, Tensor.erfinv_))
 # Trained by `amc train`, for Fashion-MNIST: 1 channel, 10 classes.
 SHIPPED = {"resnet20": Path(__file__).parent / "weights" / "resnet20-fashion-mnist.safetensors"}
 # Auxiliary outputs are a tuple while training, which is no classifier's output; init_weights silences a warning.
@@ -69,6 +71,11 @@ class ModelSource:
         _check_channels(self, model)
         return model
 
+    def skeleton(self) -> nn.Module:
+        """The network without its values: quick, for one whose every tensor is put in afterwards."""
+        with _NoDrawing():
+            return self.build()
+
     def to_json(self) -> dict[str, Any]:
         """The fields as plain values."""
         return {
@@ -86,6 +93,13 @@ class ModelSource:
             return cls(**record)
         except TypeError as cause:
             raise ModelError(f"a model record must hold {', '.join(cls.__dataclass_fields__)}, but: {cause}") from None
+
+
+class _NoDrawing(TorchFunctionMode):
+    """Leaves out the drawing of random weights, which takes most of the time to build a large network."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return args[0] if func in DRAWING else func(*args, **(kwargs or {}))
 
 
 def model_source(
@@ -243,8 +257,12 @@ def torchvision_all() -> list[str]:
 
 def timm_names() -> list[str]:
     """Names of timm's networks, without their weights' tags. Raises `ModelError` where timm is not installed."""
-    names: list[str] = import_timm().list_models()
-    return names
+    return list(_timm_names())
+
+
+@lru_cache
+def _timm_names() -> tuple[str, ...]:
+    return tuple(import_timm().list_models())
 
 
 def import_timm() -> Any:

@@ -65,7 +65,7 @@ def save_network(
     Raises:
         StorageError: the folder cannot be written.
     """
-    dense = source.build()
+    dense = source.skeleton()
     names = _saved_names(model)
     state = {name: tensor for name, tensor in model.state_dict().items() if name in names}
     whole = dict(dense.named_buffers())
@@ -166,7 +166,7 @@ def load_network(folder: str | Path) -> nn.Module:
 def _rebuilt(architecture: Architecture, tensors: Mapping[str, Tensor]) -> nn.Module:
     """The dense skeleton with everything put in that the record and the tensors say."""
     name = architecture.source.name
-    skeleton = architecture.source.build()
+    skeleton = architecture.source.skeleton()
     dense = dict(skeleton.named_modules())
     strange = sorted((set(architecture.layers) | set(architecture.standins)) - set(dense))
     if strange:

@@ -133,16 +133,17 @@ def _copied(value: Any, memo: dict[int, Any]) -> Any:
 
 def mask(model: Module, table: OwnerTable, kept: Kept) -> Module:
     """A dense copy of `model` in which every slice of every removed unit is zero: what a cut must compute."""
-    twin = copy.deepcopy(model)
     keep = np.append(kept, True)
-    with torch.no_grad():
-        for name, tensor in named_tensors(twin).items():
-            if name.endswith("running_var"):
-                continue  # nothing is divided by zero; with mean, weight and bias zero it no longer matters
-            for dim, owners in table.owners.get(name, {}).items():
-                gone = torch.from_numpy(np.flatnonzero(~stays(owners, keep)))
-                tensor.index_fill_(dim, gone.to(tensor.device), 0)
-    return twin
+    masked = {}
+    for name, tensor in named_tensors(model).items():
+        axes = table.owners.get(name, {})
+        masked[name] = zeroed = tensor.detach().clone() if axes else tensor.detach()
+        if name.endswith("running_var"):
+            continue  # nothing is divided by zero; with mean, weight and bias zero it no longer matters
+        for dim, owners in axes.items():
+            gone = torch.from_numpy(np.flatnonzero(~stays(owners, keep)))
+            zeroed.index_fill_(dim, gone.to(tensor.device), 0)
+    return with_tensors(model, masked)
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
