@@ -67,7 +67,8 @@ def with_tensors(model: Module, tensors: Mapping[str, Tensor]) -> Module:
     """A copy of `model` that holds `tensors` (by name, copied) in place of its own, its modules' integers to fit."""
     twin = _copied_tree(model)
     replaced: dict[int, nn.Parameter] = {}  # by the dense parameter's id: layers that share one go on sharing
-    for path, module in twin.named_modules():
+    modules = list(twin.named_modules())
+    for path, module in modules:
         prefix = f"{path}." if path else ""
         for name, parameter in list(module._parameters.items()):
             if parameter is None:
@@ -81,7 +82,7 @@ def with_tensors(model: Module, tensors: Mapping[str, Tensor]) -> Module:
             if buffer is not None and f"{prefix}{name}" in tensors:
                 data = tensors[f"{prefix}{name}"]
                 module._buffers[name] = data.clone() if data.data_ptr() == buffer.data_ptr() else data
-    resize_layers(twin)
+    resize_layers(module for _, module in modules)
     return twin
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -44,9 +44,11 @@ def fit(model: nn.Module, table: OwnerTable, kept: NDArray[np.bool_]) -> None:
         if _width(modules[name]) < rule.full_width:
             narrow_norm(modules[name], rule.full_width, rule)
     for name, module in modules.items():
-        if can_narrow_attention(module) and _is_cut(module):
+        if isinstance(module, nn.MultiheadAttention) and can_narrow_attention(module) and _is_cut(module):
             _fit_attention(module, attention.get(name, {}))
-        vanish(module)
+    if not np.bincount(table.unit_group[kept], minlength=len(table.groups)).all():  # a group keeps nothing
+        for module in modules.values():
+            vanish(module)
 
 
 def _answers(table: OwnerTable, keep: NDArray[np.bool_]) -> dict[str, dict[str, Any]]:
@@ -74,9 +76,9 @@ def _width(module: nn.Module) -> int:
     return next(p.numel() for p in module.parameters(recurse=False))
 
 
-def resize_layers(model: nn.Module) -> None:
+def resize_layers(modules: Iterable[nn.Module]) -> None:
     """Make the integers of every layer agree with its tensors' shapes."""
-    for module in model.modules():
+    for module in modules:
         for attribute, value in widths_of(module).items():
             if getattr(module, attribute) != value:
                 setattr(module, attribute, (value,) if attribute == "normalized_shape" else value)

@@ -17,6 +17,7 @@ from scipy.sparse.csgraph import connected_components
 
 from amc.surgery.record import NONE, Record
 
+FEWEST_IN_A_HEAD = 8  # classes in a row that is a head; rows of fewer are channels (of a split, of a shuffle)
 KEPT = -1  # the owner of an index that no policy removes
 Array = NDArray[np.int64]
 
@@ -61,7 +62,7 @@ def find_units(record: Record) -> Units:
                 members = np.flatnonzero(partition.parts == part)
                 if len(members) and state.removable(members):
                     owners[way, members] = len(ways)
-                    ways.append(way + 1)
+                    ways.append(0 if len(pair) == 1 and len(members) < FEWEST_IN_A_HEAD else way + 1)
     reasons = np.where(owners[:, :-1].max(0) == KEPT, state.reasons[:-1], -1)
     return Units(owners[:, classes], np.array(ways, dtype=np.int64), reasons[classes], state.texts)
 

@@ -161,7 +161,7 @@ def test_module_integers_follow_their_tensors() -> None:
         net = known(name)
         small = cut(net.model, net.table, net.kept(net.table.space.low))
         before = {path: dict(vars(module)) for path, module in small.named_modules()}
-        resize_layers(small)
+        resize_layers(small.modules())
         assert before == {path: dict(vars(module)) for path, module in small.named_modules()}
         depthwise = [m for m in small.modules() if isinstance(m, nn.Conv2d) and m.groups > 1]
         assert all(m.weight.shape[1] * m.groups == m.in_channels for m in depthwise)
