@@ -56,7 +56,7 @@ def write_anatomy(path: Path, key: str, anatomy: Anatomy) -> None:
         "inputs": {name: listed(owners) for name, owners in table.inputs.items()},
         "products": [[p.module, p.macs, [listed(owners) for owners in p.axes]] for p in table.products],
         "integers": [[i.module, i.attribute, i.item, listed(i.owners)] for i in table.integers],
-        "asked": [[a.module, a.number, [listed(owners) for owners in a.sizes], a.factor] for a in table.asked],
+        "asked": [[a.module, a.place, a.turn, [listed(owners) for owners in a.sizes], a.factor] for a in table.asked],
         "norms": {name: asdict(rule) for name, rule in table.norms.items()},
         "ridge": dict(moments.ridge) if moments else None,
         "rescaled": dict(moments.rescaled) if moments else None,
@@ -102,7 +102,8 @@ def read_anatomy(path: Path, key: str) -> Anatomy | None:
         tuple(Integer(module, name, item, named(owners)) for module, name, item, owners in record["integers"]),
         {name: NormRule(**rule) for name, rule in record["norms"].items()},
         tuple(
-            Asked(module, number, tuple(map(named, sizes)), factor) for module, number, sizes, factor in record["asked"]
+            Asked(module, place, turn, tuple(map(named, sizes)), factor)
+            for module, place, turn, sizes, factor in record["asked"]
         ),
     )
     moments = None

@@ -70,8 +70,9 @@ def front(folder: Path, points: int) -> dict[str, Any]:
     smallest, dense = (_costs(run, unit, counts[None])[0] for counts in (space.low, space.high))
     limits = sorted({min(floor(dense), ceil(limit)) for limit in np.linspace(smallest, dense, points)})
     kept = undominated([_climb(run, unit, limit) for limit in limits])
-    policies = np.array([trial.policy for trial in run.trials], dtype=np.int64).reshape(-1, len(space))
-    costs, accuracies = _costs(run, unit, policies), [trial.accuracy for trial in run.trials]
+    trials = [trial for trial in run.trials if not trial.stopped]  # what was stopped early has no accuracy to compare
+    policies = np.array([trial.policy for trial in trials], dtype=np.int64).reshape(-1, len(space))
+    costs, accuracies = _costs(run, unit, policies), [trial.accuracy for trial in trials]
     measured = [
         {"cost": costs[i], "accuracy": accuracies[i], "policy": _named(run, policies[i].tolist())}
         for i in non_dominated(costs, accuracies)
@@ -158,7 +159,7 @@ def _page(run: Run, found: dict[str, Any], costs: list[float], accuracies: list[
     marks = marks_of(metrics, found["dense_cost"], *marked)
     values = {
         "title": f"{metrics['model']}: best policies over a range of caps",
-        "subtitle": f"Recipe {metrics['recipe']}, data {metrics['data']}; {len(costs)} trials measured.",
+        "subtitle": f"Recipe {metrics['recipe']}, data {metrics['data']}; {len(costs)} trials measured to the end.",
         "caption": "Predicted accuracy before fine-tuning of the best policy under each cap, with its 90% interval, "
         "and all measured trials. The interval is a guide: the predictor chose these policies, and where no trial is "
         "near it guesses.",

@@ -10,6 +10,7 @@ from typing import Any
 from amc.budget import format_cost, format_flops_2x
 from amc.errors import UsageError
 from amc.progress import Progress
+from amc.release.sentences import removed_groups
 from amc.run import Run, claimed
 
 
@@ -54,6 +55,7 @@ def retarget(
         "folder": str(target),
         "budgets": [{"budget": str(b), "unit": b.unit, "used": found.costs[b.unit]} for b in found.budgets],
         "policy": found.named_policy,
+        "removed": removed_groups(found.named_policy),
         "costs": {**found.costs, "flops_2x": 2 * found.costs["macs"]},
         "predicted_accuracy": mean,
         "predicted_std": std,
@@ -74,6 +76,8 @@ def _text(record: dict[str, Any]) -> str:
         f"{format_cost('params', costs['params'])}, {format_cost('bytes', costs['bytes'])}",
         f"  predicted  {record['predicted_accuracy']:.2%} +- {record['predicted_std']:.2%}",
     ]
+    if record["removed"]:
+        lines.insert(2, f"  removed    the branches of {', '.join(record['removed'])}")
     if record["measured_accuracy"] is not None:
         lines.append(
             f"  measured   {record['measured_accuracy']:.2%} without fine-tuning "

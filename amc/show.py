@@ -11,6 +11,7 @@ from typing import Any
 from amc.budget import format_bytes, format_cost, format_flops_2x, format_macs, format_params
 from amc.folder import REPORT, RunFolder
 from amc.release.comparison import STAGES, comparison_sentences, seconds_text
+from amc.release.sentences import removed_groups, removed_of, trials_sentence
 
 BLOCKS = " ▏▎▍▌▋▊▉█"  # eighths of a cell
 COLUMN = 18  # cells of one network's column
@@ -44,7 +45,7 @@ class Terminal:
 def summary(run: RunFolder, terminal: Terminal | None = None) -> str:
     """What `amc compress` prints at the end: some ten lines."""
     metrics, terminal = run.metrics, terminal or Terminal.of_stdout()
-    dense, released = metrics["dense"], metrics["released"]
+    dense, released, removed = metrics["dense"], metrics["released"], removed_of(metrics)
     share = released["macs"] / dense["macs"]
     arrow = "->" if not terminal.unicode else "→"
     low, high = released["test_interval_95"]
@@ -53,6 +54,7 @@ def summary(run: RunFolder, terminal: Terminal | None = None) -> str:
         f"  MACs      {format_macs(dense['macs'])} {arrow} {format_macs(released['macs'])} ({share:.1%})",
         f"  params    {format_params(dense['params'])} {arrow} {format_params(released['params'])}",
         f"  weights   {format_bytes(dense['bytes'])} {arrow} {format_bytes(released['bytes'])}",
+        *([f"  removed   {len(removed)} {'branch' if len(removed) == 1 else 'branches'}"] if removed else []),
         f"  test      {dense['test_accuracy']:.2%} {arrow} {released['test_accuracy']:.2%} "
         f"(95% interval {low:.2%} to {high:.2%})",
         *_paragraph(comparison_sentences(metrics)[-1], terminal, indent=2),
@@ -71,6 +73,8 @@ def details(run: RunFolder, terminal: Terminal | None = None) -> str:
         used, limit = (format_cost(cap["unit"], cap[key]) for key in ("used", "limit"))
         lines.append(f"  {cap['budget']:<12} {used} of {limit} used ({cap['used'] / cap['limit']:.1%})")
     lines += ["", _head("Channels kept", terminal), *_groups(run.policy, run.sizes, terminal)]
+    if removed := removed_groups(run.policy):
+        lines += _paragraph(f"Branches removed: {', '.join(removed)}", terminal, indent=2)
     lines += ["", _head("Against uniform ratios", terminal)]
     for sentence in comparison_sentences(metrics):
         lines += _paragraph(sentence, terminal, indent=2)
@@ -88,7 +92,7 @@ def details(run: RunFolder, terminal: Terminal | None = None) -> str:
         "",
         _head(f"Time: {seconds_text(metrics['seconds'])}", terminal),
         *_stages(metrics["stage_seconds"], terminal),
-        f"  {metrics['trials']} trials measured, {metrics['failed_trials']} failed",
+        f"  {trials_sentence(metrics)}, {metrics['failed_trials']} failed",
         "",
         f"{run.folder / REPORT} has the plots; `amc front {run.folder}` the best policies over a range of caps",
     ]
@@ -132,17 +136,18 @@ def _networks(metrics: dict[str, Any]) -> list[str]:
 def _groups(kept: dict[str, int], sizes: dict[str, int], terminal: Terminal) -> list[str]:
     """A bar a group; numbers alone where the run did not keep the sizes."""
     digits = max((len(str(count)) for count in [*kept.values(), *sizes.values()]), default=1)
-    tail = 2 * digits + 12  # " 12 of 16  75%"
+    tail = 2 * digits + (12 if all(kept.values()) else 15)  # " 12 of 16  75%", "  0 of 16 removed"
     label = min(max(map(len, kept), default=0), max(12, terminal.width // 3))
     cells = max(8, min(50, terminal.width - label - tail - 3))
     lines = []
     for name, count in kept.items():
         size, shown = sizes.get(name), _short(name, label, terminal)
         if size:
+            share = f"{count / size:>4.0%}" if count else "removed"
             bar = _bar(count / size, cells, terminal)
-            lines.append(f"  {shown:<{label}} {bar} {count:>{digits}} of {size:>{digits}} {count / size:>4.0%}")
+            lines.append(f"  {shown:<{label}} {bar} {count:>{digits}} of {size:>{digits}} {share}")
         else:
-            lines.append(f"  {shown:<{label}} {count:>{digits}}")
+            lines.append(f"  {shown:<{label}} {count:>{digits}}{'' if count else ' removed'}")
     return lines
 
 

@@ -1,15 +1,16 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from amc.flow import compress
 from amc.recipe import load_recipe
 from amc.run import Run
-from tests.tiny import trained_weights
+from tests.tiny import network, residual, trained_weights
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -24,13 +25,24 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A real, finished run of a tiny network at 50 % of its MACs. Shared: read it, do not write into it."""
-    home: Path = tmp_path_factory.mktemp("tiny")
+    return finished_run(tmp_path_factory.mktemp("tiny"), network, "50%")
+
+
+@pytest.fixture(scope="session")
+def shallow_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A real run whose cap is met only without a branch, and of whose trials some stop early. Shared like `tiny_run`."""
+    home: Path = tmp_path_factory.mktemp("shallow")
+    return finished_run(home, residual, "9%", **{"search.trials": 24, "search.batch_size": 10})
+
+
+def finished_run(home: Path, factory: Callable[[], nn.Module], budget: str, **more: object) -> Run:
+    """A run of a tiny network, `tests.tiny:NAME`, in a folder of `home`."""
     wanted = {
         "name": "tiny",
-        "model.name": "tests.tiny:network",
-        "model.weights": str(trained_weights(home / "dense.safetensors")),
+        "model.name": f"tests.tiny:{factory.__name__}",
+        "model.weights": str(trained_weights(home / "dense.safetensors", factory)),
         "data.name": "tests.tiny:pictures",
-        "budget": ["50%"],
+        "budget": [budget],
         "out": str(home / "run"),
         "search.trials": 10,
         "search.candidates": 2,
@@ -39,5 +51,6 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         "recovery.batchnorm_images": 100,
         "finetune.epochs": 0.2,
         "finetune.batch_size": 50,
+        **more,
     }
     return compress(load_recipe(None, wanted))

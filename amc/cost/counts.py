@@ -173,9 +173,22 @@ def _count_tensors(tensors: dict[str, Tensor], table: OwnerTable, unit: str) -> 
 def count_cut_macs(model: nn.Module, inputs: Call | Tensor) -> int:
     """Multiply-adds of a network as torch's own counter sees them (it counts 2 each), for one example."""
     counter = FlopCounterMode(display=False)
-    with torch.no_grad(), attention_composed(), counter:
+    with torch.no_grad(), _without_gradients(model), attention_composed(), counter:
         as_call(inputs).on(model)
     return counter.get_total_flops() // 2
+
+
+@contextlib.contextmanager
+def _without_gradients(model: nn.Module) -> Iterator[None]:
+    """No parameter asks for a gradient: torch's counter fails on one that is handed from module to module."""
+    asking = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        for parameter in asking:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in asking:
+            parameter.requires_grad_(True)
 
 
 @contextlib.contextmanager

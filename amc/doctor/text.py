@@ -31,6 +31,11 @@ def record_text(record: Mapping[str, Any]) -> str:
         more = f"{', '.join(others[:2])}{f' and {len(others) - 2} more' if len(others) > 2 else ''}"
         numbers = f"{group['channels']:>9}{group['smallest']:>9}{group['step']:>6}{group['macs_share']:>14.1%}"
         lines.append(f"{group['name']:<40}{numbers}  {more}")
+    if removable := sum(group["smallest"] == 0 for group in record["groups"]):
+        lines += [
+            "",
+            f"{removable} of {len(record['groups'])} groups may keep 0 channels: the branch they stand in is then gone",
+        ]
     lines += ["", "not cut:"] + [
         f"  {frozen['name']} ({frozen['channels']} channels): {frozen['reason']}" for frozen in record["frozen"]
     ]

@@ -33,6 +33,7 @@ FACTORIES: dict[str, Callable[..., nn.Module]] = {
     "vgg_small": vgg_small,
     "sensor_net": sensor_net,
 }
+PICTURE_CHANNELS = (1, 3, 4)
 DRAWING = frozenset((Tensor.normal_, Tensor.uniform_, Tensor.erfinv_))
 # Trained by `amc train`, for Fashion-MNIST: 1 channel, 10 classes.
 SHIPPED = {"resnet20": Path(__file__).parent / "weights" / "resnet20-fashion-mnist.safetensors"}
@@ -280,6 +281,8 @@ def _check_channels(source: ModelSource, model: nn.Module) -> None:
     """The first convolution must read as many channels as the pictures have."""
     first = next((m for m in model.modules() if isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Conv3d))), None)
     if source.in_channels is None or first is None or first.in_channels == source.in_channels:
+        return
+    if first.in_channels not in PICTURE_CHANNELS:  # it reads something made of the pictures
         return
     raise ModelError(
         f"a network must read the channels of the data, but {source.name} reads {first.in_channels} and "

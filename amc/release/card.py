@@ -10,6 +10,7 @@ from amc.dense import Dense
 from amc.release.archive import RECORD, WEIGHTS
 from amc.release.comparison import comparison_sentences
 from amc.release.report import NETWORKS, cap_rows, load_snippet, network_rows, preprocessing
+from amc.release.sentences import removed_of
 
 
 def model_card(folder: Path, dense: Dense, metrics: dict[str, Any]) -> str:
@@ -20,7 +21,7 @@ def model_card(folder: Path, dense: Dense, metrics: dict[str, Any]) -> str:
         _front_matter(dense),
         f"# {_plain(metrics['model'])}, cut to {share:.1%} of its multiply-adds",
         f"{_kind(dense)}: {model} with channels removed by AMC and {_training(dense)}. "
-        f"It was made from {_origin(dense)} on the data {data}.",
+        f"It was made from {_origin(dense)} on the data {data}.{_branches(metrics)}",
         _table("Cost of one picture", metrics, slice(0, -5)),
         _caps(metrics),
         _table(_measured_by(dense), metrics, slice(-5, None)),
@@ -76,6 +77,12 @@ def _training(dense: Dense) -> str:
     return f"fine-tuned for {epochs:g} epochs, taught by the dense network" if epochs else "not trained afterwards"
 
 
+def _branches(metrics: dict[str, Any]) -> str:
+    """Which branches the network lacks, where it lacks some."""
+    names = ", ".join(map(_code, removed_of(metrics)))
+    return f" Whole branches were removed, named by their first layer: {names}." if names else ""
+
+
 def _origin(dense: Dense) -> str:
     """Where the dense weights came from; of a file only the name, since a card is passed on."""
     weights = dense.recipe.model.weights
@@ -100,10 +107,11 @@ def _caps(metrics: dict[str, Any]) -> str:
 
 
 def _made(dense: Dense, metrics: dict[str, Any]) -> str:
-    trials, protocol = metrics["trials"], dense.protocol()
+    trials, stopped, protocol = metrics["trials"], metrics.get("stopped", 0), dense.protocol()
+    early = f" ({stopped} of them stopped early, once it was sure that they could not matter)" if stopped else ""
     return (
-        f"AMC measured {trials} policies on {protocol.measure_images:,} pictures, learnt a predictor of accuracy from "
-        f"them (Kendall {metrics['predictor']['kendall']:.2f}, cross-validated), climbed it under the cap, measured "
+        f"AMC measured {trials} policies on {protocol.measure_images:,} pictures{early}, learnt a predictor of accuracy "
+        f"from them (Kendall {metrics['predictor']['kendall']:.2f}, cross-validated), climbed it under the cap, measured "
         "the best few and kept the best. “Uniform ratios” keeps the same share of every group under the same cap, with "
         "the same recovery and, where it is shown, the same fine-tuning.\n\n"
         "```sh\n"

@@ -12,6 +12,7 @@ from typing import Any
 from amc.dense import Dense
 from amc.evaluation import Evaluation, paired_difference
 from amc.recipe import Recipe
+from amc.release.sentences import removed_groups
 from amc.selection import Selection, warn_if_poor
 from amc.study import Study
 from amc.trial import Trial
@@ -24,11 +25,13 @@ METRICS = {
     "recipe, model, data": "what was asked for",
     "metric": "what every *_accuracy is: accuracy, or the name of the user's metric; always a mean of scores in 0..1",
     "budgets": "list of {budget, unit, limit, used}: `used` is the released network's exact cost, never above `limit`",
-    "trials, failed_trials": "measured policies; policies that could not be measured",
+    "trials, failed_trials": "measured policies, those stopped early included; policies that could not be measured",
+    "stopped": "how many of `trials` were stopped early: their accuracy is of the pictures seen until then",
     "seconds": "wall time of the command that finished the run; stage_seconds: its parts",
     "predictor": "cross-validated: kendall, spearman, rmse, coverage_90; warning: a sentence, or null",
     "dense, released, uniform": "macs, flops_2x, params, bytes, measure_accuracy, test_accuracy, test_interval_95; the "
     "last two also *_before_finetune",
+    "released.removed": "names of the groups that keep 0 channels: the branches they stand in are gone",
     "comparison": "released minus uniform on the test pictures, in pairs: before_finetune and after_finetune, each "
     "{difference, low, high} (95 %); after_finetune is null where uniform was not fine-tuned",
     "protocol, digests": "the study's name; hashes of the dense weights and of the data",
@@ -60,7 +63,7 @@ def run_metrics(
     recipe: Recipe, study: Study, predictor: EnsemblePredictor, contest: Contest, seconds: dict[str, float]
 ) -> dict[str, Any]:
     """The content of `metrics.json`."""
-    dense, test, ranks = contest.dense, contest.test, predictor.ranks
+    dense, test, ranks, trials = contest.dense, contest.test, predictor.ranks, study.trials
     dense_costs = dense.dense_costs(recipe.budgets)
     costs = dense.costs_of(contest.chosen.policy, recipe.budgets)
     compared = {
@@ -77,7 +80,8 @@ def run_metrics(
             {"budget": str(b), "unit": b.unit, "limit": b.limit(dense_costs), "used": costs[b.unit]}
             for b in recipe.budgets
         ],
-        "trials": len(study.trials),
+        "trials": len(trials),
+        "stopped": sum(trial.stopped for trial in trials),
         "failed_trials": len(study.failures),
         "seconds": sum(seconds.values()),
         "stage_seconds": seconds,
@@ -89,7 +93,10 @@ def run_metrics(
             "warning": warn_if_poor(predictor),
         },
         "dense": _network(dense_costs, contest.reference.accuracy, test["dense"]),
-        "released": _contender(costs, contest.chosen.trial, contest.released_accuracy, test, "released"),
+        "released": {
+            **_contender(costs, contest.chosen.trial, contest.released_accuracy, test, "released"),
+            "removed": removed_groups(dict(zip(dense.space.names, contest.chosen.trial.policy, strict=True))),
+        },
         "uniform": _contender(
             dict(contest.uniform_trial.costs), contest.uniform_trial, contest.uniform_accuracy, test, "uniform"
         ),

@@ -34,6 +34,9 @@ AXES = {
     "activation_bytes": "peak activation bytes",
 }
 ROW = 21  # pixels of a horizontal bar
+STOPPED = "trial stopped early"
+PARTLY = " of the pictures seen until it was stopped"
+CROSS = {"symbol": "x-thin", "size": 7, "color": OVER, "line": {"color": OVER, "width": 1.4}}
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,7 @@ def front_plot(
     marks: Sequence[Mark],
     limit: float | None = None,
     predicted: Sequence[Mapping[str, float]] = (),
+    stopped: Sequence[bool] = (),
 ) -> Plot:
     """Every trial by cost and accuracy, what stands out, and, where given, the predicted front.
 
@@ -81,25 +85,36 @@ def front_plot(
         marks: drawn on top.
         limit: the cap in `unit`.
         predicted: points {cost, mean, low, high}, by rising cost.
+        stopped: (n,) trials stopped early: their accuracy is of a part of the pictures, so they are marked and have no
+            say in the front; empty means none.
     """
+    stopped = stopped or [False] * len(costs)
+    whole = [i for i, of in enumerate(stopped) if not of]
     traces: list[Plot] = []
     if predicted:
         traces += _predicted_traces(unit, predicted)
-    for under, name, style in (
-        (False, "trial over a cap", {"color": "rgba(0,0,0,0)", "size": 8, "line": {"color": OVER, "width": 1.6}}),
-        (True, "trial under all caps" if limit else "trial", {"color": MEASURED, "size": 8}),
+    early, over, under = (
+        [i for i, of in enumerate(stopped) if of],
+        [i for i in whole if not feasible[i]],
+        [i for i in whole if feasible[i]],
+    )
+    hollow = {"color": "rgba(0,0,0,0)", "size": 8, "line": {"color": OVER, "width": 1.6}}
+    for rows, name, style, partly in (
+        (early, STOPPED, CROSS, PARTLY),
+        (over, "trial over a cap", hollow, ""),
+        (under, "trial under all caps" if limit else "trial", {"color": MEASURED, "size": 8}, ""),
     ):
-        rows = [i for i, fits in enumerate(feasible) if fits == under]
         if rows:
             traces.append(
                 {
                     **_points([costs[i] for i in rows], [accuracies[i] for i in rows], name),
                     "marker": style,
                     "customdata": [[i + 1, format_cost(unit, costs[i])] for i in rows],
-                    "hovertemplate": "trial %{customdata[0]}<br>%{y:.2%} at %{customdata[1]}<extra></extra>",
+                    "hovertemplate": f"trial %{{customdata[0]}}<br>%{{y:.2%}}{partly} at %{{customdata[1]}}"
+                    "<extra></extra>",
                 }
             )
-    best = non_dominated(costs, accuracies)
+    best = [whole[i] for i in non_dominated([costs[i] for i in whole], [accuracies[i] for i in whole])]
     traces.append(
         {
             **_points([costs[i] for i in best], [accuracies[i] for i in best], "front of the trials"),
@@ -121,7 +136,7 @@ def front_plot(
     layout = _layout(460, x=AXES[unit], y="accuracy on the measure split")
     shown = [*(mark.accuracy for mark in marks), *([max(p["high"] for p in predicted)] if predicted else [])]
     layout["xaxis"] |= {"tickformat": "~s", "rangemode": "tozero"}
-    layout["yaxis"] |= {"tickformat": ".0%", "range": _upper_range(accuracies, shown)}
+    layout["yaxis"] |= {"tickformat": ".0%", "range": _upper_range([accuracies[i] for i in whole], shown)}
     if limit is not None:
         _draw_cap(layout, limit)
     return {"data": traces, "layout": layout}
@@ -178,39 +193,56 @@ def hidden_below(plot: Plot, accuracies: Sequence[float]) -> int:
 
 
 def prediction_plot(
-    true: Sequence[float], predicted: Sequence[float], low: Sequence[float], high: Sequence[float]
+    true: Sequence[float],
+    predicted: Sequence[float],
+    low: Sequence[float],
+    high: Sequence[float],
+    stopped: Sequence[bool] = (),
 ) -> Plot:
-    """Out-of-fold predictions with their 90 % intervals against the labels learned from, all (n,)."""
+    """Out-of-fold predictions with their 90 % intervals against the labels learned from, all (n,).
+
+    `stopped` tells whose labels are of a part of the pictures; empty means none's.
+    """
+    stopped = stopped or [False] * len(true)
     ends = [min([*true, *predicted]), max([*true, *predicted])]
     margin = max(0.03 * (ends[1] - ends[0]), 0.002)
     ends = [ends[0] - margin, ends[1] + margin]
-    trials = {
-        **_points(true, predicted, "trial"),
-        "marker": {"color": OURS, "size": 7},
-        "error_y": {
-            "type": "data", "symmetric": False, "color": "rgba(47,125,225,0.35)", "thickness": 1.4, "width": 0,
-            "array": [max(0.0, h - m) for h, m in zip(high, predicted, strict=True)],
-            "arrayminus": [max(0.0, m - b) for b, m in zip(low, predicted, strict=True)],
-        },
-        "customdata": [list(pair) for pair in zip(low, high, strict=True)],
-        "hovertemplate": "measured %{x:.2%}<br>predicted %{y:.2%} "
-        "(%{customdata[0]:.2%} to %{customdata[1]:.2%})<extra></extra>",
-    }  # fmt: skip
+    trials = []
+    for early, name, marker, bar, partly in (
+        (True, STOPPED, CROSS, "rgba(180,186,194,0.35)", PARTLY),
+        (False, "trial", {"color": OURS, "size": 7}, "rgba(47,125,225,0.35)", ""),
+    ):
+        rows = [i for i, of in enumerate(stopped) if of == early]
+        if not rows:
+            continue
+        trials.append({
+            **_points([true[i] for i in rows], [predicted[i] for i in rows], name),
+            "marker": marker,
+            "error_y": {
+                "type": "data", "symmetric": False, "color": bar, "thickness": 1.4, "width": 0,
+                "array": [max(0.0, high[i] - predicted[i]) for i in rows],
+                "arrayminus": [max(0.0, predicted[i] - low[i]) for i in rows],
+            },
+            "customdata": [[low[i], high[i]] for i in rows],
+            "hovertemplate": f"measured %{{x:.2%}}{partly}<br>predicted %{{y:.2%}} "
+            "(%{customdata[0]:.2%} to %{customdata[1]:.2%})<extra></extra>",
+        })  # fmt: skip
     exact = {**_points(ends, ends, "exact"), "mode": "lines", "line": {"color": DENSE, "width": 1.2, "dash": "dot"}}
     layout = _layout(400, x="measured label", y="predicted, trial held out")
-    layout["showlegend"] = False
-    view = _upper_range(true, [])
+    layout["showlegend"] = any(stopped)
+    view = _upper_range([value for value, early in zip(true, stopped, strict=True) if not early], [])
     layout["xaxis"] |= {"tickformat": ".0%", "range": view}
     layout["yaxis"] |= {"tickformat": ".0%", "range": view}
-    return {"data": [{**exact, "hoverinfo": "skip"}, trials], "layout": layout}
+    return {"data": [{**exact, "hoverinfo": "skip"}, *trials], "layout": layout}
 
 
 def keep_plot(names: Sequence[str], kept: Sequence[int], sizes: Sequence[int], uniform: Sequence[int]) -> Plot:
-    """What each group keeps of its channels, and what uniform ratios would, all (d,)."""
+    """What each group keeps of its channels, "removed" where it is none, and what uniform ratios would, all (d,)."""
     labels, width = _labels(names), [k / s for k, s in zip(kept, sizes, strict=True)]
     bars = {
         "type": "bar", "orientation": "h", "name": "released", "y": labels, "x": width, "marker": {"color": OURS},
         "customdata": [list(row) for row in zip(kept, sizes, strict=True)],
+        "text": ["" if count else "removed" for count in kept], "textposition": "outside", "cliponaxis": False,
         "hovertemplate": "%{y}<br>%{customdata[0]} of %{customdata[1]} channels (%{x:.0%})<extra></extra>",
     }  # fmt: skip
     ticks = {
@@ -240,8 +272,18 @@ def layers_plot(names: Sequence[str], before: Sequence[float], after: Sequence[f
     return {"data": traces, "layout": layout | {"barmode": "overlay"}}
 
 
-def progress_plot(accuracies: Sequence[float], arms: Sequence[str], feasible: Sequence[bool], dense: float) -> Plot:
-    """Accuracy by trial, all (n,), coloured by the arm that proposed it; best so far under the caps as a line."""
+def progress_plot(
+    accuracies: Sequence[float],
+    arms: Sequence[str],
+    feasible: Sequence[bool],
+    dense: float,
+    stopped: Sequence[bool] = (),
+) -> Plot:
+    """Accuracy by trial, all (n,), coloured by the arm that proposed it; best so far under the caps as a line.
+
+    `stopped` trials, none if empty, are crosses, and never the best.
+    """
+    stopped = stopped or [False] * len(accuracies)
     traces: list[Plot] = []
     for arm in dict.fromkeys([*(arm for arm in ARMS if arm in arms), *arms]):
         colour, name = ARMS.get(arm, (DENSE, escape(arm)))
@@ -251,17 +293,21 @@ def progress_plot(accuracies: Sequence[float], arms: Sequence[str], feasible: Se
                 **_points([i + 1 for i in rows], [accuracies[i] for i in rows], name),
                 "marker": {
                     "size": 8,
+                    "symbol": [CROSS["symbol"] if stopped[i] else "circle" for i in rows],
                     "color": [colour if feasible[i] else "rgba(0,0,0,0)" for i in rows],
                     "line": {"color": colour, "width": 1.6},
                 },
-                "customdata": [["under all caps" if feasible[i] else "over a cap"] for i in rows],
-                "hovertemplate": f"trial %{{x}}, {name}<br>%{{y:.2%}}, %{{customdata[0]}}<extra></extra>",
+                "customdata": [
+                    [PARTLY if stopped[i] else "", "under all caps" if feasible[i] else "over a cap"] for i in rows
+                ],
+                "hovertemplate": f"trial %{{x}}, {name}<br>%{{y:.2%}}%{{customdata[0]}}, %{{customdata[1]}}"
+                "<extra></extra>",
             }
         )
     best: list[float | None] = []
-    for accuracy, fits in zip(accuracies, feasible, strict=True):
+    for accuracy, fits, early in zip(accuracies, feasible, stopped, strict=True):
         last = best[-1] if best else None
-        best.append(max(accuracy, last or 0.0) if fits else last)
+        best.append(max(accuracy, last or 0.0) if fits and not early else last)
     numbers = list(range(1, len(best) + 1))
     line = {"color": OURS, "width": 2, "shape": "hv"}
     traces.append({**_points(numbers, best, "best under the caps"), "mode": "lines", "line": line, "hoverinfo": "skip"})

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from amc.budget import Unit, format_bytes, format_cost, format_flops_2x, format_macs, format_params
 from amc.cost.counts import macs_by_module
 from amc.dense import Dense
+from amc.labels import labels_of
 from amc.recipe import resolved_toml
 from amc.release import plots
 from amc.release.comparison import comparison_sentences, seconds_text
 from amc.release.page import render_page
 from amc.release.plots import Mark, Plot
+from amc.release.sentences import removed_of, trials_sentence
 from amc.study import Study
+from amc.trial import Trial
 from amc_predictor import EnsemblePredictor
 from amc_search import is_feasible, uniform
 
@@ -40,8 +45,7 @@ def report(
         policy: group name -> channels kept, of the release.
     """
     counts = np.array([policy[name] for name in dense.space.names], dtype=np.int64)
-    trials = study.trials
-    accuracies = [trial.accuracy for trial in trials]
+    accuracies = [trial.accuracy for trial in study.trials]
     drawn = _plots(dense, study, predictor, metrics, counts)
     values = {
         **_headline(metrics),
@@ -63,7 +67,9 @@ def report(
         },
         "frozen": dense.table.frozen,
         "seconds": seconds_text(metrics["seconds"]),
-        "trials": metrics["trials"],
+        "trials": trials_sentence(metrics),
+        "stopped": metrics.get("stopped", 0),
+        "removed": removed_of(metrics),
         "failures": Counter(study.failures).most_common(),
         "snippet": load_snippet(dense),
         "preprocessing": preprocessing(dense),
@@ -167,11 +173,12 @@ def _plots(
     trials, space = study.trials, dense.space
     caps = dense.caps(dense.recipe.budgets)
     policies = np.array([trial.policy for trial in trials], dtype=np.int64)
-    accuracies = [trial.accuracy for trial in trials]
+    accuracies, stopped = [trial.accuracy for trial in trials], [trial.stopped for trial in trials]
     feasible = is_feasible(policies, caps).tolist()
     tightest = max(metrics["budgets"], key=lambda cap: cap["used"] / cap["limit"])
     unit: Unit = tightest["unit"]
     plain, ranks = uniform(space, caps), predictor.ranks
+    partial = stopped_labels(trials, ranks.accuracy, dense.recipe.search.candidates)
 
     def cost(counts: NDArray[np.int64]) -> list[float]:
         found: list[float] = dense.cost(unit)(torch.from_numpy(np.atleast_2d(counts)).double()).tolist()
@@ -180,15 +187,37 @@ def _plots(
     marks = marks_of(metrics, cost(space.high)[0], cost(policy)[0], cost(plain)[0])
     names, before, after = _macs_by_layer(dense, policy)
     return {
-        "front": plots.front_plot(unit, cost(policies), accuracies, feasible, marks, tightest["limit"]),
+        "front": plots.front_plot(
+            unit, cost(policies), accuracies, feasible, marks, tightest["limit"], stopped=stopped
+        ),
         "prediction": plots.prediction_plot(
-            *(tensor.double().tolist() for tensor in (ranks.accuracy, ranks.mean, ranks.low, ranks.high))
+            ranks.accuracy.tolist(), ranks.mean.tolist(), ranks.low.tolist(), ranks.high.tolist(), partial
         ),
         "keep": plots.keep_plot(space.names, policy.tolist(), space.sizes, plain.tolist()),
         "layers": plots.layers_plot(names, before, after),
-        "progress": plots.progress_plot(accuracies, study.arms, feasible, metrics["dense"]["measure_accuracy"]),
+        "progress": plots.progress_plot(
+            accuracies, study.arms, feasible, metrics["dense"]["measure_accuracy"], stopped
+        ),
         "time": plots.time_plot(metrics["stage_seconds"]),
     }
+
+
+def stopped_labels(trials: Sequence[Trial], labels: Tensor, candidates: int) -> list[bool]:
+    """Which of the labels (n,) that a predictor was fitted on are of trials stopped early.
+
+    Labels of all trials depend on one another, and after the fit the best candidates and uniform ratios may have been
+    measured: that many of the last trials are left away, one by one, until the labels are those. None where they
+    never are.
+    """
+    wanted = labels.float().tolist()
+    for late in range(min(candidates + 1, len(trials)) + 1 if any(trial.stopped for trial in trials) else 0):
+        then = trials[: len(trials) - late]
+        known = torch.from_numpy(labels_of(then)).float().tolist()
+        whole = {label for label, trial in zip(known, then, strict=True) if not trial.stopped}
+        early = {label for label, trial in zip(known, then, strict=True) if trial.stopped} - whole
+        if len(set(wanted) - whole - early) <= 1:  # the dense network's own accuracy
+            return [label in early for label in wanted]
+    return []
 
 
 def marks_of(metrics: dict[str, Any], dense: float, released: float, plain: float) -> list[Mark]:

@@ -14,6 +14,7 @@ from amc.surgery.narrow_attention import can_narrow_attention, narrow_attention
 from amc.surgery.narrow_norm import narrow_norm
 from amc.surgery.resizing import Answers, Resized
 from amc.surgery.substitute import Substitute, put_in_place
+from amc.surgery.units import KEPT
 from amc.surgery.vanished import vanish
 
 if TYPE_CHECKING:
@@ -52,13 +53,22 @@ def fit(model: nn.Module, table: OwnerTable, kept: NDArray[np.bool_]) -> None:
 
 
 def _answers(table: OwnerTable, keep: NDArray[np.bool_]) -> dict[str, dict[str, Any]]:
-    """Module name -> number of a request -> its answer; nothing where nothing is cut."""
+    """Module name -> place of a request -> its answers, turn by turn; nothing where nothing is cut."""
     found: dict[str, dict[str, Any]] = {}
     for call in () if keep.all() else table.asked:
-        left = [[keep[owner] for owner in owners] for owners in call.sizes]
-        sizes = [int(np.logical_and.reduce(kept).sum()) if kept else None for kept in left]
-        found.setdefault(call.module, {})[str(call.number)] = sizes if call.factor is None else call.factor
+        sizes = [_size_left(owners, keep) for owners in call.sizes]
+        answers = found.setdefault(call.module, {}).setdefault(call.place, [])
+        answers += [None] * (call.turn + 1 - len(answers))
+        answers[call.turn] = sizes if call.factor is None else call.factor
     return found
+
+
+def _size_left(owners: tuple[NDArray[np.int32], ...], keep: NDArray[np.bool_]) -> int | None:
+    """What is left of a size: negative where nothing of it can be cut, which is less sure; None if nothing is known."""
+    if not owners:
+        return None
+    left = int(np.logical_and.reduce([keep[owner] for owner in owners]).sum())
+    return left if any((owner != KEPT).any() for owner in owners) else -left
 
 
 def _fit_attention(module: Any, sizes: Mapping[str, int]) -> None:

@@ -81,15 +81,18 @@ class Sized:
 
 @dataclass(frozen=True)
 class Request:
-    """A call by which a module's own code asks for sizes, or scales by a number: the `number`-th of its forward.
+    """A call by which a module's own code asks for sizes, or scales by a number.
 
     Attributes:
+        place: where in the code it stands, as `resizing.place_in_code`.
+        turn: how often that place had been reached before in the same forward.
         sizes: for each size asked for, the slots (size, rest) of the dimension that came out, None where it has none.
         factor: for a call that scales: what the dense network scales by.
     """
 
     module: str
-    number: int
+    place: str
+    turn: int
     sizes: tuple[Slots | None, ...]
     factor: float | None
 

@@ -3,18 +3,24 @@
 `x.reshape(B, N, C)`, with C read from the input's width, is wrong when heads are cut and the input is not; logits
 divided by the root of a width found in a shape are wrong when that width is cut. A resized module runs its own code,
 and has every such request answered with the size that is left, or the factor of the dense network. Requests are told
-apart by their number in the module's own code, counted from the start of its forward.
+apart by their place in the module's own code, and where a place is reached several times by their turn: a loop over
+the examples of a batch takes the turns of one example again, and code that runs in training alone shifts nothing.
 """
 
 from __future__ import annotations
 
 import math
+import sys
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
@@ -28,6 +34,13 @@ SIZED = frozenset((*RESHAPES, *SPLITS, *CHUNKS, PART, Tensor.expand, Tensor.unfl
 SCALED = frozenset((Tensor.mul, Tensor.__mul__, Tensor.__rmul__, Tensor.mul_, Tensor.__imul__, Tensor.div, Tensor.div_,
                     Tensor.__truediv__, Tensor.__itruediv__, torch.mul, torch.div))  # fmt: skip
 ATTENTION = functional.scaled_dot_product_attention
+RUNNER = nn.Module._call_impl.__code__  # below it stands a module's own code
+COMPREHENSIONS = ("<listcomp>", "<dictcomp>", "<setcomp>")
+TORCH = Path(torch.__file__).parent
+HANDLERS = tuple(map(str, (  # files through which torch and this package hand a call on
+    TORCH / "_tensor.py", TORCH / "functional.py", TORCH / "overrides.py", TORCH / "_jit_internal.py", TORCH / "utils",
+    TORCH / "nn" / "modules" / "module.py", Path(__file__).parent,
+)))  # fmt: skip
 
 
 def is_request(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
@@ -41,9 +54,33 @@ def is_request(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> b
 
 @dataclass(frozen=True)
 class Answers:
-    """What to answer: the number of a call -> sizes in their order, None for those that stay; or a factor."""
+    """What to answer: the place of a call -> for each turn sizes in their order, None for those that stay; or a factor.
 
-    calls: Mapping[str, Any]
+    A turn that needs no answer has None.
+    """
+
+    calls: Mapping[str, Sequence[Any]]
+
+
+def place_in_code() -> str:
+    """Where the request that is being handled stands: of every call that leads to it the function, and where it ends.
+
+    The outermost is in the running module's own code; lines count from the first of their function, so that neither
+    what else changes in a file nor the version of Python matters.
+    """
+    steps: list[str] = []
+    inside: tuple[int, int] | None = None  # of a comprehension, which some versions run in a frame of its own
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code is not RUNNER:
+        code = frame.f_code
+        if not code.co_filename.startswith(HANDLERS):
+            _, line, _, column = next(islice(code.co_positions(), frame.f_lasti // 2, None))
+            inside = inside or (line or 0, column or 0)
+            if code.co_name not in COMPREHENSIONS:
+                steps.append(f"{code.co_name}+{inside[0] - code.co_firstlineno}:{inside[1]}")
+                inside = None
+        frame = frame.f_back
+    return " > ".join(reversed(steps))
 
 
 class Resized(Substitute):
@@ -71,11 +108,12 @@ class Resized(Substitute):
 
 
 class _Answering(TorchFunctionMode):
-    """Counts the requests of a module's own code, not those of the modules it calls."""
+    """Answers the requests of a module's own code, not those of the modules it calls."""
 
-    def __init__(self, calls: Mapping[str, Any]) -> None:
+    def __init__(self, calls: Mapping[str, Sequence[Any]]) -> None:
         super().__init__()
-        self.calls, self.number, self.depth, self.changed = calls, -1, 0, False
+        self.calls, self.depth, self.changed = calls, 0, False
+        self.turns: Counter[str] = Counter()
 
     def enter(self, *call: Any) -> None:
         self.depth += 1
@@ -86,8 +124,10 @@ class _Answering(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if self.depth == 0 and is_request(func, args, kwargs):
-            self.number += 1
-            answer = self.calls.get(str(self.number))
+            where = place_in_code()
+            answers = self.calls.get(where, [None])
+            answer = answers[self.turns[where] % len(answers)]
+            self.turns[where] += 1
             if answer is not None:
                 return self._answer(func, args, kwargs, answer)
         return func(*args, **kwargs)
@@ -96,8 +136,9 @@ class _Answering(TorchFunctionMode):
         if func in CHUNKS:
             dim = kwargs.get("dim", args[2] if len(args) > 2 else 0)
             plain = func(*args, **kwargs)
-            self.changed |= [part.shape[dim] for part in plain] != list(answer)
-            return args[0].split(list(answer), dim) if sum(answer) == args[0].shape[dim] else plain
+            sizes = [0 if new is None else abs(new) for new in answer]
+            self.changed |= [part.shape[dim] for part in plain] != sizes
+            return args[0].split(sizes, dim) if sum(sizes) == args[0].shape[dim] else plain
         asked = repr((args[1:], kwargs)) if func is not ATTENTION else ""
         args, kwargs = answered(func, args, kwargs, answer)
         self.changed |= not asked or asked != repr((args[1:], kwargs))
@@ -115,7 +156,7 @@ def _with_bounds(index: Any, answer: Sequence[int | None]) -> Any:
 
     def bound(old: Any) -> Any:
         new = next(left) if type(old) is int else None
-        return old if new is None else new
+        return old if new is None else abs(new)
 
     parts = [
         slice(bound(part.start), bound(part.stop), part.step) if isinstance(part, slice) else part
@@ -139,7 +180,7 @@ def answered(
         asked = args[1] if len(args) > 1 else kwargs.get(name)
         if not isinstance(asked, (list, tuple)):
             return args, kwargs
-        sizes = [old if new is None else new for old, new in zip(asked, answer, strict=True)]
+        sizes = [old if new is None else abs(new) for old, new in zip(asked, answer, strict=True)]
         return ((args[0], sizes, *args[2:]), kwargs) if len(args) > 1 else (args, {**kwargs, name: sizes})
     if func in (Tensor.unflatten, torch.unflatten):
         tensor, dim = args[0], args[1]
@@ -147,6 +188,12 @@ def answered(
     asked = asked_sizes(func, args, kwargs)
     if asked is None:
         return args, kwargs
+    if func is Tensor.expand:  # only a dimension of size one can be expanded: the others are as they are
+        shift = len(asked) - args[0].ndim
+        fixed = [
+            None if d < shift or args[0].shape[d - shift] == 1 else args[0].shape[d - shift] for d in range(len(asked))
+        ]
+        answer = [new if size is None else size for new, size in zip(answer, fixed, strict=True)]
     total = args[0].numel() if func in RESHAPES else None
     return (args[0], _replaced(asked, answer, total)), {}
 
@@ -162,12 +209,19 @@ def _replaced(asked: Sequence[int], answer: Sequence[int | None], total: int | N
     """Sizes with the answers put in; where a batch is merged into one of them, that one grows to fill the total."""
     if len(asked) != len(answer):
         return tuple(asked)
-    sizes = [old if new is None else new for old, new in zip(asked, answer, strict=True)]
-    if total is None or -1 in sizes or math.prod(sizes) in (total, 0):
-        return tuple(sizes)
-    for place, new in enumerate(answer):
-        rest = math.prod(sizes[:place] + sizes[place + 1 :])
-        if new and total % rest == 0 and (total // rest) % new == 0:
-            sizes[place] = total // rest
-            break
-    return tuple(sizes)
+    pairs = list(zip(asked, answer, strict=True))
+    # what is left over (-1) is told too, where it is known: else a batch merged into another size would end up in it
+    sure = [old if new is None or (new < 0 and old >= 0) else abs(new) for old, new in pairs]
+    every = [old if new is None else abs(new) for old, new in pairs]
+    if total is None:
+        return tuple(every)
+    for sizes in (sure, every):
+        product = abs(math.prod(sizes))
+        if product in (total, 0) or (-1 in sizes and total % product == 0):
+            return tuple(sizes)
+    for sizes in (sure, every):
+        for place, new in enumerate(answer):
+            rest = math.prod(sizes[:place] + sizes[place + 1 :])
+            if new and rest and total % rest == 0 and (total // rest) % abs(new) == 0:
+                return (*sizes[:place], total // rest, *sizes[place + 1 :])
+    return tuple(every)

@@ -85,7 +85,8 @@ class Asked:
     """A call that asks for sizes or scales, as `record.Request`; owners of each size, () where none are known."""
 
     module: str
-    number: int
+    place: str
+    turn: int
     sizes: tuple[Owners, ...]
     factor: float | None
 
@@ -350,13 +351,14 @@ def _row_owners(slots: Slots, final: NDArray[np.int32], known: dict[bytes, Owner
 
 
 def _asked(record: Record, final: NDArray[np.int32], known: dict[bytes, Owner]) -> tuple[Asked, ...]:
-    found: dict[tuple[str, int], Asked] = {}
+    found: dict[tuple[str, str, int], Asked] = {}
     for request in record.requests:
         sizes = tuple(
             () if slots is None else _row_owners(slots, final, known) or (np.full(len(slots), KEPT, np.int32),)
             for slots in request.sizes
         )
-        found[request.module, request.number] = Asked(request.module, request.number, sizes, request.factor)
+        where = (request.module, request.place, request.turn)
+        found[where] = Asked(*where, sizes, request.factor)
     return tuple(found.values())
 
 

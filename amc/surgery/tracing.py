@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from amc.surgery.layers import CONVOLUTIONS, LAYERS, TRANSPOSED
 from amc.surgery.narrow_norm import norm_rule
 from amc.surgery.operators import RULES, any_pointwise
 from amc.surgery.record import Factor, Labels, Record, Request, Slots
-from amc.surgery.resizing import ATTENTION, CHUNKS, PART, SCALED, SPLITS, asked_sizes, is_request
+from amc.surgery.resizing import ATTENTION, CHUNKS, PART, SCALED, SPLITS, asked_sizes, is_request, place_in_code
 
 
 def trace(model: nn.Module, inputs: Call | Tensor, ignore: Sequence[str] = ()) -> Record:
@@ -236,10 +237,10 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 @dataclass
 class _Frame:
-    """A module that is running, and how many requests its own code has made."""
+    """A module that is running, and how many requests its own code has made at each place."""
 
     name: str
-    asked: int = 0
+    turns: Counter[str] = field(default_factory=Counter)
 
 
 class _Requests(TorchFunctionMode):
@@ -253,17 +254,19 @@ class _Requests(TorchFunctionMode):
         kwargs = kwargs or {}
         if not self.tracer.stack or not is_request(func, args, kwargs):
             return func(*args, **kwargs)
-        self.tracer.stack[-1].asked += 1
+        where = place_in_code()
+        turn = self.tracer.stack[-1].turns[where]
+        self.tracer.stack[-1].turns[where] += 1
         self.tracer.asking = True
         try:
             result = func(*args, **kwargs)
         finally:
             self.tracer.asking = False
         if not self.tracer.muted:
-            self._note(func, args, kwargs, result)
+            self._note(func, args, kwargs, result, (where, turn))
         return result
 
-    def _note(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
+    def _note(self, func: Any, args: Any, kwargs: Any, result: Any, where: tuple[str, int]) -> None:
         tracer, frame = self.tracer, self.tracer.stack[-1]
         sizes: list[Slots | None] = []
         factor = None
@@ -284,7 +287,7 @@ class _Requests(TorchFunctionMode):
             return
         else:
             sizes = [_rows(tracer.of(result), dim) for dim in range(result.ndim)]
-        tracer.record.requests.append(Request(frame.name, frame.asked - 1, tuple(sizes), factor))
+        tracer.record.requests.append(Request(frame.name, *where, tuple(sizes), factor))
 
 
 def _bound_rows(tensor: Tensor, index: Any, labels: Labels) -> list[Slots | None]:

@@ -87,7 +87,7 @@ def test_modules_share_out_the_macs_in_the_order_in_which_they_run() -> None:
     both = torch.from_numpy(np.stack([net.table.space.high, net.table.space.step]))
     shares = macs_by_module(net.table, both)
     layers = [name for name, module in net.model.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
-    assert list(shares)[0] == "conv1" and list(shares)[-1] == "fc" and set(shares) == set(layers)
+    assert next(iter(shares)) == "conv1" and list(shares)[-1] == "fc" and set(shares) == set(layers)
     assert shares["conv1"].tolist() == [3 * 16 * 9 * 16 * 16, 3 * float(both[1, 0]) * 9 * 16 * 16]
     assert torch.stack(list(shares.values())).sum(0).tolist() == net.costs["macs"](both).tolist()
 

@@ -112,7 +112,7 @@ def test_the_classifier_keeps_its_outputs(name: str) -> None:
 
 @pytest.mark.parametrize(("name", "groups"), GROUPS)
 def test_networks_have_the_groups_they_should(name: str, groups: int) -> None:
-    """As many groups as their channels fall into, outputs apart, each with a name of its own and a size it can divide."""
+    """As many groups as they should, outputs apart, each with a name of its own and a size it can divide."""
     net = known(name)
     assert len(names(net)) == groups == len(set(names(net)))
     assert np.bincount(net.table.unit_group).tolist() == [g.size // g.granularity for g in net.table.groups]

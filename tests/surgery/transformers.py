@@ -160,7 +160,7 @@ class Cosine(nn.Module):
         self.temperature = nn.Parameter(torch.rand(HEADS, 1, 1) + 0.5)
 
     def forward(self, x: Tensor) -> Tensor:
-        b, n, c = x.shape
+        b, n, _ = x.shape
         q = self.q(x).reshape(b, n, self.num_heads, -1).permute(0, 2, 1, 3)
         k, v = self.kv(x).reshape(b, n, 2, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
         scores = normalize(q, dim=-1) @ normalize(k, dim=-1).transpose(-2, -1) * self.temperature

@@ -171,7 +171,7 @@ ACTS: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "normed by hand": lambda me, x: layer_norm(x.transpose(1, 3), (12,), me.free).transpose(1, 3),
     "spread by hand": lambda me, x: x / (x.var(1, keepdim=True) + 0.1).sqrt(),
     "largest in channels": lambda me, x: x * x.amax(1, keepdim=True),
-    "channels as places": lambda me, x: relu(x.flatten(2).transpose(1, 2).reshape(x.shape[0], 8, 8, 12).permute(0, 3, 1, 2)),
+    "channels as places": lambda me, x: relu(x.flatten(2).mT.reshape(len(x), 8, 8, 12).permute(0, 3, 1, 2)),
     "pairs by literals": lambda me, x: x.view(-1, 6, 2, 8, 8).flip(2).reshape(-1, 12, 8, 8),
     "pairs by fractions": lambda me, x: x.unflatten(1, (x.shape[1] // 3, 3)).amax(2).repeat_interleave(3, 1),
     "repeated": lambda me, x: x[:, :1].repeat(1, x.shape[1], 1, 1) + x,

@@ -1,0 +1,24 @@
+"""What `metrics.json` says of trials and removed branches, in words for terminal, report and card."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def removed_groups(policy: Mapping[str, int]) -> list[str]:
+    """The groups of a policy that keep no channel: the branches they stand in are gone."""
+    return [name for name, kept in policy.items() if kept == 0]
+
+
+def removed_of(metrics: Mapping[str, Any]) -> list[str]:
+    """The same of the released network; none in runs that were made before groups could be removed."""
+    names: list[str] = metrics["released"].get("removed", [])
+    return names
+
+
+def trials_sentence(metrics: Mapping[str, Any]) -> str:
+    """How many trials were measured, and how many of them not to the end: `163 trials measured, 22 of them ...`."""
+    stopped = metrics.get("stopped", 0)
+    measured = f"{metrics['trials']} trials measured"
+    return f"{measured}, {stopped} of them stopped early" if stopped else measured
