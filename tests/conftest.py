@@ -30,9 +30,9 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.fixture(scope="session")
 def shallow_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A real run whose cap is met only without a branch, and of whose trials some stop early. Shared like `tiny_run`."""
+    """A real run whose cap is met only without a branch, of whose trials some stop early. Shared like `tiny_run`."""
     home: Path = tmp_path_factory.mktemp("shallow")
-    return finished_run(home, residual, "9%", **{"search.trials": 24, "search.batch_size": 10})
+    return finished_run(home, residual, "1.2%", **{"search.trials": 24, "search.batch_size": 10})
 
 
 def finished_run(home: Path, factory: Callable[[], nn.Module], budget: str, **more: object) -> Run:

@@ -43,6 +43,16 @@ def test_a_record_says_what_the_issue_of_a_network_is() -> None:
     raise_if_failed(record)
 
 
+def test_groups_that_may_keep_nothing_are_told() -> None:
+    """Their smallest width is 0, and a line says what that means; where there is none, it says nothing."""
+    record = diagnose(recipe_of("tests.tiny:residual"), "1x16x16", explicit_data=False)
+    text = record_text(record)
+    assert {group["name"] for group in record["groups"] if group["smallest"] == 0} == {"blocks.0.0", "blocks.1.0"}
+    assert "2 of 3 groups may keep 0 channels" in text
+    plain = diagnose(recipe_of("tests.tiny:network"), "1x16x16", explicit_data=False)
+    assert "may keep 0" not in record_text(plain)
+
+
 @pytest.mark.parametrize(
     ("factory", "words"),
     [

@@ -107,3 +107,44 @@ def test_claims_follow_the_interval(pair: dict[str, float] | None, says: str) ->
 def test_seconds_are_written_for_people(seconds: float, text: str) -> None:
     """Each unit has its own form, and none ever reaches sixty."""
     assert seconds_text(seconds) == text
+
+
+def test_removed_branches_are_named(shallow_run: Run) -> None:
+    """A group that keeps nothing is said to be removed, in its bar, in a line of its own, and in the summary."""
+    removed = shallow_run.metrics["released"]["removed"]
+    assert removed == [name for name, kept in shallow_run.policy.items() if kept == 0] != []
+    text = details(shallow_run, WIDE)
+    assert f"  Branches removed: {', '.join(removed)}" in text.splitlines()
+    bars = [line for line in text.splitlines() if line.endswith(" removed")]
+    assert [line.split()[0] for line in bars] == removed and not any("█" in line for line in bars)
+    assert "1 branch" in summary(shallow_run, WIDE)
+
+
+@pytest.mark.parametrize("width", [60, 100])
+def test_bars_of_removed_branches_fit_the_terminal(shallow_run: Run, width: int) -> None:
+    """The longer word does not make the line wider than the terminal."""
+    text = details(shallow_run, Terminal(width, unicode=True, colour=False))
+    bars = text.split("Channels kept")[1].split("Against")[0]
+    assert max(map(len, bars.splitlines())) <= width
+
+
+def test_stopped_trials_are_counted(shallow_run: Run) -> None:
+    """How many trials were measured, and how many of them not to the end."""
+    stopped = sum(trial.stopped for trial in shallow_run.trials)
+    assert 0 < stopped == shallow_run.metrics["stopped"] < shallow_run.metrics["trials"] == len(shallow_run.trials)
+    assert f"{len(shallow_run.trials)} trials measured, {stopped} of them stopped early, 0 failed" in details(
+        shallow_run, WIDE
+    )
+
+
+def test_runs_of_earlier_versions_are_shown(tiny_run: Run, tmp_path: Path) -> None:
+    """Where stopped trials and removed branches were not yet told, nothing is said of them."""
+    for name in ("recipe.toml", "policy.json"):
+        shutil.copy(tiny_run.folder / name, tmp_path / name)
+    metrics = json.loads((tiny_run.folder / "metrics.json").read_text())
+    del metrics["stopped"], metrics["released"]["removed"]
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    run = RunFolder.open(tmp_path)
+    assert "removed" not in summary(run, WIDE)
+    text = details(run, WIDE)
+    assert f"{metrics['trials']} trials measured, 0 failed" in text and "removed" not in text

@@ -47,7 +47,10 @@ class ResidualNet(nn.Module):
         )
         self.blocks = nn.ModuleList(
             nn.Sequential(
-                nn.Conv2d(8, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 8, 3, padding=1)
+                nn.Conv2d(8, 16, 3, padding=1, bias=False),
+                nn.BatchNorm2d(16),
+                nn.ReLU(),
+                nn.Conv2d(16, 8, 3, padding=1),
             )
             for _ in range(2)
         )

@@ -110,10 +110,10 @@ def _made(dense: Dense, metrics: dict[str, Any]) -> str:
     trials, stopped, protocol = metrics["trials"], metrics.get("stopped", 0), dense.protocol()
     early = f" ({stopped} of them stopped early, once it was sure that they could not matter)" if stopped else ""
     return (
-        f"AMC measured {trials} policies on {protocol.measure_images:,} pictures{early}, learnt a predictor of accuracy "
-        f"from them (Kendall {metrics['predictor']['kendall']:.2f}, cross-validated), climbed it under the cap, measured "
-        "the best few and kept the best. “Uniform ratios” keeps the same share of every group under the same cap, with "
-        "the same recovery and, where it is shown, the same fine-tuning.\n\n"
+        f"AMC measured {trials} policies on {protocol.measure_images:,} pictures{early}, learnt a predictor of "
+        f"accuracy from them (Kendall {metrics['predictor']['kendall']:.2f}, cross-validated), climbed it under the "
+        "cap, measured the best few and kept the best. “Uniform ratios” keeps the same share of every group under the "
+        "same cap, with the same recovery and, where it is shown, the same fine-tuning.\n\n"
         "```sh\n"
         "amc compress --recipe recipe.toml --out runs/again  # the same settings; recipe.toml stands beside this card\n"
         "amc verify . --max-drop 1.0%                        # measures this network anew\n"

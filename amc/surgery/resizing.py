@@ -156,7 +156,7 @@ def _with_bounds(index: Any, answer: Sequence[int | None]) -> Any:
 
     def bound(old: Any) -> Any:
         new = next(left) if type(old) is int else None
-        return old if new is None else abs(new)
+        return old if new is None or new < 0 else new
 
     parts = [
         slice(bound(part.start), bound(part.stop), part.step) if isinstance(part, slice) else part
@@ -210,6 +210,8 @@ def _replaced(asked: Sequence[int], answer: Sequence[int | None], total: int | N
     if len(asked) != len(answer):
         return tuple(asked)
     pairs = list(zip(asked, answer, strict=True))
+    if pairs and pairs[0][1] and pairs[0][0] > 0 and pairs[0][0] % abs(pairs[0][1]) == 0:
+        pairs[0] = pairs[0][0], None  # a batch of what is left
     # what is left over (-1) is told too, where it is known: else a batch merged into another size would end up in it
     sure = [old if new is None or (new < 0 and old >= 0) else abs(new) for old, new in pairs]
     every = [old if new is None else abs(new) for old, new in pairs]

@@ -47,3 +47,19 @@ def test_names_cannot_break_the_markdown(tiny_run: Run) -> None:
     assert "\n# b" not in text
     assert "`a'¦ # b <img src=x>`" in text
     assert "# a\\`\\| \\# b &lt;img src=x&gt;" in text
+
+
+def test_card_tells_removed_branches_and_stopped_trials(card: str, shallow_run: Run) -> None:
+    """Who loads the network learns which branches it lacks, and how many policies were not measured to the end."""
+    text = (shallow_run.folder / "README.md").read_text(encoding="utf-8")
+    names = ", ".join(f"`{name}`" for name in shallow_run.metrics["released"]["removed"])
+    assert f"named by their first layer: {names}." in text
+    assert f"({shallow_run.metrics['stopped']} of them stopped early" in text
+    assert "first layer" not in card
+
+
+def test_card_of_a_run_of_an_earlier_version(tiny_run: Run) -> None:
+    """Metrics without stopped trials and removed branches still make a card."""
+    metrics = copy.deepcopy(tiny_run.metrics)
+    del metrics["stopped"], metrics["released"]["removed"]
+    assert "stopped early" not in model_card(tiny_run.folder, tiny_run.dense, metrics)

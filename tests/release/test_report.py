@@ -1,12 +1,15 @@
 import copy
 import json
 from html.parser import HTMLParser
+from typing import Any
 
 import plotly.graph_objects as go
 import pytest
+import torch
 
-from amc.release.plots import front_plot, keep_plot, layers_plot, progress_plot, time_plot
-from amc.release.report import report
+from amc.labels import labels_of
+from amc.release.plots import STOPPED, front_plot, keep_plot, layers_plot, prediction_plot, progress_plot, time_plot
+from amc.release.report import report, stopped_labels
 from amc.run import Run
 
 PLOTS = ("front", "prediction", "keep", "layers", "progress", "time")
@@ -46,8 +49,8 @@ class Page(HTMLParser):
             self.text += data
 
     @property
-    def plots(self) -> dict[str, dict[str, object]]:
-        found: dict[str, dict[str, object]] = json.loads(self.scripts[1])
+    def plots(self) -> dict[str, dict[str, Any]]:
+        found: dict[str, dict[str, Any]] = json.loads(self.scripts[1])
         return found
 
 
@@ -141,3 +144,61 @@ def test_long_and_strange_names_are_labels() -> None:
         assert len(set(labels)) == 3
         assert labels[2] == "&lt;b&gt;x&lt;/b&gt;"
     assert time_plot({"search": 61.0})["data"][0]["text"] == ["1 min 01 s"]
+
+
+@pytest.fixture(scope="module")
+def shallow(shallow_run: Run) -> Page:
+    return Page((shallow_run.folder / "report.html").read_text(encoding="utf-8"))
+
+
+def test_report_names_removed_branches(shallow: Page, page: Page, shallow_run: Run) -> None:
+    """A group that keeps nothing is named, and says so in place of its bar."""
+    removed = shallow_run.metrics["released"]["removed"]
+    assert f"keeps no channel: {', '.join(removed)}." in shallow.text
+    bars = shallow.plots["keep"]["data"][0]
+    assert [name for name, text in zip(bars["y"], bars["text"], strict=True) if text == "removed"] == removed
+    assert "keeps no channel" not in page.text and set(page.plots["keep"]["data"][0]["text"]) == {""}
+
+
+def test_report_marks_stopped_trials(shallow: Page, shallow_run: Run) -> None:
+    """Trials stopped early are crosses in every plot of trials, in the predictor's too, and are counted."""
+    stopped = [trial for trial in shallow_run.trials if trial.stopped]
+    assert all(go.Figure(plot).data for plot in shallow.plots.values())
+    assert f"{len(shallow_run.trials)} trials measured, {len(stopped)} of them stopped early." in shallow.text
+    for name in ("front", "prediction"):
+        (trace,) = [trace for trace in shallow.plots[name]["data"] if trace["name"] == STOPPED]
+        assert trace["marker"]["symbol"] == "x-thin" and len(trace["x"]) == len(stopped)
+    (trace,) = [trace for trace in shallow.plots["front"]["data"] if trace["name"] == STOPPED]
+    assert trace["y"] == [trial.accuracy for trial in stopped]
+    symbols = [trace["marker"]["symbol"] for trace in shallow.plots["progress"]["data"] if trace["mode"] == "markers"]
+    assert sum(symbol == "x-thin" for of in symbols for symbol in of) == len(stopped)
+
+
+def test_what_was_stopped_is_never_the_best() -> None:
+    """A partial accuracy has no say in the front of the trials, in the best so far, or in the axes."""
+    costs, accuracies, fits, stopped = [1.0, 2.0, 3.0], [0.5, 1.0, 0.6], [True] * 3, [False, True, False]
+    plot = front_plot("macs", costs, accuracies, fits, [], stopped=stopped)
+    (line,) = [trace for trace in plot["data"] if trace["name"] == "front of the trials"]
+    assert (line["x"], line["y"]) == ([1.0, 3.0], [0.5, 0.6])
+    assert plot["layout"]["yaxis"]["range"][1] < 0.7
+    assert progress_plot(accuracies, ["start"] * 3, fits, 0.9, stopped)["data"][-2]["y"] == [0.5, 0.5, 0.6]
+    bands = ([0.5, 0.9, 0.6], [0.4, 0.8, 0.5], [0.6, 1.0, 0.7])
+    assert prediction_plot(accuracies, *bands, stopped)["layout"]["yaxis"]["range"][1] < 0.7
+
+
+def test_labels_of_stopped_trials_are_found_again(shallow_run: Run) -> None:
+    """Also after more trials were measured than the predictor was fitted on; where it is not told, none is marked."""
+    trials = shallow_run.trials
+    for late in range(3):
+        then = trials[: len(trials) - late]
+        labels = torch.tensor([*labels_of(then), 0.4321])
+        assert stopped_labels(trials, labels, 2) == [*(trial.stopped for trial in then), False]
+    assert stopped_labels(trials, labels + 0.01, 2) == []
+
+
+def test_report_of_a_run_of_an_earlier_version(tiny_run: Run) -> None:
+    """Metrics without stopped trials and removed branches still make a report."""
+    metrics = copy.deepcopy(tiny_run.metrics)
+    del metrics["stopped"], metrics["released"]["removed"]
+    text = Page(report(tiny_run.dense, tiny_run.study, tiny_run.predictor, metrics, tiny_run.policy)).text
+    assert f"{metrics['trials']} trials measured." in text
