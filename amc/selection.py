@@ -94,9 +94,9 @@ def select(
 
 
 def best_of(trials: Sequence[Trial], caps: tuple[Cap, ...]) -> Trial:
-    """The trial under all caps with the best label; at least one must be."""
+    """The trial under all caps with the best label, of those measured to the end; at least one must be."""
     labels = labels_of(trials)
-    fitting = [index for index, trial in enumerate(trials) if _fits(trial, caps)]
+    fitting = [index for index, trial in enumerate(trials) if not trial.stopped and _fits(trial, caps)]
     return trials[max(fitting, key=lambda index: labels[index])]
 
 

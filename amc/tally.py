@@ -34,7 +34,10 @@ class Tally:
             self.stage.advance(len(measured))
         elif self.stage is not None and len(measured) > self.shown:
             values = [trial.value for trial in measured if trial.value is not None]
-            note = f"last {values[-1]:.2%}, best {max(values):.2%}"
+            whole = [
+                trial.value for trial in measured if trial.value is not None and trial.state == TrialState.COMPLETE
+            ]
+            note = f"last {values[-1]:.2%}, best {max(whole, default=0.0):.2%}"
             self.stage.advance(len(measured) - self.shown, note)
         self.shown = len(measured)
         return self.shown >= self.total

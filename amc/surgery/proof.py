@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from amc.call import Call, float_tensors
+from amc.cost.counts import count_cut_macs, count_macs
 from amc.errors import ModelError
 from amc.surgery.cut import Kept, cut, mask
 from amc.surgery.numbers import settle
@@ -85,6 +86,8 @@ class _Judge:
             return f"cutting it is not the same as zeroing it (outputs differ by {difference:.1g} of the largest)"
         if keep_none and (self.other is None or not _differ(*answers)):
             return "without it the output does not depend on the input"
+        if keep_none and count_cut_macs(small, self.example) != _macs_without(table, keep_none):
+            return "without it what is left costs less than can be told"
         return None
 
     def _compare(self, model: nn.Module, example: Call, table: OwnerTable, kept: Kept) -> tuple[float, nn.Module]:
@@ -125,6 +128,12 @@ class _Judge:
         policy[list(groups)] = drawn[list(groups)]
         policy[list(keep_none)] = 0
         return kept_units(table, ranks(table, torch.from_numpy(rng.random(len(table.unit_group)))), policy)
+
+
+def _macs_without(table: OwnerTable, gone: Sequence[int]) -> float:
+    policy = table.space.high.copy()
+    policy[list(gone)] = 0
+    return float(count_macs(table)(torch.from_numpy(policy)[None].double()))
 
 
 def _without_faults(judge: _Judge, table: OwnerTable, draw: int) -> OwnerTable:

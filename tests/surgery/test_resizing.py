@@ -24,7 +24,6 @@ WAYS: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "reshape by name": lambda me, x: x.reshape(shape=(-1, 12, 8, 8)),
     "reshape of torch": lambda me, x: torch.reshape(x, (len(x), 12, 8, 8)),
     "merged with the batch": lambda me, x: relu(x.reshape(len(x) * 12, 64)).view(len(x), 12, 8, 8),
-    "batch in the middle": lambda me, x: x.transpose(0, 1).reshape(12 * len(x), 64).view(12, -1, 8, 8).transpose(0, 1),
     "unflatten": lambda me, x: x.flatten(1).unflatten(1, (12, 8, 8)),
     "expand": lambda me, x: x + me.free.view(1, 12, 1, 1).expand(len(x), 12, 8, 8),
     "split": lambda me, x: torch.cat(x.split([4, 8], 1), 1),

@@ -176,6 +176,7 @@ ACTS: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "pairs by fractions": lambda me, x: x.unflatten(1, (x.shape[1] // 3, 3)).amax(2).repeat_interleave(3, 1),
     "repeated": lambda me, x: x[:, :1].repeat(1, x.shape[1], 1, 1) + x,
     "batch by literal": lambda me, x: x.reshape(1, -1, 8, 8).view(x.shape),
+    "batch in the middle": lambda me, x: x.transpose(0, 1).reshape(12 * len(x), 64).view(12, -1, 8, 8).transpose(0, 1),
     "unbound": lambda me, x: torch.stack(list(x.unbind(1))[::-1], 1),
     "walked": lambda me, x: torch.stack([x[:, i] * (i + 1) for i in range(x.shape[1])], 1),
     "through numpy": lambda me, x: x * float(x.detach().abs().mean()),
