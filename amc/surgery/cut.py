@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from amc.surgery.fitting import fit, resize_layers
+from amc.surgery.fitting import fit, resize_layers, walk
 
 if TYPE_CHECKING:  # loading a release needs this file, and not what the table needs: optuna, deap
     from amc.surgery.table import Owners, OwnerTable
@@ -67,7 +67,7 @@ def with_tensors(model: Module, tensors: Mapping[str, Tensor]) -> Module:
     """A copy of `model` that holds `tensors` (by name, copied) in place of its own, its modules' integers to fit."""
     twin = _copied_tree(model)
     replaced: dict[int, nn.Parameter] = {}  # by the dense parameter's id: layers that share one go on sharing
-    modules = list(twin.named_modules())
+    modules = walk(twin)
     for path, module in modules:
         prefix = f"{path}." if path else ""
         for name, parameter in list(module._parameters.items()):
@@ -92,7 +92,7 @@ def _copied_tree(model: Module) -> Module:
     Modules are made anew with their attributes; what is neither plain nor a module is left to `deepcopy`, and so is the
     whole network where a class says itself how it is copied.
     """
-    modules = list(model.modules())
+    modules = [module for _, module in walk(model)]
     memo: dict[int, Any] = {
         id(tensor): tensor for module in modules for tensor in (*module._parameters.values(), *module._buffers.values())
     }

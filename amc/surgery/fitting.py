@@ -26,7 +26,7 @@ Integers = dict[str, dict[str, Any]]  # module name -> attribute -> value
 def fit(model: nn.Module, table: OwnerTable, kept: NDArray[np.bool_]) -> None:
     """Make a freshly cut network, its layers' integers already right, run."""
     keep = np.append(kept, True)
-    modules = dict(model.named_modules())
+    modules = dict(walk(model))
     attention: dict[str, dict[str, int]] = {}
     for integer in table.integers:
         left = int(np.logical_and.reduce([keep[owner] for owner in integer.owners]).sum())
@@ -84,6 +84,25 @@ def _is_cut(module: Any) -> bool:
 
 def _width(module: nn.Module) -> int:
     return next(p.numel() for p in module.parameters(recurse=False))
+
+
+def walk(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """`named_modules`, several times faster: a cut walks a network more than once."""
+    found: list[tuple[str, nn.Module]] = []
+    seen: set[int] = set()
+
+    def visit(path: str, module: nn.Module) -> None:
+        if id(module) in seen:
+            return
+        seen.add(id(module))
+        found.append((path, module))
+        prefix = f"{path}." if path else ""
+        for name, child in module._modules.items():
+            if child is not None:
+                visit(prefix + name, child)
+
+    visit("", model)
+    return found
 
 
 def resize_layers(modules: Iterable[nn.Module]) -> None:
