@@ -68,7 +68,9 @@ def _take_statistics(norm: Any, inputs: Tensor, draw: torch.Generator) -> None:
     """Give a BatchNorm the statistics of what it reads, each off by a random part; channels that are zero stay so."""
     others = [dim for dim in range(inputs.ndim) if dim != 1]
     variance, mean = torch.var_mean(inputs, others, correction=0)
-    variance = variance.clamp(min=float(variance.mean()) * LEAST_VARIANCE)
+    # one place alone has no variance: then the size of the numbers says what is much
+    spread = float(variance.mean()) or float(inputs.square().mean()) or 1.0
+    variance = variance.clamp(min=spread * LEAST_VARIANCE)
     mean += 0.3 * torch.randn(mean.shape, generator=draw) * variance.sqrt() * (mean != 0)
     norm.running_mean.copy_(mean)
     norm.running_var.copy_(variance * (torch.rand(variance.shape, generator=draw) + 0.5))

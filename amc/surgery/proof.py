@@ -61,7 +61,7 @@ class _Judge:
     """Cuts a network whose untrained parameters were drawn at random, so that no fault hides behind a zero."""
 
     def __init__(self, model: nn.Module, example: Call) -> None:
-        self.model = settle(_drawn(model), example)
+        self.model = _settled(model, example)
         self.example, self.other = example, _other_input(example)
 
     @torch.no_grad()
@@ -204,6 +204,14 @@ def _doubled(example: Call) -> Call:
         return leaf.double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
 
     return Call(tree_map(double, example.args), tree_map(double, dict(example.kwargs)))
+
+
+@torch.no_grad()
+def _settled(model: nn.Module, example: Call) -> nn.Module:
+    """A copy with drawn parameters in which the input is felt to the last layer, if it can be made so."""
+    settled = settle(_drawn(model), example)
+    finite = all(bool(output.isfinite().all()) for output in float_tensors(example.on(settled)))
+    return settled if finite else _drawn(model)
 
 
 @torch.no_grad()
