@@ -35,7 +35,8 @@ SAMPLE = {
              "timm:nf_regnet_b0"),
 }  # fmt: skip
 # Every fifth network: 16 of torchvision's 80 and 40 of timm's.
-LARGE = [(zoo, entry.name) for zoo in ZOOS for entry in entries(zoo)[::5]]
+EVERY = int(os.environ.get("AMC_ZOO_EVERY", "10"))  # of the slow sample: 1 is both zoos whole, more than an hour
+LARGE = [(zoo, entry.name) for zoo in ZOOS for entry in entries(zoo)[::EVERY]]
 
 
 def entry_of(zoo: str, name: str) -> Entry:
