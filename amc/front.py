@@ -101,7 +101,7 @@ def _climb(run: Run, unit: Unit, limit: float) -> Point:
     found = run.retarget(Budget(unit, limit))
     policy = found.policy
     low, high = run.predictor.interval(run.dense.space.fractions(policy[None]), COVERAGE)
-    mean, std = float(found.candidates.mean[0]), float(found.candidates.std[0])
+    mean, std = min(max(float(found.candidates.mean[0]), 0.0), 1.0), float(found.candidates.std[0])
     ends = float(low[0].detach()), float(high[0].detach())
     return Point(float(limit), _costs(run, unit, policy[None])[0], mean, std, *ends, _named(run, policy.tolist()))
 
