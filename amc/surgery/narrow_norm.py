@@ -157,6 +157,8 @@ def norm_rule(module: nn.Module) -> NormRule | None:
     widths = {value.numel() if value.numel() == max(value.shape, default=0) else 0 for value in own.values()}
     if isinstance(module, (NarrowNorm, _NormBase)) or len(own) not in (1, 2) or len(widths) != 1 or max(widths) < 2:
         return None
+    if any(True for child in module.children() for _ in child.parameters()):  # a norm may hold a dropout, not a layer
+        return None
     width, device = widths.pop(), next(iter(own.values())).device
     draw = torch.Generator().manual_seed(0)
     drawn = {name: torch.randn(value.shape, generator=draw).to(device) for name, value in own.items()}
