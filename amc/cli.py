@@ -272,8 +272,8 @@ def doctor(
         str | None, typer.Option(help="Networks of --zoo: a pattern, or a part of their names.", metavar="PATTERN")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where a --zoo that was ended left off.")] = False,
-    seconds: Annotated[float | None, typer.Option(min=1, help="A network may take; 120 with --zoo.")] = None,
-    gigabytes: Annotated[float | None, typer.Option(min=0.1, help="A network may take; 8 with --zoo.")] = None,
+    seconds: Annotated[float | None, typer.Option(min=1, help="A network may take; 400 with --zoo.")] = None,
+    gigabytes: Annotated[float | None, typer.Option(min=0.1, help="A network may take; 12 with --zoo.")] = None,
     set_: SetOption = None,
     json_: JsonOption = False,
     quiet: QuietOption = False,

@@ -22,7 +22,7 @@ from amc.files import write_json, write_text
 from amc.isolation import Limits, can_isolate
 from amc.progress import Progress
 
-LIMITS = Limits(120, 8)
+LIMITS = Limits(400, 12)
 PEER_LIMITS = Limits(90, 6)
 
 
