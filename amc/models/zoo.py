@@ -34,7 +34,6 @@ FACTORIES: dict[str, Callable[..., nn.Module]] = {
     "sensor_net": sensor_net,
 }
 PICTURE_CHANNELS = (1, 3, 4)
-DRAWING = frozenset((Tensor.normal_, Tensor.uniform_, Tensor.erfinv_))
 # Trained by `amc train`, for Fashion-MNIST: 1 channel, 10 classes.
 SHIPPED = {"resnet20": Path(__file__).parent / "weights" / "resnet20-fashion-mnist.safetensors"}
 # Auxiliary outputs are a tuple while training, which is no classifier's output; init_weights silences a warning.
@@ -97,10 +96,19 @@ class ModelSource:
 
 
 class _NoDrawing(TorchFunctionMode):
-    """Leaves out the drawing of random weights, which takes most of the time to build a large network."""
+    """Fills in place of drawing random weights, which takes most of the time to build a large network.
+
+    With the middle of what would be drawn: torch draws a truncated normal until every number lies within its bounds.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return args[0] if func in DRAWING else func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if func is Tensor.normal_:
+            return args[0].fill_(kwargs.get("mean", args[1] if len(args) > 1 else 0.0))
+        if func is Tensor.uniform_:
+            low = kwargs.get("from", args[1] if len(args) > 1 else 0.0)
+            return args[0].fill_((low + kwargs.get("to", args[2] if len(args) > 2 else 1.0)) / 2)
+        return func(*args, **kwargs)
 
 
 def model_source(

@@ -279,3 +279,20 @@ def test_timm_is_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where timm is not installed, the line tells the command that installs it."""
     monkeypatch.setitem(sys.modules, "timm", None)
     assert "pip install 'amc-compress[timm]'" in complaint("timm:resnet18")
+
+
+def test_a_skeleton_is_made_however_its_weights_are_drawn() -> None:
+    """Drawing goes on until all numbers lie within bounds: a skeleton must not wait for that."""
+    source = model_source("tests.models.test_zoo:truncated")
+    assert source.skeleton().state_dict().keys() == source.build().state_dict().keys()
+
+
+def truncated() -> nn.Module:
+    """A layer of every kind of draw, in memory that held other numbers before."""
+    model = nn.Linear(64, 64)
+    for low, high in ((-2.0, 2.0), (0.5, 3.0)):
+        model.weight.data.fill_(1e9)
+        nn.init.trunc_normal_(model.weight, mean=1.0, std=1.0, a=low, b=high)
+    nn.init.uniform_(model.weight, 2.0, 3.0)
+    nn.init.kaiming_normal_(model.weight)
+    return model
