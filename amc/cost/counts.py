@@ -24,6 +24,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from amc.call import Call, as_call
+from amc.surgery.attention import composed_attention
 from amc.surgery.table import Owners, OwnerTable
 from amc.surgery.units import KEPT
 
@@ -173,7 +174,8 @@ def _count_tensors(tensors: dict[str, Tensor], table: OwnerTable, unit: str) -> 
 def count_cut_macs(model: nn.Module, inputs: Call | Tensor) -> int:
     """Multiply-adds of a network as torch's own counter sees them (it counts 2 each), for one example."""
     counter = FlopCounterMode(display=False)
-    with torch.no_grad(), _without_gradients(model), attention_composed(), counter:
+    plain = sdpa_kernel(SDPBackend.MATH)  # the counter overlooks the CPU's own kernels for attention
+    with torch.no_grad(), _without_gradients(model), composed_attention(), plain, counter:
         as_call(inputs).on(model)
     return counter.get_total_flops() // 2
 
@@ -189,15 +191,3 @@ def _without_gradients(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter in asking:
             parameter.requires_grad_(True)
-
-
-@contextlib.contextmanager
-def attention_composed() -> Iterator[None]:
-    """Attention as products of matrices: torch's counter overlooks the CPU's own kernels for it."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)

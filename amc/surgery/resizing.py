@@ -62,11 +62,12 @@ class Answers:
     calls: Mapping[str, Sequence[Any]]
 
 
-def place_in_code() -> str:
-    """Where the request that is being handled stands: of every call that leads to it the function, and where it ends.
+def place_in_code() -> tuple[str, nn.Module | None]:
+    """Where the request that is being handled stands, and the module that runs.
 
-    The outermost is in the running module's own code; lines count from the first of their function, so that neither
-    what else changes in a file nor the version of Python matters.
+    The place is that of every call that leads there, from the module's own code on: the function, and where it ends.
+    Lines count from the first of their function, so that neither what else changes in a file nor the version of Python
+    matters.
     """
     steps: list[str] = []
     inside: tuple[int, int] | None = None  # of a comprehension, which some versions run in a frame of its own
@@ -80,7 +81,7 @@ def place_in_code() -> str:
                 steps.append(f"{code.co_name}+{inside[0] - code.co_firstlineno}:{inside[1]}")
                 inside = None
         frame = frame.f_back
-    return " > ".join(reversed(steps))
+    return " > ".join(reversed(steps)), None if frame is None else frame.f_locals["self"]
 
 
 class Resized(Substitute):
@@ -92,16 +93,8 @@ class Resized(Substitute):
     settings: Answers
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        mode = _Answering(self.settings.calls)
-        inner = [module for module in self.modules() if module is not self]
-        handles = [module.register_forward_pre_hook(mode.enter) for module in inner]
-        handles += [module.register_forward_hook(mode.leave) for module in inner]
-        try:
-            with mode:
-                outputs = super().forward(*args, **kwargs)
-        finally:
-            for handle in handles:
-                handle.remove()
+        with _Answering(self, self.settings.calls) as mode:
+            outputs = super().forward(*args, **kwargs)
         if mode.changed:
             self.__dict__["answered"] = True  # the proof asks whether it was needed
         return outputs
@@ -110,26 +103,21 @@ class Resized(Substitute):
 class _Answering(TorchFunctionMode):
     """Answers the requests of a module's own code, not those of the modules it calls."""
 
-    def __init__(self, calls: Mapping[str, Sequence[Any]]) -> None:
+    def __init__(self, module: nn.Module, calls: Mapping[str, Sequence[Any]]) -> None:
         super().__init__()
-        self.calls, self.depth, self.changed = calls, 0, False
+        self.module, self.calls, self.changed = module, calls, False
         self.turns: Counter[str] = Counter()
-
-    def enter(self, *call: Any) -> None:
-        self.depth += 1
-
-    def leave(self, *call: Any) -> None:
-        self.depth -= 1
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if self.depth == 0 and is_request(func, args, kwargs):
-            where = place_in_code()
-            answers = self.calls.get(where, [None])
-            answer = answers[self.turns[where] % len(answers)]
-            self.turns[where] += 1
-            if answer is not None:
-                return self._answer(func, args, kwargs, answer)
+        if is_request(func, args, kwargs):
+            where, module = place_in_code()
+            if module is self.module and where in self.calls:
+                answers = self.calls[where]
+                answer = answers[self.turns[where] % len(answers)]
+                self.turns[where] += 1
+                if answer is not None:
+                    return self._answer(func, args, kwargs, answer)
         return func(*args, **kwargs)
 
     def _answer(self, func: Any, args: Any, kwargs: Any, answer: Any) -> Any:

@@ -24,6 +24,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from amc.call import Call, as_call
 from amc.errors import ModelError
+from amc.surgery.attention import composed_attention
 from amc.surgery.layers import CONVOLUTIONS, LAYERS, TRANSPOSED
 from amc.surgery.narrow_norm import norm_rule
 from amc.surgery.operators import RULES, any_pointwise
@@ -63,17 +64,6 @@ def trace(model: nn.Module, inputs: Call | Tensor, ignore: Sequence[str] = ()) -
         if any(name == prefix or name.startswith(f"{prefix}.") for prefix in ignore):
             tracer.ignore(name, module)
     return tracer.record
-
-
-@contextlib.contextmanager
-def composed_attention() -> Iterator[None]:
-    """Torch's transformer layers run operation by operation, not as one kernel."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
 
 
 class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -254,7 +244,7 @@ class _Requests(TorchFunctionMode):
         kwargs = kwargs or {}
         if not self.tracer.stack or not is_request(func, args, kwargs):
             return func(*args, **kwargs)
-        where = place_in_code()
+        where, _ = place_in_code()
         turn = self.tracer.stack[-1].turns[where]
         self.tracer.stack[-1].turns[where] += 1
         self.tracer.asking = True

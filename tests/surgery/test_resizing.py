@@ -88,5 +88,5 @@ def test_a_place_is_told_by_the_lines_of_its_functions_alone() -> None:
     for shift in (0, 40):
         names: dict[str, Any] = {}
         exec(compile("\n" * shift + code, "somewhere.py", "exec"), names)
-        found.append(names["outer"](place_in_code))
+        found.append(names["outer"](place_in_code)[0])
     assert found[0] == found[1] and found[0].endswith("outer+1:23 > inner+1:19")
