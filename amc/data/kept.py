@@ -52,7 +52,10 @@ class KeptSplit:
         for batch in self.split.batches(size, seed=seed, limit=limit):
             if made is not None:
                 room -= _bytes(batch)
-                made = [*made, batch] if room >= 0 else None
+                if room >= 0:
+                    made.append(batch)
+                else:
+                    made = None
             yield batch
         if made is not None:  # a pass that was broken off never comes here
             self._kept[way] = made

@@ -20,8 +20,6 @@ from amc.surgery.vanished import vanish
 if TYPE_CHECKING:
     from amc.surgery.table import OwnerTable
 
-Integers = dict[str, dict[str, Any]]  # module name -> attribute -> value
-
 
 def fit(model: nn.Module, table: OwnerTable, kept: NDArray[np.bool_]) -> None:
     """Make a freshly cut network, its layers' integers already right, run."""

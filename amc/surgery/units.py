@@ -281,6 +281,3 @@ def _cross_evenly(first: _Partition, second: _Partition) -> bool:
     counts = np.zeros((first.count, second.count), dtype=np.int64)
     np.add.at(counts, (first.parts[:-1][both], second.parts[:-1][both]), 1)
     return bool(counts.min() > 0 and (counts == counts[0, 0]).all())
-
-
-__all__ = ["KEPT", "NONE", "Units", "find_units"]
