@@ -27,7 +27,8 @@ from amc.errors import ModelError
 from amc.surgery.attention import composed_attention
 from amc.surgery.layers import CONVOLUTIONS, LAYERS, TRANSPOSED
 from amc.surgery.narrow_norm import norm_rule
-from amc.surgery.operators import RULES, any_pointwise
+from amc.surgery.operators import RULES
+from amc.surgery.operators.entrywise import any_pointwise
 from amc.surgery.record import Factor, Labels, Record, Request, Slots
 from amc.surgery.resizing import ATTENTION, CHUNKS, PART, SCALED, SPLITS, asked_sizes, is_request, place_in_code
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
-from amc.surgery.operators import reshaped
+from amc.surgery.operators.sizes import reshaped
 from amc.surgery.record import NONE, Factor, Labels, Record
 from amc.surgery.tracing import Tracer
 
