@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
-import json
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from amc.bench.commands import bench
 from amc.errors import AmcError
+from amc.options import (
+    BatchOption,
+    BudgetOption,
+    DataOption,
+    IgnoreOption,
+    JsonOption,
+    LossOption,
+    MetricOption,
+    ModelOption,
+    OutOption,
+    QuietOption,
+    RecipeOption,
+    RoundToOption,
+    RunArgument,
+    SetOption,
+    WeightsOption,
+    print_result,
+    recipe_of,
+    settings_of,
+)
 
 INTERRUPTED = 130
 WHEN_INTERRUPTED = "interrupted; what was measured is kept: the same command goes on"
@@ -25,53 +44,6 @@ app = typer.Typer(
     epilog="Exit codes: 0 done; 1 unexpected; 2 bad usage, recipe, data, network or storage; 3 budget cannot be met; "
     "4 gate failed; 130 interrupted (the same command goes on).",
 )
-
-RecipeOption = Annotated[str | None, typer.Option("--recipe", "-r", help="A built-in recipe or a TOML file.")]
-ModelOption = Annotated[
-    str | None,
-    typer.Option("--model", "-m", help="resnet20, a torchvision name, timm:NAME, or package.module:factory."),
-]
-WeightsOption = Annotated[str | None, typer.Option(help="FILE, default, or none (random).")]
-DataOption = Annotated[
-    str | None,
-    typer.Option(
-        help="fashion-mnist-10k, fashion-mnist, imagefolder:FOLDER, cifar10:FOLDER, idx:FOLDER, hapt:FOLDER, or "
-        "package.module:factory."
-    ),
-]
-MetricOption = Annotated[
-    str | None,
-    typer.Option(help="package.module:function from outputs and batch to scores in 0..1; left out: accuracy."),
-]
-BatchOption = Annotated[
-    str | None,
-    typer.Option(help="package.module:function from a batch to the network's arguments; left out: its first element."),
-]
-LossOption = Annotated[
-    str | None,
-    typer.Option(help="package.module:function from outputs and batch to a loss; left out: cross-entropy."),
-]
-BudgetOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--budget", "-b", help="1.2GFLOPs (1 FLOP = 1 multiply-add), 600M, 40%, 2.5Mparams, 9MB; several hold at once."
-    ),
-]
-RoundToOption = Annotated[
-    str | None,
-    typer.Option("--round-to", help="Multiples to keep channels in; auto: by this machine's speed.", metavar="N|auto"),
-]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", "-s", help="Any recipe key, e.g. --set finetune.epochs=10.", metavar="KEY=VALUE"),
-]
-IgnoreOption = Annotated[
-    list[str] | None, typer.Option(help="A module none of whose channels are cut; may be repeated.", metavar="NAME")
-]
-OutOption = Annotated[str | None, typer.Option("--out", "-o", help="The run folder.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="The result as JSON on stdout.")]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
-RunArgument = Annotated[Path, typer.Argument(help="A run folder.")]
 
 
 def _version(asked: bool) -> None:
@@ -122,10 +94,10 @@ def compress(
     flags: dict[str, Any] = {"out": out, "search.trials": trials, "search.study": study, "search.workers": workers}
     flags |= {"task.metric": metric, "task.batch": batch, "task.loss": loss}
     flags |= {"model.ignore": ignore or None, "surgery.round_to": round_to, "seed": seed}
-    wanted = _recipe(recipe, model, weights, data, budget, set_, flags)
+    wanted = recipe_of(recipe, model, weights, data, budget, set_, flags)
     with shown(quiet=quiet) as progress:
         run = compress(wanted, progress)
-    _print(run.metrics if json_ else summary(run))
+    print_result(run.metrics if json_ else summary(run))
 
 
 @app.command()
@@ -154,11 +126,11 @@ def worker(
     from amc.progress import shown
     from amc.worker import work
 
-    overrides = {"model.name": model, "model.weights": weights, "data.name": data, **_settings(set_)}
+    overrides = {"model.name": model, "model.weights": weights, "data.name": data, **settings_of(set_)}
     with shown(quiet=quiet) as progress:
         done = work(where, progress, recipe=recipe, study=study, overrides=overrides, leashed=leashed)
     line = f"{done['study']}: {done['measured_here']} policies measured here, {done['trials']} in all"
-    _print(done if json_ else line)
+    print_result(done if json_ else line)
 
 
 @app.command()
@@ -179,13 +151,13 @@ def train(
     from amc.progress import shown
 
     flags = {"task.metric": metric, "task.batch": batch, "task.loss": loss}
-    wanted = _recipe(recipe, model, None, data, None, set_, flags)
+    wanted = recipe_of(recipe, model, None, data, None, set_, flags)
     with shown(quiet=quiet) as progress:
         record = pretrain(wanted, Path(out), progress)
     line = (
         f"{out}: {record['test_accuracy']:.2%} on the test split, {record['measure_accuracy']:.2%} on the measure split"
     )
-    _print(record if json_ else line)
+    print_result(record if json_ else line)
 
 
 @app.command()
@@ -206,7 +178,7 @@ def retarget(
 
     with shown(quiet=quiet) as progress:
         result = retarget(run, budget or [], out, candidates, finetune, progress)
-    _print(result.record if json_ else result.text)
+    print_result(result.record if json_ else result.text)
 
 
 @app.command()
@@ -221,7 +193,7 @@ def front(
     from amc.front import front, front_text
 
     found = front(run, points)
-    _print(found if json_ else front_text(found))
+    print_result(found if json_ else front_text(found))
 
 
 @app.command()
@@ -231,7 +203,7 @@ def show(run: RunArgument, json_: JsonOption = False) -> None:
     from amc.show import details
 
     opened = RunFolder.open(run)
-    _print({**opened.metrics, "policy": opened.policy} if json_ else details(opened))
+    print_result({**opened.metrics, "policy": opened.policy} if json_ else details(opened))
 
 
 @app.command()
@@ -247,7 +219,7 @@ def verify(
     from amc.release.verify import verdict_text, verify
 
     found = verify(run, budget or [], max_drop)
-    _print(found.record if json_ else verdict_text(found))
+    print_result(found.record if json_ else verdict_text(found))
     found.raise_if_failed()
 
 
@@ -290,9 +262,9 @@ def doctor(
 
     flags: dict[str, Any] = {"model.ignore": ignore or None, "surgery.round_to": round_to}
     flags |= {"surgery.trace_seconds": seconds, "surgery.trace_gigabytes": gigabytes}
-    wanted = _recipe(recipe, model, weights or "none", data, None, set_, flags)  # the shapes alone matter here
+    wanted = recipe_of(recipe, model, weights or "none", data, None, set_, flags)  # the shapes alone matter here
     found = diagnose(wanted, input_, explicit_data=data is not None)
-    _print(found if json_ else record_text(found))
+    print_result(found if json_ else record_text(found))
     raise_if_failed(found)
 
 
@@ -313,125 +285,11 @@ def _cover(
     chosen = Limits(limits[0] or LIMITS.seconds, limits[1] or LIMITS.gigabytes)
     with shown(quiet=quiet) as progress:
         found = cover(zoo, out, progress, jobs=jobs, only=only, resume=resume, limits=chosen)
-    _print(found.record if json_ else found.text)
+    print_result(found.record if json_ else found.text)
     found.raise_if_failed()
 
 
-bench = typer.Typer(help="Measure our own claims, side by side with what they are compared to.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
-
-
-ModelsOption = Annotated[list[str] | None, typer.Option("--model", "-m", help="Networks; left out: several.")]
-ThreadsOption = Annotated[int, typer.Option(min=1, help="Threads of torch.")]
-
-
-@bench.command("cut")
-def bench_cut(
-    model: ModelsOption = None,
-    size: Annotated[int, typer.Option(min=16, help="Height and width of the pictures.")] = 224,
-    json_: JsonOption = False,
-) -> None:
-    """Time tracing, cutting and counting, beside torch-pruning's build and step."""
-    from amc.bench.cut import NETWORKS, bench_cut, cut_text
-
-    rows = [bench_cut(_recipe(None, name, "none", None, None, None, {}), size) for name in model or NETWORKS]
-    _print(rows if json_ else cut_text(rows))
-
-
-@bench.command("trial")
-def bench_trial(
-    model: ModelsOption = None,
-    policies: Annotated[int, typer.Option(min=1, help="Random policies, at 30 to 80 % of the MACs.")] = 5,
-    size: Annotated[int, typer.Option(min=32, help="Height and width of the pictures, but for resnet20.")] = 64,
-    threads: ThreadsOption = 1,
-    json_: JsonOption = False,
-    quiet: QuietOption = False,
-) -> None:
-    """Time the parts of a trial, beside the bare forward passes that it needs."""
-    from amc.bench.trial import NETWORKS, bench_trial, trial_recipe, trial_text
-    from amc.progress import shown
-
-    with shown(quiet=quiet) as progress:
-        rows = [bench_trial(trial_recipe(name, size, threads), policies, progress) for name in model or NETWORKS]
-    _print(rows if json_ else trial_text(rows))
-
-
-@bench.command("workers")
-def bench_workers(
-    recipe: RecipeOption = None,
-    workers: Annotated[int, typer.Option(min=2, help="Processes, beside one.")] = 2,
-    trials: Annotated[int, typer.Option(min=20, help="Of each search.")] = 100,
-    repeats: Annotated[int, typer.Option(min=1, help="Searches of either kind, in turns.")] = 3,
-    set_: SetOption = None,
-    json_: JsonOption = False,
-    quiet: QuietOption = False,
-) -> None:
-    """Count the policies a minute of several worker processes, beside those of one."""
-    from amc.bench.workers import bench_workers, workers_text
-    from amc.progress import shown
-
-    with shown(quiet=quiet) as progress:
-        wanted = _recipe(recipe, None, None, None, None, set_, {})
-        found = bench_workers(wanted, workers, trials, repeats, progress)
-    _print(found if json_ else workers_text(found))
-
-
-@bench.command("study")
-def bench_study(
-    trials: Annotated[int, typer.Option(min=100, help="Measured policies in the study.")] = 10_000,
-    groups: Annotated[int, typer.Option(min=4, help="Groups of channels.")] = 60,
-    json_: JsonOption = False,
-) -> None:
-    """Time opening, proposing for and retargeting a very long study, and tell the memory."""
-    from amc.bench.study import bench_study, study_text
-
-    found = bench_study(trials, groups)
-    _print(found if json_ else study_text(found))
-
-
-@bench.command("stop")
-def bench_stop(
-    recipe: RecipeOption = None,
-    trials: Annotated[int, typer.Option(min=10, help="Of each search.")] = 60,
-    seeds: Annotated[int, typer.Option(min=1, help="Searches of either kind.")] = 3,
-    set_: SetOption = None,
-    json_: JsonOption = False,
-    quiet: QuietOption = False,
-) -> None:
-    """Compare searches with and without early stopping: time, and what they find."""
-    from amc.bench.stop import bench_stop, stop_text
-    from amc.progress import shown
-
-    with shown(quiet=quiet) as progress:
-        found = bench_stop(_recipe(recipe, None, None, None, None, set_, {}), trials, seeds, progress)
-    _print(found if json_ else stop_text(found))
-
-
-@bench.command("rounding")
-def bench_rounding(recipe: RecipeOption = None, set_: SetOption = None, json_: JsonOption = False) -> None:
-    """Time a network's heaviest layers at widths of multiples of 8, 16 and 32."""
-    from amc.bench.rounding import bench_rounding, rounding_text
-
-    found = bench_rounding(_recipe(recipe, None, None, None, None, set_, {}))
-    _print(found if json_ else rounding_text([found]))
-
-
-@bench.command("recovery")
-def bench_recovery(
-    recipe: RecipeOption = None,
-    policies: Annotated[int, typer.Option(min=1, help="Random policies, at 25 to 80 % of the MACs.")] = 6,
-    epochs: Annotated[float, typer.Option(min=0, help="Of the short fine-tune.")] = 2.0,
-    set_: SetOption = None,
-    json_: JsonOption = False,
-    quiet: QuietOption = False,
-) -> None:
-    """Compare kinds of recovery, before and after an equal short fine-tune."""
-    from amc.bench.recovery import bench_recovery, recovery_text
-    from amc.progress import shown
-
-    with shown(quiet=quiet) as progress:
-        found = bench_recovery(_recipe(recipe, None, None, None, None, set_, {}), policies, epochs, progress)
-    _print(found if json_ else recovery_text(found))
 
 
 @app.command()
@@ -440,7 +298,7 @@ def recipes(json_: JsonOption = False) -> None:
     from amc.recipe import list_recipes
 
     found = list_recipes()
-    _print(found if json_ else "\n".join(f"{name:<16}{about}" for name, about in found.items()))
+    print_result(found if json_ else "\n".join(f"{name:<16}{about}" for name, about in found.items()))
 
 
 @app.command()
@@ -448,51 +306,7 @@ def version() -> None:
     """Print the version."""
     from importlib.metadata import version
 
-    _print(version("amc-compress"))
-
-
-def _recipe(
-    recipe: str | None,
-    model: str | None,
-    weights: str | None,
-    data: str | None,
-    budget: list[str] | None,
-    settings: list[str] | None,
-    flags: dict[str, Any],
-) -> Any:
-    """The recipe asked for: the quickstart without `--recipe` and `--model`; `--model` alone starts from defaults."""
-    from amc.recipe import job_name, load_recipe
-
-    overrides: dict[str, object] = dict(flags)
-    overrides |= {"model.name": model, "model.weights": weights, "data.name": data, "budget": budget or None}
-    overrides |= _settings(settings)
-    if recipe is None and model is None:
-        recipe = "quickstart"
-    if recipe is None and model is not None:
-        overrides["name"] = job_name(model)
-    return load_recipe(recipe, overrides)
-
-
-def _settings(settings: list[str] | None) -> dict[str, object]:
-    """What `--set KEY=VALUE` asks for."""
-    from amc.errors import UsageError
-
-    overrides: dict[str, object] = {}
-    for setting in settings or []:
-        key, equals, value = setting.partition("=")
-        if not equals:
-            raise UsageError(f"--set must be KEY=VALUE, but is {setting!r}; e.g. --set finetune.epochs=10")
-        overrides[key] = value
-    return overrides
-
-
-def _print(result: Any) -> None:
-    if os.environ.get("RANK", "0") != "0":  # one process of `torchrun` speaks for all
-        return
-    if isinstance(result, str):
-        print(result)
-    else:
-        print(json.dumps(result, indent=2))
+    print_result(version("amc-compress"))
 
 
 def main() -> None:
