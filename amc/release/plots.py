@@ -90,30 +90,8 @@ def front_plot(
     """
     stopped = stopped or [False] * len(costs)
     whole = [i for i, of in enumerate(stopped) if not of]
-    traces: list[Plot] = []
-    if predicted:
-        traces += _predicted_traces(unit, predicted)
-    early, over, under = (
-        [i for i, of in enumerate(stopped) if of],
-        [i for i in whole if not feasible[i]],
-        [i for i in whole if feasible[i]],
-    )
-    hollow = {"color": "rgba(0,0,0,0)", "size": 8, "line": {"color": OVER, "width": 1.6}}
-    for rows, name, style, partly in (
-        (early, STOPPED, CROSS, PARTLY),
-        (over, "trial over a cap", hollow, ""),
-        (under, "trial under all caps" if limit else "trial", {"color": MEASURED, "size": 8}, ""),
-    ):
-        if rows:
-            traces.append(
-                {
-                    **_points([costs[i] for i in rows], [accuracies[i] for i in rows], name),
-                    "marker": style,
-                    "customdata": [[i + 1, format_cost(unit, costs[i])] for i in rows],
-                    "hovertemplate": f"trial %{{customdata[0]}}<br>%{{y:.2%}}{partly} at %{{customdata[1]}}"
-                    "<extra></extra>",
-                }
-            )
+    traces = _predicted_traces(unit, predicted) if predicted else []
+    traces += _trial_traces(unit, costs, accuracies, feasible, stopped, limit)
     best = [whole[i] for i in non_dominated([costs[i] for i in whole], [accuracies[i] for i in whole])]
     traces.append(
         {
@@ -123,16 +101,7 @@ def front_plot(
             "hoverinfo": "skip",
         }
     )
-    for mark in marks:
-        name, style = MARKS[mark.kind]
-        traces.append(
-            {
-                **_points([mark.cost], [mark.accuracy], name),
-                "marker": style,
-                "customdata": [[format_cost(unit, mark.cost)]],
-                "hovertemplate": f"{name}<br>%{{y:.2%}} at %{{customdata[0]}}<extra></extra>",
-            }
-        )
+    traces += [_mark_trace(unit, mark) for mark in marks]
     layout = _layout(460, x=AXES[unit], y="accuracy on the measure split")
     shown = [*(mark.accuracy for mark in marks), *([max(p["high"] for p in predicted)] if predicted else [])]
     layout["xaxis"] |= {"tickformat": "~s", "rangemode": "tozero"}
@@ -140,6 +109,46 @@ def front_plot(
     if limit is not None:
         _draw_cap(layout, limit)
     return {"data": traces, "layout": layout}
+
+
+def _trial_traces(
+    unit: Unit,
+    costs: Sequence[float],
+    accuracies: Sequence[float],
+    feasible: Sequence[bool],
+    stopped: Sequence[bool],
+    limit: float | None,
+) -> list[Plot]:
+    """The trials: stopped early, over a cap, under all caps; a kind without trials has no trace."""
+    early = [i for i, of in enumerate(stopped) if of]
+    over = [i for i, of in enumerate(stopped) if not of and not feasible[i]]
+    under = [i for i, of in enumerate(stopped) if not of and feasible[i]]
+    hollow = {"color": "rgba(0,0,0,0)", "size": 8, "line": {"color": OVER, "width": 1.6}}
+    kinds: list[tuple[list[int], str, Plot, str]] = [
+        (early, STOPPED, CROSS, PARTLY),
+        (over, "trial over a cap", hollow, ""),
+        (under, "trial under all caps" if limit else "trial", {"color": MEASURED, "size": 8}, ""),
+    ]
+    return [
+        {
+            **_points([costs[i] for i in rows], [accuracies[i] for i in rows], name),
+            "marker": style,
+            "customdata": [[i + 1, format_cost(unit, costs[i])] for i in rows],
+            "hovertemplate": f"trial %{{customdata[0]}}<br>%{{y:.2%}}{partly} at %{{customdata[1]}}<extra></extra>",
+        }
+        for rows, name, style, partly in kinds
+        if rows
+    ]
+
+
+def _mark_trace(unit: Unit, mark: Mark) -> Plot:
+    name, style = MARKS[mark.kind]
+    return {
+        **_points([mark.cost], [mark.accuracy], name),
+        "marker": style,
+        "customdata": [[format_cost(unit, mark.cost)]],
+        "hovertemplate": f"{name}<br>%{{y:.2%}} at %{{customdata[0]}}<extra></extra>",
+    }
 
 
 def _predicted_traces(unit: Unit, predicted: Sequence[Mapping[str, float]]) -> list[Plot]:
