@@ -6,6 +6,7 @@ at zero. And where most channels are zero, a deep network forgets its input afte
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -33,6 +34,24 @@ def scramble(model: nn.Module, seed: int = 0) -> nn.Module:
             elif bool((tensor == tensor.flatten()[0]).all()):
                 tensor.copy_(torch.randn(tensor.shape, generator=draw) / math.sqrt(tensor[0].numel()))
     return model.eval()
+
+
+@torch.no_grad()
+def drawn(model: nn.Module) -> nn.Module:
+    """A copy in `eval` mode; tensors that are all one value, as before training, are drawn at random."""
+    twin = copy.deepcopy(model).eval()
+    draw = torch.Generator().manual_seed(0)
+    for name, tensor in [*twin.named_parameters(), *twin.named_buffers()]:
+        if not tensor.is_floating_point() or tensor.numel() < 2 or not bool((tensor == tensor.flatten()[0]).all()):
+            continue
+        spread = torch.rand(tensor.shape, generator=draw).to(tensor)
+        if name.endswith(("bias", "running_mean")):
+            tensor.copy_(0.4 * spread - 0.2)
+        elif tensor.numel() == max(tensor.shape):
+            tensor.copy_(0.5 + spread)
+        else:
+            tensor.copy_((2 * spread - 1) * (3 / tensor[0].numel()) ** 0.5)
+    return twin
 
 
 def settle(model: nn.Module, call: Call) -> nn.Module:

@@ -19,7 +19,7 @@ from amc.call import Call, float_tensors
 from amc.cost.counts import count_cut_macs, count_macs
 from amc.errors import ModelError
 from amc.surgery.cut import Kept, cut, mask
-from amc.surgery.numbers import settle
+from amc.surgery.numbers import drawn, settle
 from amc.surgery.table import Asked, Group, OwnerTable, build_table, kept_units, ranks
 from amc.surgery.tracing import trace
 
@@ -209,27 +209,9 @@ def _doubled(example: Call) -> Call:
 @torch.no_grad()
 def _settled(model: nn.Module, example: Call) -> nn.Module:
     """A copy with drawn parameters in which the input is felt to the last layer, if it can be made so."""
-    settled = settle(_drawn(model), example)
+    settled = settle(drawn(model), example)
     finite = all(bool(output.isfinite().all()) for output in float_tensors(example.on(settled)))
-    return settled if finite else _drawn(model)
-
-
-@torch.no_grad()
-def _drawn(model: nn.Module) -> nn.Module:
-    """A copy in `eval` mode; tensors that are all one value, as before training, are drawn at random."""
-    twin = copy.deepcopy(model).eval()
-    draw = torch.Generator().manual_seed(0)
-    for name, tensor in [*twin.named_parameters(), *twin.named_buffers()]:
-        if not tensor.is_floating_point() or tensor.numel() < 2 or not bool((tensor == tensor.flatten()[0]).all()):
-            continue
-        spread = torch.rand(tensor.shape, generator=draw).to(tensor)
-        if name.endswith(("bias", "running_mean")):
-            tensor.copy_(0.4 * spread - 0.2)
-        elif tensor.numel() == max(tensor.shape):
-            tensor.copy_(0.5 + spread)
-        else:
-            tensor.copy_((2 * spread - 1) * (3 / tensor[0].numel()) ** 0.5)
-    return twin
+    return settled if finite else drawn(model)
 
 
 def _other_input(example: Call) -> Call | None:
