@@ -16,6 +16,7 @@ from torch.nn.functional import relu
 from amc.cost.counts import ProductCost, count_bytes, count_macs, count_params
 from amc.models.zoo import build_model
 from amc.surgery.cut import Kept, cut, mask
+from amc.surgery.numbers import scramble
 from amc.surgery.table import OwnerTable, build_table, kept_units, ranks
 from amc.surgery.tracing import trace
 
@@ -37,20 +38,6 @@ class Traced:
         """Which units a policy leaves, under a random ranking."""
         scores = torch.rand(len(self.table.unit_group), generator=torch.Generator().manual_seed(seed))
         return kept_units(self.table, ranks(self.table, scores), policy)
-
-
-def scramble(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Give every normalisation random statistics and weights, so that no channel is trivially zero or one."""
-    draw = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-            if not tensor.is_floating_point() or tensor.ndim > 1:
-                continue
-            if name.endswith(("running_var", "weight")):
-                tensor.copy_(torch.rand(tensor.shape, generator=draw) + 0.5)
-            else:
-                tensor.copy_(torch.randn(tensor.shape, generator=draw) * 0.3)
-    return model.eval()
 
 
 def traced(model: nn.Module, shape: tuple[int, ...], round_to: int = 8) -> Traced:
