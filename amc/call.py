@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,7 +24,14 @@ class Call:
 
     def to(self, device: torch.device | str) -> Call:
         """The same call, its tensors on `device`."""
-        return Call(moved(self.args, device), moved(dict(self.kwargs), device))
+        return self.mapped(lambda tensor: tensor.to(device))
+
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> Call:
+        """The same call with every tensor changed, in a fixed order."""
+        args, kwargs = tree_map(
+            lambda leaf: change(leaf) if isinstance(leaf, Tensor) else leaf, (self.args, dict(self.kwargs))
+        )
+        return Call(args, kwargs)
 
     def __len__(self) -> int:
         """How many examples are in it: the length of a list of pictures, or the first dimension of the first tensor."""

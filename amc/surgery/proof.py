@@ -13,7 +13,6 @@ from dataclasses import replace
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
 from amc.call import Call, float_tensors
 from amc.cost.counts import count_cut_macs, count_macs
@@ -71,12 +70,11 @@ class _Judge:
         """Why some groups cannot be cut to uneven widths, or others to nothing; None if they can."""
         kept = self._kept(table, groups, keep_none, draw)
         try:
-            difference, small = self._compare(self.model, self.example, table, kept)
+            difference, small, answers = self._compare(self.model, self.example, table, kept)
             if TOLERANCE < difference <= DOUBTFUL:
                 twin = copy.deepcopy(self.model).double()
                 difference = self._compare(twin, _doubled(self.example), table, kept)[0] * TOLERANCE / EXACT
-            if keep_none and self.other is not None:
-                answers = [float_tensors(call.on(small)) for call in (self.example, self.other)]
+            others = float_tensors(self.other.on(small)) if keep_none and self.other is not None else answers
         except _Unequal as error:
             return str(error)
         except Exception as error:  # whatever a network may raise when its shapes do not meet
@@ -84,24 +82,26 @@ class _Judge:
             return f"cutting it fails: {first[:120]}"
         if not difference <= TOLERANCE:
             return f"cutting it is not the same as zeroing it (outputs differ by {difference:.1g} of the largest)"
-        if keep_none and (self.other is None or not _differ(*answers)):
+        if keep_none and not _differ(answers, others):
             return "without it the output does not depend on the input"
         if keep_none and count_cut_macs(small, self.example) != _macs_without(table, keep_none):
             return "without it what is left costs less than can be told"
         return None
 
-    def _compare(self, model: nn.Module, example: Call, table: OwnerTable, kept: Kept) -> tuple[float, nn.Module]:
-        """How far the cut network is from the one with zeros, as a share of the largest output; and the former."""
+    def _compare(
+        self, model: nn.Module, example: Call, table: OwnerTable, kept: Kept
+    ) -> tuple[float, nn.Module, list[Tensor]]:
+        """How far a cut network is from the one with zeros, as a share of the largest output; it and its outputs."""
         small = cut(model, table, kept)
         worst = 0.0
-        pairs = zip(float_tensors(example.on(small)), float_tensors(example.on(mask(model, table, kept))), strict=True)
-        for ours, zeroed in pairs:
+        outputs = float_tensors(example.on(small))
+        for ours, zeroed in zip(outputs, float_tensors(example.on(mask(model, table, kept))), strict=True):
             if ours.shape != zeroed.shape:
                 raise _Unequal(f"cutting it changes the output from {tuple(zeroed.shape)} to {tuple(ours.shape)}")
             if ours.numel():
                 share = float((ours - zeroed).abs().max()) / max(float(zeroed.abs().max()), 1e-12)
                 worst = max(worst, share) if share == share else float("nan")
-        return worst, small
+        return worst, small, outputs
 
     @torch.no_grad()
     def needed(self, table: OwnerTable) -> tuple[Asked, ...]:
@@ -117,15 +117,15 @@ class _Judge:
     def _kept(self, table: OwnerTable, groups: Sequence[int], keep_none: Sequence[int], draw: int) -> Kept:
         """A random choice of units, whatever their rank."""
         rng, space = np.random.default_rng(draw), table.space
-        drawn = space.nearest(space.high * rng.uniform(0.25, 0.75, len(space)), space.step)
+        widths = space.nearest(space.high * rng.uniform(0.25, 0.75, len(space)), space.step)
         if draw == 1:
-            drawn = np.where(rng.random(len(space)) < 0.5, space.step, space.high)
+            widths = np.where(rng.random(len(space)) < 0.5, space.step, space.high)
         elif draw == 2:
-            drawn = space.step
+            widths = space.step
         elif draw == 3:  # code may divide the width of a stream by the number of heads
-            drawn = np.where([_is_joint(group) for group in table.groups], space.high, space.step)
+            widths = np.where([_is_joint(group) for group in table.groups], space.high, space.step)
         policy = space.high.copy()
-        policy[list(groups)] = drawn[list(groups)]
+        policy[list(groups)] = widths[list(groups)]
         policy[list(keep_none)] = 0
         return kept_units(table, ranks(table, torch.from_numpy(rng.random(len(table.unit_group)))), policy)
 
@@ -200,10 +200,7 @@ def _removable(judge: _Judge, table: OwnerTable) -> list[bool]:
 
 
 def _doubled(example: Call) -> Call:
-    def double(leaf: object) -> object:
-        return leaf.double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
-
-    return Call(tree_map(double, example.args), tree_map(double, dict(example.kwargs)))
+    return example.mapped(lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
 
 
 @torch.no_grad()
@@ -220,12 +217,9 @@ def _other_input(example: Call) -> Call | None:
     if not float_tensors((example.args, dict(example.kwargs))):
         return None
 
-    def redrawn(leaf: object) -> object:
-        if isinstance(leaf, Tensor) and leaf.is_floating_point():
-            return torch.rand(leaf.shape, generator=draw).to(leaf)
-        return leaf
-
-    return Call(tree_map(redrawn, example.args), tree_map(redrawn, dict(example.kwargs)))
+    return example.mapped(
+        lambda tensor: torch.rand(tensor.shape, generator=draw).to(tensor) if tensor.is_floating_point() else tensor
+    )
 
 
 def _differ(left: Sequence[Tensor], right: Sequence[Tensor]) -> bool:
