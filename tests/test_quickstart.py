@@ -18,6 +18,7 @@ import amc
 from amc.flow import compress
 from amc.recipe import load_recipe
 from amc.run import Run
+from tests.interrupts import heed_interrupts
 
 ROOT = Path(__file__).parent.parent
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -93,8 +94,7 @@ def test_an_interrupt_is_one_line_and_exit_code_130(tmp_path: Path) -> None:
         env=ONE_THREAD,
         stderr=subprocess.PIPE,
         text=True,
-        # a shell that started the tests in the background has them ignore interrupts, and children inherit that
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=heed_interrupts,
     )
     _wait_for_trials(out, 2, process)
     process.send_signal(signal.SIGINT)

@@ -24,6 +24,7 @@ from amc.search import sampler_of, shareable
 from amc.study import NOT_NEEDED, Study
 from amc.worker import work
 from amc_search.history import CLAIM
+from tests.interrupts import heed_interrupts
 from tests.test_study import PROTOCOL, SPACE, fake, opened, random_search
 
 ROOT = Path(__file__).parents[1]
@@ -206,7 +207,9 @@ def compress(run: Run, folder: Path, workers: int, trials: int) -> subprocess.Po
     path.write_text(resolved_toml(recipe))
     places = os.pathsep.join(str(place) for place in (ROOT, ROOT / "search", ROOT / "predictor"))
     command = [sys.executable, "-m", "amc.cli", "compress", "--recipe", str(path), "--quiet"]
-    return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": places}, stderr=subprocess.PIPE)
+    return subprocess.Popen(
+        command, env={**os.environ, "PYTHONPATH": places}, stderr=subprocess.PIPE, preexec_fn=heed_interrupts
+    )
 
 
 @pytest.mark.slow
