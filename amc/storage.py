@@ -19,6 +19,7 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlch
 from amc.database import CONNECT_SECONDS, Database
 from amc.errors import StorageError
 from amc.files import explain_storage
+from amc.interrupts import uninterrupted
 
 OUTAGE_SECONDS = 300.0  # how long a storage that has gone is waited for
 LONGEST_PAUSE = 15.0  # between two tries
@@ -75,7 +76,8 @@ def patiently(act: Callable[[], Answer], url: str, say: Callable[[str], None], p
     since: float | None = None
     while True:
         try:
-            answer = act()
+            with uninterrupted():
+                answer = act()
         except Exception as error:
             if not _from_storage(error):
                 raise
