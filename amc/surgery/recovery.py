@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from amc.call import Call, float_tensors
 from amc.data.splits import Batch
+from amc.surgery.blueprint import Blueprint
 from amc.surgery.cut import Kept, assembled, cut_tensors, named_tensors, stays, with_tensors
 from amc.surgery.layers import BATCH_NORMS, CONVOLUTIONS, TRANSPOSED
 from amc.surgery.table import OwnerTable
@@ -192,6 +193,7 @@ class Cutter:
 
     def __init__(self, model: nn.Module, table: OwnerTable, moments: Moments | None) -> None:
         self.model, self.table, self.moments = model, table, moments
+        self.blueprint = Blueprint(model)
         self.tensors = {name: tensor.detach() for name, tensor in named_tensors(model).items()}
         self.readers = [name for name in readers(model, table) if name in moments.mean] if moments else []
         rescaled = moments.rescaled if moments else {}
@@ -224,7 +226,7 @@ class Cutter:
 
     def build(self, sliced: Mapping[str, Tensor], kept: Kept) -> nn.Module:
         """A network that holds the `sliced` tensors, and runs."""
-        return assembled(self.model, self.table, kept, sliced)
+        return assembled(self.blueprint, self.table, kept, sliced)
 
     def _rows(self, name: str, keep_all: Kept) -> Tensor | None:
         """The output channels of a layer that are left; None where no policy removes any."""
