@@ -147,8 +147,8 @@ def finished(folder: Path, url: str | None, seed: int) -> dict[int, tuple[tuple[
     return {trial.number: (tuple(trial.params.values()), float(trial.value or 0)) for trial in measured}
 
 
-def judge(folder: Path, url: str | None, seed: int, report: Report) -> None:
-    """A run that has finished: its trials are there once each, and its policy is legal."""
+def judge(folder: Path, url: str | None, seed: int, starts: int, report: Report) -> None:
+    """A run that has finished after so many starts: its trials are there once each, and its policy is legal."""
     run = Run.open(folder)
     known = finished(folder, url, seed)
     counts = Counter(policy for policy, _ in known.values())
@@ -156,7 +156,8 @@ def judge(folder: Path, url: str | None, seed: int, report: Report) -> None:
     report.trials_finished += len(known)
     report.trials_failed += run.metrics["failed_trials"]
     report.runs_finished += 1
-    assert len(known) == run.metrics["trials"] <= TRIALS + CANDIDATES + 1  # the search, the best few, the uniform one
+    most = TRIALS + starts * CANDIDATES + 1  # the search, the best few as known at each start, the uniform one
+    assert len(known) == run.metrics["trials"] <= most
     policy = np.array([run.policy[name] for name in run.dense.space.names], dtype=np.int64)
     assert run.dense.space.is_legal(policy[None]).all()
     assert is_feasible(policy[None], run.dense.caps(run.recipe.budgets)).all()
@@ -173,7 +174,7 @@ def test_nothing_is_lost_when_anything_is_killed_at_any_moment(
         starting = starting_seconds()
         seed = 0
         while report.rounds < ROUNDS or seed == 0:
-            folder, process, seed = tmp_path / f"run{seed}", None, seed + 1
+            folder, process, seed, starts = tmp_path / f"run{seed}", None, seed + 1, 0
             before: dict[int, tuple[tuple[int, ...], float]] = {}
             deadline = monotonic() + 1800
             while not (folder / "metrics.json").exists() or process is None or process.poll() is None:
@@ -181,7 +182,7 @@ def test_nothing_is_lost_when_anything_is_killed_at_any_moment(
                 if process is None or process.poll() is not None:
                     words = folder.with_suffix(".log").read_bytes().decode() if process else ""
                     assert process is None or process.returncode == -signal.SIGKILL, words
-                    process = start(folder, url, seed - 1)
+                    process, starts = start(folder, url, seed - 1), starts + 1
                 wait_until = monotonic() + rng.uniform(0.2, 4.0 * starting)
                 while process.poll() is None and (monotonic() < wait_until or report.rounds >= ROUNDS):
                     sleep(0.05)
@@ -193,7 +194,7 @@ def test_nothing_is_lost_when_anything_is_killed_at_any_moment(
                 now = finished(folder, url, seed - 1)
                 report.lost += sum(now.get(number) != trial for number, trial in before.items())
                 before = now
-            judge(folder, url, seed - 1, report)
+            judge(folder, url, seed - 1, starts, report)
     report.seconds = round(monotonic() - begun, 1)
     with capsys.disabled():
         print("\nsoak " + json.dumps(asdict(report)))
