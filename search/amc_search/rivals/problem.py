@@ -1,0 +1,130 @@
+"""What every method of search is given in a comparison: a space, caps and a budget of labels.
+
+A label is the number that a method sees for a measured policy: in (0, 1], higher is better.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from amc_search.repair import check_reachable
+from amc_search.space import Cap, Policies, Space, is_feasible
+
+
+class Spent(Exception):
+    """Raised by `Problem.measure` instead of a label beyond the budget of labels."""
+
+
+class Problem:
+    """One search: find the policy under all caps with the highest label, from at most `trials` labels.
+
+    Attributes:
+        space: what is legal.
+        caps: all hold; at least one.
+        trials: how many distinct policies may be measured.
+        seed: a method draws all that is random from it, so that the same seed and labels give the same search.
+        dense_label: of the dense network where it is known: every method may use it for nothing.
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        caps: tuple[Cap, ...],
+        label: Callable[[NDArray[np.int64]], float],
+        *,
+        trials: int,
+        seed: int,
+        dense_label: float | None = None,
+    ) -> None:
+        """Start with nothing measured.
+
+        Raises:
+            CapUnreachable: the smallest policy is over a cap.
+            ValueError: there is no cap or no trial.
+        """
+        if not caps or trials < 1:
+            raise ValueError(f"caps and trials must be at least one, but got {len(caps)} caps, {trials=}")
+        check_reachable(space, caps)
+        self.space = space
+        self.caps = caps
+        self.trials = trials
+        self.seed = seed
+        self.dense_label = dense_label
+        self._label = label
+        self._measured: list[NDArray[np.int64]] = []
+        self._known: dict[bytes, float] = {}  # in the order of `_measured`
+
+    @property
+    def policies(self) -> Policies:
+        """The measured policies in their order, (n, d)."""
+        return np.array(self._measured, dtype=np.int64).reshape(-1, len(self.space))
+
+    @property
+    def labels(self) -> NDArray[np.float64]:
+        """Theirs, (n,)."""
+        return np.array(list(self._known.values()), dtype=np.float64)
+
+    @property
+    def left(self) -> int:
+        """How many more policies may be measured."""
+        return self.trials - len(self._measured)
+
+    def is_known(self, policy: NDArray[np.int64]) -> bool:
+        """Whether a policy (d,) was measured before, so that its label is free."""
+        return _key(policy) in self._known
+
+    def measure(self, policy: NDArray[np.int64]) -> float:
+        """The label of one legal policy (d,); that of a policy measured before, or of the dense network, is free.
+
+        Raises:
+            Spent: the policy is new and all labels are spent.
+            ValueError: the policy is not legal, or its label is not finite.
+        """
+        if np.shape(policy) != (len(self.space),) or not self.space.is_legal(policy):
+            raise ValueError(f"a measured policy must be legal, but got {np.asarray(policy).tolist()}: repair it first")
+        key = _key(policy)
+        if key in self._known:
+            return self._known[key]
+        if self.dense_label is not None and (policy == self.space.high).all():
+            return self.dense_label
+        if self.left < 1:
+            raise Spent
+        own = np.array(policy, dtype=np.int64)
+        label = float(self._label(own.copy()))
+        if not np.isfinite(label):
+            raise ValueError(
+                f"a label must be finite, but got {label} for {own.tolist()}: label what is wrecked near 0"
+            )
+        self._measured.append(own)
+        self._known[key] = label
+        return label
+
+    def best(self) -> tuple[NDArray[np.int64], float]:
+        """The measured policy under all caps with the highest label, the first of equals, and its label.
+
+        Raises:
+            ValueError: none was measured under all caps.
+        """
+        if not self._measured or not (feasible := is_feasible(self.policies, self.caps)).any():
+            raise ValueError(f"a measured policy must be under all caps, but none of {len(self._measured)} is")
+        index = int(np.argmax(np.where(feasible, self.labels, -np.inf)))
+        return self._measured[index].copy(), float(self.labels[index])
+
+
+Method = Callable[[Problem], None]  # measures until it is done, or until `Spent` escapes
+
+
+def run(method: Method, problem: Problem) -> Problem:
+    """Let a method search until it is done or its labels are spent, and give the problem back."""
+    try:
+        method(problem)
+    except Spent:
+        pass
+    return problem
+
+
+def _key(policy: NDArray[np.int64]) -> bytes:
+    return np.asarray(policy, dtype=np.int64).tobytes()
