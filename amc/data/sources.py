@@ -133,6 +133,13 @@ def hapt(request: Request) -> Splits:
     return load_hapt(request.name, request.need_folder(), request.size, request.split_seed)
 
 
+def shakespeare(request: Request) -> Splits:
+    """Stretches of plays, character by character, whole plays held out; `size` is their length, 128 if not given."""
+    from amc.data.shakespeare import load_shakespeare
+
+    return load_shakespeare(request.name, request.need_folder(), request.size, request.split_seed)
+
+
 LOADERS: dict[str, Callable[[Request], Splits]] = {
     "fashion-mnist-10k": fashion_mnist_10k,
     "fashion-mnist": fashion_mnist,
@@ -140,6 +147,7 @@ LOADERS: dict[str, Callable[[Request], Splits]] = {
     "cifar10": cifar10,
     "imagefolder": image_folder,
     "hapt": hapt,
+    "shakespeare": shakespeare,
 }
 
 

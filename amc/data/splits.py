@@ -58,8 +58,9 @@ class Splits:
 
     Attributes:
         name: of the data set; that of a user's factory is put in for it.
-        input_shape: of one example, e.g. (channels, height, width) or (channels, length); () where the network's input
-            is not one tensor of floats: it is then traced on the first training example.
+        input_shape: of one example, e.g. (channels, height, width) or (channels, length), or (length,) of tokens; ()
+            where the network's input is not one tensor. One that is no lone tensor of floats is traced on the first
+            training example.
         num_classes: the outputs that the network needs; None where the data do not say.
     """
 

@@ -146,7 +146,7 @@ def subject_of(recipe: Recipe, text: str | None, *, explicit_data: bool) -> Subj
         UsageError: the text is malformed.
     """
     from amc.models.examples import usual_shape
-    from amc.models.zoo import FACTORIES, model_source
+    from amc.models.zoo import FACTORIES, NO_PICTURES, model_source
 
     name = recipe.model.name
     if text is not None:
@@ -157,7 +157,7 @@ def subject_of(recipe: Recipe, text: str | None, *, explicit_data: bool) -> Subj
                 f"{text!r}; e.g. 3x224x224"
             )
         return _without_data(recipe, tuple(map(int, parts)))
-    if explicit_data or (name in FACTORIES and name != "sensor_net"):
+    if explicit_data or (name in FACTORIES and name not in NO_PICTURES):
         from amc.data.sources import load_splits
         from amc.task import load_task
 
@@ -175,7 +175,7 @@ def _without_data(recipe: Recipe, shape: tuple[int, ...]) -> Subject:
     """Noise of `shape`; as pairs or lists of pictures where that is what the network takes."""
     from amc.models.examples import example_of
 
-    call = example_of(recipe.model.name, shape, EXAMPLES)
+    call = example_of(recipe.model.name, shape, EXAMPLES, num_classes=recipe.model.num_classes)
     return Subject(shape, recipe.model.num_classes, None if _is_noise_enough(call) else call)
 
 

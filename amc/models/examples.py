@@ -1,7 +1,7 @@
 """What to call a network with when there are no data: the shape it usually reads, and noise in that shape.
 
 torchvision's detectors take a list of pictures, its optical-flow networks two batches of them, its video networks
-clips. All others are called with one tensor.
+clips. All others are called with one tensor: of numbers, or of tokens for a network that reads text.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from torch import nn
 
 from amc.call import Call
 from amc.factory import FACTORY
+from amc.models.char_transformer import CharTransformer
 from amc.models.sensor_net import SensorNet
 from amc.models.zoo import ModelSource, torchvision_all
 
@@ -44,6 +45,8 @@ def usual_shape(source: ModelSource, size: int | None = None) -> tuple[int, ...]
         return (3, size or FLOW_SIZE, size or FLOW_SIZE)
     if source.name == "sensor_net":
         return (source.in_channels or 6, size or SensorNet.LENGTH)
+    if source.name == "char_transformer":
+        return (size or CharTransformer.CONTEXT,)
     channels = 3
     if FACTORY.fullmatch(source.name):
         first = next((m for m in source.build().modules() if isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Conv3d))), None)
@@ -51,9 +54,13 @@ def usual_shape(source: ModelSource, size: int | None = None) -> tuple[int, ...]
     return (channels, size or PICTURE_SIZE, size or PICTURE_SIZE)
 
 
-def example_of(name: str, shape: tuple[int, ...], number: int = 1, seed: int = 0) -> Call:
-    """Noise for `number` examples of `shape`, as the network of that name takes them."""
+def example_of(
+    name: str, shape: tuple[int, ...], number: int = 1, seed: int = 0, num_classes: int | None = None
+) -> Call:
+    """Noise for `number` examples of `shape`, as the network of that name takes them; tokens below `num_classes`."""
     generator, family = torch.Generator().manual_seed(seed), family_of(name)
+    if name == "char_transformer":
+        return Call((torch.randint(num_classes or CharTransformer.CHARACTERS, (number, *shape), generator=generator),))
     if family == "detection":
         return Call(([torch.rand(shape, generator=generator) for _ in range(number)],))
     tensors = [torch.randn(number, *shape, generator=generator) for _ in range(2 if family == "optical_flow" else 1)]

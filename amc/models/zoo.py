@@ -21,18 +21,23 @@ from torch.overrides import TorchFunctionMode
 
 from amc.errors import ModelError
 from amc.factory import FACTORY, call_factory, import_factory
+from amc.models.char_transformer import char_transformer
 from amc.models.checkpoint import load_weights, read_weights
 from amc.models.cifar_resnet import resnet20, resnet56
 from amc.models.hub import timm_pretrained, torchvision_pretrained
+from amc.models.mobilenet_small import mobilenet_v2_small
 from amc.models.sensor_net import sensor_net
 from amc.models.vgg_small import vgg_small
 
 FACTORIES: dict[str, Callable[..., nn.Module]] = {
     "resnet20": resnet20,
     "resnet56": resnet56,
+    "mobilenet_v2_small": mobilenet_v2_small,
     "vgg_small": vgg_small,
     "sensor_net": sensor_net,
+    "char_transformer": char_transformer,
 }
+NO_PICTURES = ("sensor_net", "char_transformer")  # what those of ours read that read no pictures
 PICTURE_CHANNELS = (1, 3, 4)
 # Trained by `amc train`, for Fashion-MNIST: 1 channel, 10 classes.
 SHIPPED = {"resnet20": Path(__file__).parent / "weights" / "resnet20-fashion-mnist.safetensors"}

@@ -74,7 +74,7 @@ class _Judge:
             if TOLERANCE < difference <= DOUBTFUL:
                 twin = copy.deepcopy(self.model).double()
                 difference = self._compare(twin, _doubled(self.example), table, kept)[0] * TOLERANCE / EXACT
-            others = float_tensors(self.other.on(small)) if keep_none and self.other is not None else answers
+            others = float_tensors(self.other.on(small)) if keep_none else answers
         except _Unequal as error:
             return str(error)
         except Exception as error:  # whatever a network may raise when its shapes do not meet
@@ -194,8 +194,8 @@ def _removable(judge: _Judge, table: OwnerTable) -> list[bool]:
             search(groups[: len(groups) // 2])
             search(groups[len(groups) // 2 :])
 
-    if judge.other is not None:  # heads without width are the same as no heads
-        search([g for g in _alike_together(table) if ":width" not in table.groups[g].name])
+    # heads without width are the same as no heads
+    search([g for g in _alike_together(table) if ":width" not in table.groups[g].name])
     return [group in gone for group in range(len(table.groups))]
 
 
@@ -211,15 +211,18 @@ def _settled(model: nn.Module, example: Call) -> nn.Module:
     return settled if finite else drawn(model)
 
 
-def _other_input(example: Call) -> Call | None:
-    """The same call with other numbers, None if nothing in it is a real number."""
+def _other_input(example: Call) -> Call:
+    """The same call with other numbers; with its whole numbers in another order where none in it are real."""
     draw = torch.Generator().manual_seed(1)
-    if not float_tensors((example.args, dict(example.kwargs))):
-        return None
+    if float_tensors((example.args, dict(example.kwargs))):
+        return example.mapped(
+            lambda tensor: torch.rand(tensor.shape, generator=draw).to(tensor) if tensor.is_floating_point() else tensor
+        )
 
-    return example.mapped(
-        lambda tensor: torch.rand(tensor.shape, generator=draw).to(tensor) if tensor.is_floating_point() else tensor
-    )
+    def shuffled(tensor: Tensor) -> Tensor:
+        return tensor.flatten()[torch.randperm(tensor.numel(), generator=draw)].view(tensor.shape)
+
+    return example.mapped(shuffled)
 
 
 def _differ(left: Sequence[Tensor], right: Sequence[Tensor]) -> bool:

@@ -191,7 +191,7 @@ def _index(call: Operation) -> None:
     for factor in call.of(before).factors:
         if len(factor.dims) > 1 and set(factor.dims) & set(used):
             call.record.keep(factor.slots, f"{call.where} looks it up")
-    call.set(factors, before)
+    call.set(factors, before, *(index for index in indices if isinstance(index, Tensor)))
 
 
 @rule("index_select", "gather", "embedding")
@@ -200,9 +200,10 @@ def _lookup(call: Operation) -> None:
     if call.operation == "embedding":
         factor = call.of(before).factor(1)
         call.record.fix_all(call.of(before), [0], f"{call.where} looks it up")
-        return call.set([] if factor is None else [factor.moved({1: call.out.ndim - 1})], before)
+        found = [] if factor is None else [factor.moved({1: call.out.ndim - 1})]
+        return call.set(found, before, call.args[1])  # of tokens that are read, it is no parameter any more
     dim = dim_of(call.args[1], before.ndim)
     call.record.fix_all(call.of(before), [dim], f"{call.where} looks it up")
     if call.operation == "gather":
         return call.lost()
-    call.set([f for f in call.of(before).factors if dim not in f.dims], before)
+    call.set([f for f in call.of(before).factors if dim not in f.dims], before, call.args[2])
