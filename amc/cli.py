@@ -155,7 +155,8 @@ def train(
     with shown(quiet=quiet) as progress:
         record = pretrain(wanted, Path(out), progress)
     line = (
-        f"{out}: {record['test_accuracy']:.2%} on the test split, {record['measure_accuracy']:.2%} on the measure split"
+        f"{out}: {record['metric']} {record['test_accuracy']:.2%} on the test split, "
+        f"{record['measure_accuracy']:.2%} on the measure split; loss {record['test_loss']:.4f} nats"
     )
     print_result(record if json_ else line)
 
@@ -294,11 +295,14 @@ app.add_typer(bench, name="bench")
 
 @app.command()
 def recipes(json_: JsonOption = False) -> None:
-    """List the built-in recipes."""
+    """List the built-in recipes: those of `amc compress`, then those of `amc bench`."""
+    from amc.bench.contest.recipe import list_bench_recipes
     from amc.recipe import list_recipes
 
     found = list_recipes()
-    print_result(found if json_ else "\n".join(f"{name:<16}{about}" for name, about in found.items()))
+    lines = [f"{name:<20}{about}" for name, about in found.items()]
+    lines += ["", "for `amc bench`:", *(f"{name:<20}{about}" for name, about in list_bench_recipes().items())]
+    print_result(found if json_ else "\n".join(lines))
 
 
 @app.command()

@@ -27,6 +27,7 @@ from amc.cost.counts import ProductCost, count_bytes, count_macs, count_params
 from amc.data.sources import load_splits
 from amc.data.splits import Splits
 from amc.errors import ModelError, UsageError
+from amc.lessons import lesson_record
 from amc.models.zoo import ModelSource, build_model, model_source
 from amc.progress import Progress, Silent
 from amc.recipe import Recipe
@@ -42,6 +43,7 @@ from amc_search import Cap, Policies, Space
 CountCost = ProductCost | ActivationCost
 TAYLOR_IMAGES = 1024
 LIMITS = {"trace_seconds", "trace_gigabytes"}  # keys of a recipe that no table depends on
+RECOVERY = {"fold", "moment_images", "batchnorm_images"}  # keys under which moments are kept
 
 
 @dataclass
@@ -77,7 +79,7 @@ class Dense:
         """What measures policies of this network."""
         return Measure(
             self.model, self.table, self.place, self.moments, self.splits, self.compute,
-            self.recipe.recovery, self.recipe.search, self.costs, self.task,
+            self.recipe.recovery, self.recipe.search, self.costs, self.task, self.recipe.finetune,
         )  # fmt: skip
 
     @cached_property
@@ -133,6 +135,7 @@ class Dense:
             compute=self.compute.name,
             seed=recipe.seed,
             versions=("amc 1", f"torch {torch.__version__}"),
+            training=lesson_record(settings[1], recipe.finetune, self.task),
         )
 
 
@@ -161,7 +164,7 @@ def prepare(
     weights_digest = digest_tensors(model.state_dict())
     key = json.dumps(
         [weights_digest, splits.digest, task.fingerprint, source.to_json(), recipe.surgery.model_dump(exclude=LIMITS),
-         recipe.recovery.model_dump(), recipe.model.ignore, recipe.seed, compute.name], sort_keys=True,
+         recipe.recovery.model_dump(include=RECOVERY), recipe.model.ignore, recipe.seed, compute.name], sort_keys=True,
     )  # fmt: skip
     path = folder / "dense.safetensors" if folder else None
     known = read_anatomy(path, key) if path else None

@@ -70,10 +70,12 @@ def _pretrain(recipe: Recipe, out: Path, progress: Progress) -> dict[str, Any]:
         "schedule": recipe.train.model_dump(),
         "seed": recipe.seed,
         "seconds": done.seconds,
+        "metric": task.metric_name,
         "measure_accuracies": done.accuracies,
         "measure_accuracy": done.best_accuracy,
         "test_accuracy": test.accuracy,
         "test_interval_95": list(test.interval_95),
+        "test_loss": test.loss,  # nats, as in amc.evaluation
         "compute": compute.name,
         "torch": torch.__version__,
     }

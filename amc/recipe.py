@@ -33,8 +33,8 @@ class ModelSection(Section):
     name: str = Field(
         default="resnet20",
         min_length=1,
-        description="resnet20, resnet56, vgg_small, sensor_net, a torchvision name, timm:NAME, or "
-        "package.module:factory",
+        description="resnet20, resnet56, mobilenet_v2_small, vgg_small, sensor_net, char_transformer, a torchvision "
+        "name, timm:NAME, or package.module:factory",
     )
     weights: str = Field(
         default="default", min_length=1, description="default, none (random), or a file: .safetensors, .pth, .pt"
@@ -53,7 +53,7 @@ class DataSection(Section):
         default="fashion-mnist-10k",
         min_length=1,
         description="fashion-mnist-10k, fashion-mnist, idx:FOLDER, cifar10:FOLDER, imagefolder:FOLDER, "
-        "hapt:FOLDER, or package.module:factory",
+        "hapt:FOLDER, shakespeare:FOLDER, or package.module:factory",
     )
     size: int | None = Field(
         default=None, ge=8, le=4096, description="height and width in pixels; left out: the data's own"
@@ -119,6 +119,14 @@ class RecoverySection(Section):
     batchnorm_images: int = Field(
         default=512, ge=0, description="training pictures for new BatchNorm statistics; 0 keeps the old"
     )
+    steps: int = Field(
+        default=0, ge=0, le=100_000, description="steps of training, by the loss of [finetune], before a trial is "
+        "measured"
+    )  # fmt: skip
+    lr: float | None = Field(
+        default=None, gt=0, le=100, description="largest learning rate of these steps; left out: 0.4 of [finetune]'s"
+    )
+    step_images: int = Field(default=128, ge=1, description="training pictures in such a step")
 
 
 class SearchSection(Section):
@@ -151,10 +159,13 @@ class Schedule(Section):
     epochs: float = Field(
         default=15.0, ge=0, le=10_000, description="passes over the train split; parts of one are allowed"
     )
-    lr: float = Field(default=0.2, gt=0, le=100, description="largest learning rate (SGD with Nesterov momentum)")
+    optimizer: Literal["sgd", "adamw"] = Field(
+        default="sgd", description="SGD with Nesterov momentum, or AdamW, which transformers need"
+    )
+    lr: float = Field(default=0.2, gt=0, le=100, description="largest learning rate")
     batch_size: int = Field(default=128, ge=1, description="pictures in a step, over all processes")
     weight_decay: float = Field(default=5e-4, ge=0, le=1, description="weight decay")
-    momentum: float = Field(default=0.9, ge=0, lt=1, description="momentum")
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="momentum; AdamW's first decay")
     warmup: float = Field(default=0.25, ge=0, lt=1, description="share of the steps in which the learning rate rises")
     schedule: Literal["onecycle", "cosine"] = Field(default="onecycle", description="how the learning rate falls")
     label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="share of the label given to all classes alike")
@@ -167,7 +178,7 @@ class FinetuneSection(Schedule):
     epochs: float = Field(
         default=4.0, ge=0, le=10_000, description="passes over the train split; 0 releases it without any"
     )
-    lr: float = Field(default=0.02, gt=0, le=100, description="largest learning rate (SGD with Nesterov momentum)")
+    lr: float = Field(default=0.02, gt=0, le=100, description="largest learning rate")
     warmup: float = Field(default=0.1, ge=0, lt=1, description="share of the steps in which the learning rate rises")
     distill: float = Field(
         default=0.9, ge=0, le=1, description="share of the loss that comes from the dense network's outputs"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import sys
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any
 from amc.budget import format_bytes, format_cost, format_flops_2x, format_macs, format_params
 from amc.folder import REPORT, RunFolder
 from amc.release.comparison import STAGES, comparison_sentences, seconds_text
-from amc.release.sentences import removed_groups, removed_of, trials_sentence
+from amc.release.sentences import certificate_sentence, removed_groups, removed_of, trials_sentence
 
 BLOCKS = " ▏▎▍▌▋▊▉█"  # eighths of a cell
 COLUMN = 18  # cells of one network's column
@@ -89,14 +90,20 @@ def details(run: RunFolder, terminal: Terminal | None = None) -> str:
             indent=2,
         ),
         *(_paragraph(quality["warning"], terminal, indent=2) if quality["warning"] else []),
+        *_paragraph(certificate_sentence(metrics), terminal, indent=2),
         "",
         _head(f"Time: {seconds_text(metrics['seconds'])}", terminal),
         *_stages(metrics["stage_seconds"], terminal),
-        f"  {trials_sentence(metrics)}, {metrics['failed_trials']} failed",
+        f"  {trials_sentence(metrics)}, {metrics['failed_trials']} failed{_lessons(run)}",
         "",
         f"{run.folder / REPORT} has the plots; `amc front {run.folder}` the best policies over a range of caps",
     ]
     return _finished(lines, terminal, bold=1)
+
+
+def _lessons(run: RunFolder) -> str:
+    steps = run.recipe.recovery.steps
+    return f"; each after {steps} step{'s' if steps > 1 else ''} of training" if steps else ""
 
 
 def _title(run: RunFolder) -> str:
@@ -130,6 +137,10 @@ def _networks(metrics: dict[str, Any]) -> list[str]:
         row("  95% interval", ["{:.1%} - {:.1%}".format(*network["test_interval_95"]) for network in networks]),
         row("  before fine-tune", shares("test_accuracy_before_finetune")),
     ]
+    if networks[0].get("test_loss"):  # runs of before have none
+        losses = [network["test_loss"] for network in networks]
+        lines.append(row("test loss, nats", [f"{loss:.4f}" for loss in losses]))
+        lines.append(row("  in bits", [f"{loss / math.log(2):.4f}" for loss in losses]))
     return [*lines, "(the uniform baseline was not fine-tuned)"] if untuned else lines
 
 

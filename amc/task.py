@@ -20,7 +20,7 @@ import hashlib
 import inspect
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,11 +65,12 @@ class Task:
     @property
     def fingerprint(self) -> str:
         """A text that changes when the functions' names or the source of their modules do; the loss plays no part."""
-        used = [(name, _source(f)) for name, f in zip(self.names, (self.batch, self.metric), strict=False) if f]
-        if not used:
-            return ACCURACY
-        digest = hashlib.sha256(json.dumps([source for _, source in used]).encode()).hexdigest()[:12]
-        return " ".join([*(name for name, _ in used), digest])
+        return _fingerprint(self.names, (self.batch, self.metric)) or ACCURACY
+
+    @property
+    def loss_fingerprint(self) -> str:
+        """Likewise of the loss; empty where it is the usual one."""
+        return _fingerprint(self.names[2:], (self.objective,))
 
     def call(self, batch: Any) -> Call:
         """What the network is called with for `batch`.
@@ -128,19 +129,21 @@ class Task:
             return None
         return cross_entropy(outputs.float(), batch[1].to(device), label_smoothing=label_smoothing)
 
-    def distil(self, outputs: Any, taught: Any, temperature: float) -> Tensor | None:
+    def distil(self, outputs: Any, taught: Any, temperature: float, batch: Any = None) -> Tensor | None:
         """How far outputs are from the teacher's: a divergence for logits, a relative square error for all else.
 
-        One tensor (n, classes) counts as logits unless the user gave a loss. None where outputs and the teacher's do
-        not correspond: a detector gives losses while it trains, and boxes after.
+        Unless the user gave a loss, one tensor counts as logits if it is (n, classes), or (n, classes, ...) beside
+        labels (n, ...) in `batch`: then the divergence is the mean over all places. None where outputs and the
+        teacher's do not correspond: a detector gives losses while it trains, and boxes after.
         """
         mine, theirs = float_tensors(outputs), float_tensors(taught)
         if not mine or [tensor.shape for tensor in mine] != [tensor.shape for tensor in theirs]:
             return None
-        if isinstance(outputs, Tensor) and outputs.ndim == 2 and self.objective is None:
+        if self.objective is None and _are_classes(outputs, batch):
+            ours, wanted = (_by_place(logits) for logits in (outputs, taught))
             soft = kl_div(
-                log_softmax(outputs.float() / temperature, 1),
-                log_softmax(taught.float() / temperature, 1),
+                log_softmax(ours.float() / temperature, 1),
+                log_softmax(wanted.float() / temperature, 1),
                 reduction="batchmean",
                 log_target=True,
             )
@@ -205,6 +208,16 @@ def _classified(logits: Any, batch: Any) -> Judgement:
     return Judgement(logits.argmax(1) == labels, torch.stack(losses))
 
 
+def _are_classes(outputs: Any, batch: Any) -> bool:
+    """Whether outputs are logits, as far as can be told: (n, classes) always are."""
+    return (isinstance(outputs, Tensor) and outputs.ndim == 2) or _are_logits(outputs, batch)
+
+
+def _by_place(logits: Tensor) -> Tensor:
+    """Logits (n, classes, ...) as (n ..., classes): one row for each place."""
+    return logits if logits.ndim == 2 else logits.movedim(1, -1).flatten(0, -2)
+
+
 def _are_logits(outputs: Any, batch: Any) -> bool:
     """Whether outputs (n, classes, ...) and the second element of the batch, (n, ...), are logits and labels."""
     if not isinstance(outputs, Tensor) or outputs.ndim < 2 or not isinstance(batch, (tuple, list)) or len(batch) < 2:
@@ -251,6 +264,14 @@ def _numbers(value: Any, key: str, count: int, who: str) -> Tensor:
 
 def _kind(value: Any) -> str:
     return f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+
+
+def _fingerprint(names: Sequence[str], functions: Sequence[Function | None]) -> str:
+    used = [(name, _source(f)) for name, f in zip(names, functions, strict=False) if f]
+    if not used:
+        return ""
+    digest = hashlib.sha256(json.dumps([source for _, source in used]).encode()).hexdigest()[:12]
+    return " ".join([*(name for name, _ in used), digest])
 
 
 def _source(function: Function) -> str:

@@ -7,8 +7,9 @@ with the best accuracy on the measure split; the test split is never seen here.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -27,6 +28,8 @@ from amc.progress import Progress, Silent
 from amc.recipe import FinetuneSection, Schedule
 from amc.task import CLASSIFICATION, Task
 
+ADAM_SECOND = 0.99  # decay of AdamW's squared gradients: short schedules have no time for the usual 0.999
+
 
 @dataclass
 class Training:
@@ -44,6 +47,55 @@ def learning_rate_factor(schedule: Schedule, step: int, steps: int) -> float:
     if step < rise:
         return 0.04 + 0.96 * step / rise
     return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1.0, steps - rise)))
+
+
+def optimizer_of(model: nn.Module, schedule: Schedule) -> torch.optim.Optimizer:
+    """What changes the parameters that are not frozen; only those with more than one dimension decay."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": schedule.weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if schedule.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=schedule.lr, betas=(schedule.momentum, ADAM_SECOND))
+    return torch.optim.SGD(groups, lr=schedule.lr, momentum=schedule.momentum, nesterov=schedule.momentum > 0)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, schedule: Schedule, step: int, steps: int) -> None:
+    """What holds for `step` of `steps`."""
+    for group in optimizer.param_groups:
+        group["lr"] = schedule.lr * learning_rate_factor(schedule, step, steps)
+
+
+def teacher_share(schedule: Schedule) -> float:
+    """Share of the loss that comes from a teacher, where there is one."""
+    return schedule.distill if isinstance(schedule, FinetuneSection) else 0.0
+
+
+def loss_of(
+    outputs: Any, batch: Batch, task: Task, schedule: Schedule, taught: Callable[[], Any] | None = None
+) -> Tensor:
+    """The task's loss, the teacher's share in it, or the teacher alone where the task knows no loss.
+
+    `taught` gives the teacher's outputs; it is asked only where they count.
+
+    Raises:
+        UsageError: there is neither a loss nor a teacher whose outputs could be matched.
+    """
+    loss, share = task.loss(outputs, batch, schedule.label_smoothing), teacher_share(schedule)
+    soft = None
+    if taught is not None and share > 0:
+        assert isinstance(schedule, FinetuneSection)
+        soft = task.distil(outputs, taught(), schedule.temperature, batch)
+    if loss is None and soft is None:
+        raise UsageError(
+            "training needs a loss, but none can be told from these outputs and batches; give --loss "
+            "package.module:function"
+        )
+    if soft is None or loss is None:
+        return loss if soft is None else soft  # type: ignore[return-value]
+    return (1 - share) * loss + share * soft
 
 
 def train(
@@ -119,17 +171,7 @@ class _Loop:
         self.per_epoch = max(1, whole + (rest >= 2 * self.world))  # BatchNorm cannot train on one picture
         self.steps, self.step = round(schedule.epochs * self.per_epoch), 0
         self.training = Training(steps=self.steps)
-        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        groups = [
-            {"params": [p for p in trained if p.ndim > 1], "weight_decay": schedule.weight_decay},
-            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-        ]
-        self.optimizer = torch.optim.SGD(
-            [group for group in groups if group["params"]],
-            lr=schedule.lr,
-            momentum=schedule.momentum,
-            nesterov=schedule.momentum > 0,
-        )
+        self.optimizer = optimizer_of(model, schedule)
         self.running = model if self.world == 1 else self.accelerator.prepare_model(model)
         self.average: AveragedModel | None = None
         if schedule.ema:
@@ -184,12 +226,12 @@ class _Loop:
         )
 
     def _take_step(self, batch: Batch) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.schedule.lr * learning_rate_factor(self.schedule, self.step, self.steps)
+        set_learning_rate(self.optimizer, self.schedule, self.step, self.steps)
         call = self.task.call(batch).to(self.compute.device)
         with self.compute.autocast():
             outputs = call.on(self.running)
-        loss = self._loss(outputs, batch, call)
+        taught = partial(self._taught, call) if self.teacher is not None else None
+        loss = loss_of(outputs, batch, self.task, self.schedule, taught)
         if not math.isfinite(loss.item()):
             raise ModelError(f"the loss must stay finite, but is {loss.item()} at step {self.step}; lower `lr`")
         self.optimizer.zero_grad()
@@ -198,28 +240,10 @@ class _Loop:
         if self.average is not None:
             self.average.update_parameters(self.model)
 
-    def _loss(self, outputs: Any, batch: Batch, call: Call) -> Tensor:
-        """The task's loss, the teacher's share in it, or the teacher alone where the task knows no loss."""
-        loss = self.task.loss(outputs, batch, self.schedule.label_smoothing)
-        share = self.schedule.distill if isinstance(self.schedule, FinetuneSection) else 0.0
-        if self.teacher is None or share == 0:
-            soft = None
-        else:
-            soft = self._distil(outputs, call)
-        if loss is None and soft is None:
-            raise UsageError(
-                "training needs a loss, but none can be told from these outputs and batches; give --loss "
-                "package.module:function"
-            )
-        if soft is None or loss is None:
-            return loss if soft is None else soft  # type: ignore[return-value]
-        return (1 - share) * loss + share * soft
-
-    def _distil(self, outputs: Any, call: Call) -> Tensor | None:
-        assert self.teacher is not None and isinstance(self.schedule, FinetuneSection)
+    def _taught(self, call: Call) -> Any:
+        assert self.teacher is not None
         with torch.no_grad(), self.compute.autocast():
-            taught = call.on(self.teacher)
-        return self.task.distil(outputs, taught, self.schedule.temperature)
+            return call.on(self.teacher)
 
     def finish(self) -> None:
         self.model.load_state_dict(self.best)

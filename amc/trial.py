@@ -19,7 +19,8 @@ from amc.compute import Compute
 from amc.data.kept import KeptSplit
 from amc.data.splits import Splits
 from amc.evaluation import Evaluation, evaluate
-from amc.recipe import RecoverySection, SearchSection
+from amc.lessons import Lessons, lesson_schedule
+from amc.recipe import FinetuneSection, RecoverySection, SearchSection
 from amc.stopping import Floor, SequentialTest
 from amc.surgery.recovery import Cutter, Moments, reestimate_batchnorm
 from amc.surgery.table import OwnerTable, kept_units
@@ -35,9 +36,9 @@ class Trial:
     Attributes:
         policy: keep-counts, one a group, in the order of the space.
         costs: unit -> cost ("macs", "params", "bytes").
-        accuracy: top-1 on the measure split, 0..1, after recovery and without training.
+        accuracy: top-1 on the measure split, 0..1, after recovery and before any fine-tune.
         loss: calibrated mean cross-entropy there, nats (`amc.evaluation`).
-        seconds: wall time of each part: cut, fold, batchnorm, evaluate.
+        seconds: wall time of each part: cut, fold, batchnorm, evaluate; and train, where recovery has steps.
         stopped: it ended early, as it could no longer matter (`amc.stopping`); accuracy and loss are of what was seen.
         images: how many examples that was; None where it was not kept: all of them.
     """
@@ -69,11 +70,15 @@ class Protocol:
     seed: int
     versions: tuple[str, ...]
     task: str = "accuracy"
+    training: str = ""
 
     @property
     def digest(self) -> str:
         """The study's name."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
+        fields = asdict(self)
+        if not self.training:
+            del fields["training"]  # studies from before there was any go by the same name
+        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]
 
 
 class Measure:
@@ -91,10 +96,17 @@ class Measure:
         search: SearchSection,
         costs: Mapping[str, object],
         task: Task = CLASSIFICATION,
+        finetune: FinetuneSection = FinetuneSection(),
     ) -> None:
         self.model, self.table, self.place, self.moments = model, table, place, moments
         self.compute, self.recovery, self.search, self.costs, self.task = compute, recovery, search, costs, task
         self.train, self.pictures = KeptSplit(splits.train), KeptSplit(splits.measure)
+        self.finetune = finetune
+
+    @cached_property
+    def lessons(self) -> Lessons:
+        schedule = lesson_schedule(self.recovery, self.finetune)
+        return Lessons(self.model, self.train, schedule, self.recovery.steps, self.compute, self.task)
 
     @cached_property
     def cutter(self) -> Cutter:
@@ -107,18 +119,24 @@ class Measure:
         sequential test is sure of it.
         """
         seconds, costs = dict.fromkeys(("cut", "fold", "batchnorm", "evaluate"), 0.0), self.cost_of(policy)
-        small = self.cut(policy, seconds)
-        with _timed(seconds, "batchnorm"):
-            self.settle(small)
+        small = self.realise(policy, seconds)
         with _timed(seconds, "evaluate"):
             result = self.evaluate(small, floor(costs) if floor else 0.0)
         seen = len(result.scores)
         return Trial(tuple(policy.tolist()), costs, result.accuracy, result.loss, seconds, result.stopped, seen)
 
-    def realise(self, policy: NDArray[np.int64]) -> nn.Module:
-        """The network of a (d,) policy, recovered, not trained."""
-        small = self.cut(policy)
-        self.settle(small)
+    def realise(self, policy: NDArray[np.int64], seconds: dict[str, float] | None = None) -> nn.Module:
+        """The network of a (d,) policy as it is measured: cut, recovered, not fine-tuned.
+
+        Where recovery has steps, these come before BatchNorm: training has no use for statistics that it changes.
+        """
+        seconds = {} if seconds is None else seconds
+        small = self.cut(policy, seconds)
+        if self.recovery.steps:
+            with _timed(seconds, "train"):
+                self.lessons(small)
+        with _timed(seconds, "batchnorm"):
+            self.settle(small)
         return small
 
     def cut(self, policy: NDArray[np.int64], seconds: dict[str, float] | None = None) -> nn.Module:

@@ -6,7 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from amc.budget import Budget
+from amc.data.sources import LOADERS
 from amc.errors import UsageError
+from amc.factory import import_factory
+from amc.models.zoo import model_source
 from amc.recipe import (
     FinetuneSection,
     ModelSection,
@@ -16,6 +19,7 @@ from amc.recipe import (
     list_recipes,
     load_recipe,
     parse_recipe,
+    recipes_folder,
     resolved_toml,
 )
 
@@ -188,3 +192,33 @@ def test_a_task_names_functions_or_nothing() -> None:
     assert load_recipe(None).task.model_dump() == {"batch": None, "metric": None, "loss": None}
     assert load_recipe(None, {"task.metric": "a.b:c"}).task.metric == "a.b:c"
     assert load_recipe("custom-metric").task.metric == "amc.examples.kinds:kind_score"
+
+
+PUBLISHED = ("imagenet-resnet50", "imagenet-mobilenetv2", "cifar10-resnet56", "cifar10-vgg")
+
+
+@pytest.mark.parametrize("name", list(list_recipes()))
+def test_every_recipe_names_data_and_weights_that_can_be_had(name: str) -> None:
+    """Data are shipped, drawn, downloaded, or the recipe's comments say how to get them; so it is with the weights."""
+    recipe, text = load_recipe(name), (recipes_folder() / f"{name}.toml").read_text()
+    comments = "\n".join(line for line in text.splitlines() if line.startswith("#"))
+    kind, _, folder = recipe.data.name.partition(":")
+    if kind in LOADERS and folder:
+        assert folder in comments, "a folder that nothing fills"
+    else:
+        assert kind in ("fashion-mnist-10k", "fashion-mnist") or import_factory(recipe.data.name, UsageError)
+    if recipe.model.weights not in ("default", "none"):
+        made = Path(recipe.model.weights).parent
+        assert f"train --recipe {name} --out {made}" in comments
+        assert Path(recipe.model.weights).name == "model.safetensors"
+    for task in (recipe.task.metric, recipe.task.loss, recipe.task.batch):
+        assert task is None or import_factory(task, UsageError)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_recipes_for_published_figures_say_that_they_were_not_run(name: str) -> None:
+    """Their network can be built, and sources stand beside the figures."""
+    recipe, text = load_recipe(name), (recipes_folder() / f"{name}.toml").read_text()
+    assert "NOT RUN HERE" in text and "not run here" in recipe.about
+    assert "Published" in text and ("README" in text or "readme.md" in text)
+    assert model_source(recipe.model.name, options=recipe.model.options).skeleton() is not None

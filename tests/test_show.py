@@ -8,6 +8,7 @@ import pytest
 
 from amc.folder import RunFolder
 from amc.release.comparison import comparison_sentence, seconds_text
+from amc.release.sentences import certificate_sentence
 from amc.run import Run
 from amc.show import Terminal, details, summary
 
@@ -148,3 +149,22 @@ def test_runs_of_earlier_versions_are_shown(tiny_run: Run, tmp_path: Path) -> No
     assert "removed" not in summary(run, WIDE)
     text = details(run, WIDE)
     assert f"{metrics['trials']} trials measured, 0 failed" in text and "removed" not in text
+
+
+FOUND = {"explained": 0.876, "near": True, "proven": True, "gap": 0.0042}
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        (FOUND, "explains 88% of the better half of the trials, the released policy is 0.42 points below its proven"),
+        (FOUND | {"proven": False}, "0.42 points below the most that any policy can reach under the caps"),
+        (FOUND | {"near": False, "explained": -0.3}, "Not near-additive: a sum over groups explains 0%"),
+    ],
+)
+def test_the_certificate_is_one_sentence(tiny_run: Run, found: dict[str, object], said: str) -> None:
+    """How far from the best of a sum over groups, or why that is not known; nothing where there is none."""
+    assert said in certificate_sentence({"certificate": found})
+    assert certificate_sentence({"certificate": None}) == certificate_sentence({}) == ""
+    sentence = certificate_sentence(tiny_run.metrics)
+    assert " ".join(sentence.split()) in " ".join(details(tiny_run, WIDE).split())

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
 from amc import cli
 from amc.call import Call
@@ -23,13 +23,14 @@ from amc.data.splits import Splits, TensorSplit
 from amc.dense import example_call
 from amc.errors import AmcError, ModelError, UsageError
 from amc.evaluation import evaluate, paired_difference
+from amc.examples.characters import next_character_accuracy
 from amc.examples.kinds import kind_score
 from amc.examples.shapes import box_f1, detection, mean_iou, segmentation
 from amc.flow import compress
 from amc.recipe import FinetuneSection, load_recipe
 from amc.release.verify import verify
 from amc.surgery.recovery import reestimate_batchnorm
-from amc.task import CLASSIFICATION, Task, calibrated_losses, load_task
+from amc.task import CLASSIFICATION, SHARPNESS, Task, calibrated_losses, load_task
 from amc.training import train
 from tests.tiny import network, pictures
 
@@ -257,6 +258,45 @@ def test_a_teacher_pulls_any_outputs_that_correspond() -> None:
     far = {"a": taught["a"] * 0 + taught["a"].mean(), "b": (taught["b"][0] * 0 + taught["b"][0].mean(),)}  # type: ignore[union-attr,index]
     assert CLASSIFICATION.distil(far, taught, 3.0).item() == pytest.approx(1.0, rel=1e-4)  # type: ignore[union-attr]
     assert CLASSIFICATION.distil({"loss": torch.zeros(())}, taught, 3.0) is None
+
+
+def test_logits_at_many_places_are_taught_by_divergence() -> None:
+    """(n, classes, ...) beside labels (n, ...): what all places as rows of one table give; else a square error."""
+    mine, taught = torch.randn(2, 4, 5, 7, 7)
+    labels = torch.zeros(4, 7, 7, dtype=torch.int64)
+    rows = [logits.permute(0, 2, 3, 1).reshape(-1, 5) for logits in (mine, taught)]
+    wanted = CLASSIFICATION.distil(rows[0], rows[1], 3.0)
+    assert torch.isclose(CLASSIFICATION.distil(mine, taught, 3.0, (None, labels)), wanted)  # type: ignore[arg-type]
+    assert CLASSIFICATION.distil(taught, taught, 3.0, (None, labels)).item() == pytest.approx(0, abs=1e-6)  # type: ignore[union-attr]
+    plain = CLASSIFICATION.distil(mine, taught, 3.0)
+    assert torch.equal(plain, CLASSIFICATION.distil(mine, taught, 3.0, (None, labels[:, 1:])))  # type: ignore[arg-type]
+    assert not torch.isclose(plain, wanted)  # type: ignore[arg-type]
+    own = load_task(loss=f"{HERE}:squared")
+    assert torch.equal(own.distil(mine, taught, 3.0, (None, labels)), plain)  # type: ignore[arg-type]
+
+
+def test_classes_of_whole_pictures_are_taught_as_ever() -> None:
+    """(n, classes): the divergence of the softened rows, bit for bit, with the batch or without it."""
+    mine, taught = torch.randn(2, 6, 10)
+    ours, theirs = (log_softmax(logits / 3.0, 1) for logits in (mine, taught))
+    wanted = 9.0 * kl_div(ours, theirs, reduction="batchmean", log_target=True)
+    batch = (None, torch.zeros(6, dtype=torch.int64))
+    assert torch.equal(CLASSIFICATION.distil(mine, taught, 3.0), wanted)  # type: ignore[arg-type]
+    assert torch.equal(CLASSIFICATION.distil(mine, taught, 3.0, batch), wanted)  # type: ignore[arg-type]
+
+
+def test_foretold_characters_are_scored_text_by_text() -> None:
+    """The share that was right, and the mean loss of each text at every temperature: the truth itself scores one."""
+    wanted = torch.randint(0, 6, (3, 8), generator=torch.Generator().manual_seed(0))
+    truth = 50.0 * torch.nn.functional.one_hot(wanted, 6).transpose(1, 2).float()
+    found = next_character_accuracy(truth, (wanted, wanted))
+    assert found["scores"].tolist() == [1.0] * 3 and found["losses"].shape == (3, len(SHARPNESS))
+    assert float(found["losses"].max()) < 1e-3
+    logits = torch.randn(3, 6, 8)
+    found = next_character_accuracy(logits, (wanted, wanted))
+    assert found["scores"].tolist() == pytest.approx((logits.argmax(1) == wanted).double().mean(1).tolist())
+    plain = SHARPNESS.index(min(SHARPNESS, key=lambda factor: abs(factor - 1)))
+    assert torch.isclose(found["losses"][:, plain].mean(), cross_entropy(logits, wanted), rtol=1e-4)
 
 
 def test_a_network_with_dicts_learns_by_its_own_loss_or_its_teacher() -> None:

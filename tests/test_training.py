@@ -16,7 +16,7 @@ from amc.errors import ModelError
 from amc.evaluation import evaluate
 from amc.progress import Silent, Stage
 from amc.recipe import FinetuneSection, Schedule
-from amc.training import Training, learning_rate_factor, train
+from amc.training import Training, learning_rate_factor, optimizer_of, train
 
 CPU = Compute(torch.device("cpu"), bfloat16=False)
 ROOT = Path(__file__).parents[1]
@@ -96,6 +96,21 @@ def test_training_learns_and_counts() -> None:
     assert len(done.accuracies) == 6 and done.best_accuracy == max(done.accuracies) > max(before, 0.6)
     assert done.steps == 6 * (100 // 16 + 1) and done.seconds > 0
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_adamw_learns_by_its_own_steps_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    """The recipe's word chooses the optimizer, momentum is its first decay; a checkpoint holds its state."""
+    schedule = SCHEDULE.model_copy(update={"optimizer": "adamw", "lr": 0.01, "epochs": 6})
+    optimizer = optimizer_of(small(), schedule)
+    assert isinstance(optimizer, torch.optim.AdamW) and optimizer.param_groups[0]["betas"][0] == schedule.momentum
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [schedule.weight_decay, 0.0]
+    model, path = small(), tmp_path / "checkpoint.pt"
+    assert train(model, SPLITS, schedule, CPU).best_accuracy > 0.6
+    with pytest.raises(Stopped):
+        train(small(), SPLITS, schedule, CPU, checkpoint=path, progress=StopsAfter(3))
+    again = small(seed=9)
+    train(again, SPLITS, schedule, CPU, checkpoint=path)
+    assert equal(weights(again), weights(model))
 
 
 def test_the_best_weights_are_kept() -> None:

@@ -1,11 +1,17 @@
 from __future__ import annotations
 
+import hashlib
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 from amc.dense import Dense, prepare
+from amc.errors import ModelError
 from amc.evaluation import evaluate
 from amc.recipe import load_recipe
 from tests.tiny import trained_weights
@@ -77,3 +83,99 @@ def test_a_limit_takes_the_same_pictures_for_all(dense: Dense, tmp_path: Path) -
     assert measure(dense.space.high).images == 40
     first, second = (measure.evaluate(measure.realise(dense.space.high)).scores for _ in range(2))
     assert (first == second).all() and len(first) == 40
+
+
+def stepped(dense: Dense, steps: int = 6, **changed: object) -> Dense:
+    """The same network, its trials with a few steps of training."""
+    recovery = dense.recipe.recovery.model_copy(update={"steps": steps, "step_images": 50, **changed})
+    return replace(dense, recipe=dense.recipe.model_copy(update={"recovery": recovery}))
+
+
+def test_steps_bring_a_cut_network_nearer_to_the_dense_one(dense: Dense) -> None:
+    """The loss falls, the time is told, the dense network stays as it is."""
+    policy = dense.space.nearest(dense.space.high / 4)
+    before = {name: tensor.clone() for name, tensor in dense.model.state_dict().items()}
+    plain, trained = dense.measure(policy), stepped(dense, 30).measure(policy)
+    assert trained.loss < plain.loss and trained.costs == plain.costs
+    assert set(trained.seconds) == {*plain.seconds, "train"} and trained.seconds["train"] > 0
+    assert all(torch.equal(tensor, before[name]) for name, tensor in dense.model.state_dict().items())
+    assert not any(module.training for module in dense.model.modules())
+
+
+def test_a_trial_with_steps_is_the_realised_network(dense: Dense) -> None:
+    """What is released before a fine-tune is what was measured, without gradients, in the mode it came in."""
+    measure = stepped(dense).measure
+    trial, model = measure(half(dense)), measure.realise(half(dense))
+    found = evaluate(model, dense.splits.measure, dense.compute, batch_size=20)
+    assert trial.accuracy == pytest.approx(found.accuracy) and trial.loss == pytest.approx(found.loss, rel=1e-4)
+    assert not model.training and all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_steps_are_the_same_for_every_trial_and_process(dense: Dense) -> None:
+    """Neither trials before it nor the global random state matter, and that state is left alone."""
+    first, other = stepped(dense).measure, stepped(dense).measure
+    one = first(half(dense))
+    torch.manual_seed(7)
+    other(dense.space.high)
+    state = torch.random.get_rng_state()
+    again = other(half(dense))
+    assert (one.accuracy, one.loss) == (again.accuracy, again.loss)
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_the_teacher_is_asked_once_a_study(dense: Dense) -> None:
+    """Its outputs on the batches of the steps are kept, over several passes of the train split as well."""
+    asked: list[int] = []
+
+    def note(module: nn.Module, args: object, outputs: torch.Tensor) -> None:
+        if module is dense.model:  # cut networks inherit the hook
+            asked.append(len(outputs))
+
+    handle = dense.model.register_forward_hook(note)
+    try:
+        measure = stepped(dense, 10, step_images=90).measure  # five batches a pass, the last of 40
+        for policy in (half(dense), dense.space.high, half(dense)):
+            measure(policy)
+    finally:
+        handle.remove()
+    assert asked == [90, 90, 90, 90, 40] * 2
+
+
+def test_a_trial_with_steps_may_stop_early(dense: Dense) -> None:
+    """The floor holds for the evaluation, which comes last."""
+    trial = stepped(dense, 2).measure(np.ones_like(dense.space.high) * dense.space.step, lambda costs: 0.999)
+    assert trial.stopped and trial.images is not None and trial.images < 100 and trial.seconds["train"] > 0
+
+
+def test_steps_that_diverge_are_an_error(dense: Dense) -> None:
+    """The trial fails in one line."""
+    with pytest.raises(ModelError, match="finite"):
+        stepped(dense, 40, lr=100.0, step_images=20).measure(half(dense))
+
+
+def test_without_a_teachers_share_the_labels_alone_teach(dense: Dense) -> None:
+    """The loss of the fine-tune section holds: with `distill` 0 the dense network is not asked."""
+    finetune = dense.recipe.finetune.model_copy(update={"distill": 0.0})
+    alone = stepped(replace(dense, recipe=dense.recipe.model_copy(update={"finetune": finetune})))
+
+    def refuse(module: nn.Module, args: object, outputs: object) -> None:
+        assert module is not dense.model
+
+    handle = dense.model.register_forward_hook(refuse)
+    try:
+        assert alone.measure(half(dense)).loss != stepped(dense, 0).measure(half(dense)).loss
+    finally:
+        handle.remove()
+
+
+def test_steps_belong_to_the_protocol(dense: Dense) -> None:
+    """A study without steps keeps the name it had before there were any; every setting of theirs makes another."""
+    plain = dense.protocol()
+    fields = {name: value for name, value in asdict(plain).items() if name != "training"}
+    assert plain.digest == hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]
+    others = [stepped(dense), stepped(dense, 7), stepped(dense, lr=0.01), stepped(dense, step_images=51)]
+    finetune = dense.recipe.finetune.model_copy(update={"temperature": 2.0})
+    changed = dense.recipe.model_copy(update={"finetune": finetune})
+    others.append(stepped(replace(dense, recipe=changed)))
+    assert len({plain.digest, *(of.protocol().digest for of in others)}) == 6
+    assert replace(dense, recipe=changed).protocol().digest == plain.digest  # without steps it plays no part

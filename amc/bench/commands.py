@@ -2,17 +2,62 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
-from amc.options import JsonOption, QuietOption, RecipeOption, SetOption, print_result, recipe_of
+from amc.options import JsonOption, QuietOption, RecipeOption, SetOption, print_result, recipe_of, settings_of
 
-bench = typer.Typer(help="Measure our own claims, side by side with what they are compared to.", no_args_is_help=True)
+
+class CommandOrRecipe(TyperGroup):
+    """Commands by name; any other first word is a bench recipe."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args and not args[0].startswith("-") and args[0] not in self.commands:
+            args = [RECIPE, *args]
+        return super().resolve_command(ctx, args)
+
+
+RECIPE = "RECIPE"  # the name under which `--help` lists what a bench recipe runs
+bench = typer.Typer(
+    cls=CommandOrRecipe,
+    help="Measure our own claims, side by side with what they are compared to.",
+    no_args_is_help=True,
+)
 
 
 ModelsOption = Annotated[list[str] | None, typer.Option("--model", "-m", help="Networks; left out: several.")]
 ThreadsOption = Annotated[int, typer.Option(min=1, help="Threads of torch.")]
+
+
+@bench.command(RECIPE)
+def bench_contest(
+    recipe: Annotated[str, typer.Argument(help="A built-in bench recipe (`amc recipes`) or a TOML file.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Left out: runs/bench/NAME.")] = None,
+    minutes: Annotated[float, typer.Option(min=0, help="Stop after so many, between two labels.")] = 45.0,
+    only: Annotated[
+        list[str] | None, typer.Option(help="A method of the recipe; may be repeated. Left out: all.", metavar="METHOD")
+    ] = None,
+    report: Annotated[bool, typer.Option("--report", help="Measure nothing: the figures of what is there.")] = False,
+    json_: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Compare methods of search with the same labels, recovery and fine-tune: `amc bench tiny`.
+
+    The same command goes on where the last one stopped.
+    """
+    from amc.bench.contest.contest import Wanted, contest
+    from amc.bench.contest.recipe import load_bench_recipe
+    from amc.bench.contest.table import table_text
+    from amc.progress import shown
+
+    wanted = load_bench_recipe(recipe)
+    folder = out or Path("runs/bench") / wanted.name
+    with shown(quiet=quiet) as progress:
+        found = contest(wanted, folder, Wanted(minutes, tuple(only or ()), report), progress)
+    print_result(found if json_ else f"{table_text(found)}\n\n{folder}/plots.html, results.json, table.md")
 
 
 @bench.command("cut")
@@ -97,6 +142,25 @@ def bench_stop(
     print_result(found if json_ else stop_text(found))
 
 
+@bench.command("predictor")
+def bench_predictor(
+    policies: Annotated[Path, typer.Option(help="A .npy file, one row a policy; columns up to 1 are pruned fractions.")],
+    accuracy: Annotated[Path, typer.Option(help="A .npy file, one number a policy, a fraction or in percent.")],
+    labels: Annotated[str, typer.Option(help="Counts to learn from, beside all.")] = "20,40,80,160",
+    seeds: Annotated[int, typer.Option(min=1, help="Random 80/20 splits.")] = 20,
+    json_: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Compare our predictor with usual regressions on measured policies."""
+    from amc.bench.predictor import asked_labels, bench_predictor, load_measured, predictor_text
+    from amc.progress import shown
+
+    measured, counts = load_measured(policies, accuracy), asked_labels(labels)
+    with shown(quiet=quiet) as progress:
+        found = bench_predictor(measured, counts, seeds, progress)
+    print_result(found if json_ else predictor_text(found))
+
+
 @bench.command("rounding")
 def bench_rounding(recipe: RecipeOption = None, set_: SetOption = None, json_: JsonOption = False) -> None:
     """Time a network's heaviest layers at widths of multiples of 8, 16 and 32."""
@@ -122,3 +186,36 @@ def bench_recovery(
     with shown(quiet=quiet) as progress:
         found = bench_recovery(recipe_of(recipe, None, None, None, None, set_, {}), policies, epochs, progress)
     print_result(found if json_ else recovery_text(found))
+
+
+@bench.command("labels")
+def bench_labels(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe or a bench recipe.")] = "quickstart",
+    caps: Annotated[
+        str | None, typer.Option(help="Separated by commas, joined by + where all hold; left out: 15%,40%.")
+    ] = None,
+    policies: Annotated[int, typer.Option(min=1, help="For each cap.")] = 24,
+    kinds: Annotated[
+        str, typer.Option(help="Of cheap labels: none, batchnorm, fold; with steps of distillation, e.g. fold+20x64@0.1.")
+    ] = "none,batchnorm,fold,fold+20,fold+50,fold+100",
+    epochs: Annotated[float | None, typer.Option(help="Of the long fine-tune; left out: the recipe's.")] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Seeds of it, for a third of the policies or eight.")] = 2,
+    minutes: Annotated[float, typer.Option(min=0, help="Then exit 130; the same command goes on.")] = 45.0,
+    out: Annotated[str | None, typer.Option("--out", "-o", help="Left out: runs/labels/NAME.")] = None,
+    set_: SetOption = None,
+    json_: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Judge kinds of cheap labels by long fine-tunes of the same policies."""
+    from amc.bench.labels.asked import asked_for
+    from amc.bench.labels.bench import Wanted, bench_labels
+    from amc.bench.labels.report import labels_text, write_report
+    from amc.progress import shown
+
+    wanted, limits = asked_for(recipe, caps, settings_of(set_))
+    asked = Wanted.of(limits, kinds, policies, wanted.finetune.epochs if epochs is None else epochs, repeats)
+    folder = Path(out or f"runs/labels/{wanted.name}")
+    with shown(quiet=quiet) as progress:
+        found = bench_labels(wanted, asked, folder, minutes, progress)
+    write_report(found, folder)
+    print_result(found if json_ else labels_text(found))

@@ -10,7 +10,7 @@ from amc.dense import Dense
 from amc.release.archive import RECORD, WEIGHTS
 from amc.release.comparison import comparison_sentences
 from amc.release.report import NETWORKS, cap_rows, load_snippet, network_rows, preprocessing
-from amc.release.sentences import removed_of
+from amc.release.sentences import certificate_sentence, removed_of
 
 
 def model_card(folder: Path, dense: Dense, metrics: dict[str, Any]) -> str:
@@ -118,9 +118,15 @@ def _made(dense: Dense, metrics: dict[str, Any]) -> str:
         "amc compress --recipe recipe.toml --out runs/again  # the same settings; recipe.toml stands beside this card\n"
         "amc verify . --max-drop 1.0%                        # measures this network anew\n"
         "```\n\n"
+        f"{_certificate(metrics)}"
         f"Computed on {protocol.compute}, {', '.join(protocol.versions)}, seed {protocol.seed}, protocol "
         f"{_code(metrics['protocol'])}."
     )
+
+
+def _certificate(metrics: dict[str, Any]) -> str:
+    sentence = certificate_sentence(metrics)
+    return f"{sentence}.\n\n" if sentence else ""
 
 
 def _limits(dense: Dense, metrics: dict[str, Any]) -> str:

@@ -29,11 +29,16 @@ METRICS = {
     "stopped": "how many of `trials` were stopped early: their accuracy is of the pictures seen until then",
     "seconds": "wall time of the command that finished the run; stage_seconds: its parts",
     "predictor": "cross-validated: kendall, spearman, rmse, coverage_90; warning: a sentence, or null",
-    "dense, released, uniform": "macs, flops_2x, params, bytes, measure_accuracy, test_accuracy, test_interval_95; the "
-    "last two also *_before_finetune",
+    "dense, released, uniform": "macs, flops_2x, params, bytes, measure_accuracy, test_accuracy, test_interval_95, "
+    "test_loss (mean calibrated cross-entropy, nats; 0 where the metric gives no losses); the last two also "
+    "*_before_finetune of the accuracies",
     "released.removed": "names of the groups that keep 0 channels: the branches they stand in are gone",
     "comparison": "released minus uniform on the test pictures, in pairs: before_finetune and after_finetune, each "
     "{difference, low, high} (95 %); after_finetune is null where uniform was not fine-tuned",
+    "certificate": "what a model that is a sum over groups says, in the search's labels: explained (cross-validated "
+    "R^2 of the better half of the trials), near (whether that is enough to trust it), optimum (the best policy's label), "
+    "bound (no policy under the caps has a higher one), proven (the two agree), released (the released policy's), gap "
+    "(bound less released), seconds; null where there is none",
     "protocol, digests": "the study's name; hashes of the dense weights and of the data",
 }
 
@@ -101,6 +106,7 @@ def run_metrics(
             dict(contest.uniform_trial.costs), contest.uniform_trial, contest.uniform_accuracy, test, "uniform"
         ),
         "comparison": compared,
+        "certificate": _certificate(contest.chosen),
         "protocol": dense.protocol().digest,
         "digests": dense.digests,
     }
@@ -124,6 +130,23 @@ def _network(costs: dict[str, float], measure_accuracy: float, test: Evaluation)
         "measure_accuracy": measure_accuracy,
         "test_accuracy": test.accuracy,
         "test_interval_95": list(test.interval_95),
+        "test_loss": test.loss,
+    }
+
+
+def _certificate(chosen: Selection) -> dict[str, Any] | None:
+    certificate = chosen.certificate
+    if certificate is None:
+        return None
+    return {
+        "explained": certificate.model.explained,
+        "near": certificate.model.is_near,
+        "optimum": certificate.value,
+        "bound": certificate.bound,
+        "proven": certificate.is_proven,
+        "released": certificate.model(chosen.policy),
+        "gap": certificate.gap(chosen.policy),
+        "seconds": certificate.seconds,
     }
 
 

@@ -21,6 +21,7 @@ OURS, UNIFORM, DENSE, MEASURED, OVER = "#2f7de1", "#e08a00", "#7a818b", "#7fb0ea
 ARMS = {  # colour of what each arm of the search proposed, and what it is called
     "start": ("#8b929c", "starting set"),
     "merit": ("#2f7de1", "predicted merit"),
+    "additive": ("#8c6d31", "best of a sum over groups"),
     "disagreement": ("#b05cc6", "disagreement"),
     "distance": ("#1b9e77", "distance"),
     "seernet": ("#b05cc6", "paper's acquisition"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ from amc.release import plots
 from amc.release.comparison import comparison_sentences, seconds_text
 from amc.release.page import render_page
 from amc.release.plots import Mark, Plot
-from amc.release.sentences import removed_of, trials_sentence
+from amc.release.sentences import certificate_sentence, removed_of, trials_sentence
 from amc.study import Study
 from amc.trial import Trial
 from amc_predictor import EnsemblePredictor
@@ -52,6 +53,7 @@ def report(
         "cards": _cards(metrics),
         "comparison": comparison_sentences(metrics),
         "warning": metrics["predictor"]["warning"],
+        "certificate": certificate_sentence(metrics),
         "tuned": metrics["comparison"]["after_finetune"] is not None,
         "rows": network_rows(metrics),
         "caps": cap_rows(metrics),
@@ -147,6 +149,10 @@ def network_rows(metrics: dict[str, Any]) -> list[dict[str, Any]]:
             rows.append(row("95% interval", intervals, sub=True))
         before = [f"{n[f'{split}_accuracy_before_finetune']:.2%}" for n in networks[1:]]
         rows.append(row("before fine-tuning", ["–", *before], sub=True))
+    if networks[0].get("test_loss"):
+        losses = [n["test_loss"] for n in networks]
+        rows.append(row("Cross-entropy, test split, nats", [f"{loss:.4f}" for loss in losses]))
+        rows.append(row("in bits", [f"{loss / math.log(2):.4f}" for loss in losses], sub=True))
     return rows
 
 

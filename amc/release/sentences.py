@@ -1,4 +1,4 @@
-"""What `metrics.json` says of trials and removed branches, in words for terminal, report and card."""
+"""What `metrics.json` says of trials, removed branches and the certificate, in words for terminal, report and card."""
 
 from __future__ import annotations
 
@@ -22,3 +22,20 @@ def trials_sentence(metrics: Mapping[str, Any]) -> str:
     stopped = metrics.get("stopped", 0)
     measured = f"{metrics['trials']} trials measured"
     return f"{measured}, {stopped} of them stopped early" if stopped else measured
+
+
+def certificate_sentence(metrics: Mapping[str, Any]) -> str:
+    """How far the released policy is from the best to a sum over groups; "" where nothing is known."""
+    found = metrics.get("certificate")
+    if not found:
+        return ""
+    if not found["near"]:
+        return (
+            f"Not near-additive: a sum over groups explains {max(found['explained'], 0):.0%} of the better half of the "
+            "trials, too little to bound what was missed"
+        )
+    best = "its proven best policy" if found["proven"] else "the most that any policy can reach"
+    return (
+        f"To a sum over groups, which explains {found['explained']:.0%} of the better half of the trials, the released "
+        f"policy is {100 * found['gap']:.2f} points below {best} under the caps, before fine-tuning"
+    )

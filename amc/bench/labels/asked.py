@@ -1,0 +1,45 @@
+"""What a comparison of labels is asked for: an ordinary recipe or that of a bench, and caps."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+
+from amc.bench.contest.recipe import cap_name, load_bench_recipe
+from amc.budget import Budget, parse_budgets
+from amc.recipe import Recipe, load_recipe, recipes_folder
+
+CAPS = "15%,40%"
+
+Caps = dict[str, tuple[Budget, ...]]
+
+
+def asked_for(name: str, caps: str | None, overrides: Mapping[str, object]) -> tuple[Recipe, Caps]:
+    """The recipe and its caps by name; caps left out are those of the bench recipe, or `CAPS`.
+
+    Args:
+        name: a recipe or a bench recipe, built in or a TOML file; an ordinary one comes first.
+        caps: separated by commas, those that all hold joined by `+`: `15%,20%+30%params`.
+        overrides: recipe values by dotted key.
+
+    Raises:
+        UsageError: no such recipe, or one that is malformed, or a cap that is none.
+    """
+    wanted = [cap.split("+") for cap in (caps or CAPS).split(",")]
+    if _is_bench(name):
+        bench = load_bench_recipe(name)
+        recipe, wanted = bench.compress_recipe(overrides), wanted if caps else bench.caps
+    else:
+        recipe = load_recipe(name, overrides)
+    return recipe, {cap_name(cap): parse_budgets(cap) for cap in wanted}
+
+
+def _is_bench(name: str) -> bool:
+    if name == Path(name).name and not name.endswith(".toml"):
+        folder = recipes_folder()
+        return not (folder / f"{name}.toml").is_file() and (folder / "bench" / f"{name}.toml").is_file()
+    try:
+        return "recipe" in tomllib.loads(Path(name).read_text(encoding="utf-8-sig"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError):
+        return False  # the ordinary reader says what is wrong

@@ -1,0 +1,250 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from amc.bench.contest.deadline import Deadline, Paused, Unfinished
+from amc.bench.labels import bench as bench_module
+from amc.bench.labels.asked import asked_for
+from amc.bench.labels.bench import Wanted, bench_labels
+from amc.bench.labels.fidelity import drawn, drawn_kendall, kendall, regret, spread_of
+from amc.bench.labels.findings import cheap_labels, found_for_cap, long_labels, verdict
+from amc.bench.labels.kinds import Distance, Labeller, parse_kinds
+from amc.bench.labels.plan import chosen_policies
+from amc.bench.labels.report import labels_text, write_report
+from amc.bench.labels.store import LabelStore
+from amc.budget import parse_budgets
+from amc.dense import Dense, prepare
+from amc.errors import RunError, UsageError
+from amc.progress import Silent
+from amc.recipe import Recipe, load_recipe
+from amc_search import repair
+from tests.tiny import trained_weights
+
+KINDS = "none,batchnorm,fold,fold+2,fold+2x9@0.01"
+CAP = {"40%": parse_budgets(["40%"])}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    weights = trained_weights(tmp_path_factory.mktemp("labels") / "dense.safetensors")
+    return load_recipe(
+        None,
+        {
+            "model.name": "tests.tiny:network", "model.weights": str(weights), "data.name": "tests.tiny:pictures",
+            "search.batch_size": 50, "recovery.moment_images": 100, "recovery.batchnorm_images": 60,
+            "surgery.round_to": 1, "recovery.step_images": 20, "finetune.batch_size": 50,
+        },
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def dense(tiny: Recipe) -> Dense:
+    return prepare(tiny)
+
+
+def wanted(policies: int = 8, epochs: float = 0.5, repeats: int = 2, kinds: str = KINDS) -> Wanted:
+    return Wanted.of(CAP, kinds, policies, epochs, repeats)
+
+
+def test_kinds_are_read_and_change_the_recovery(tiny: Recipe) -> None:
+    """What stands before the plus says what is folded and re-estimated, what stands behind how it is trained."""
+    none, batchnorm, fold, steps, slow = (kind.recovery(tiny.recovery) for kind in parse_kinds(KINDS))
+    assert [none.batchnorm_images, batchnorm.batchnorm_images, fold.batchnorm_images] == [0, 60, 60]
+    assert [none.fold, batchnorm.fold, fold.fold, steps.fold] == [False, False, True, True]
+    assert (fold.steps, steps.steps, steps.lr, slow.lr) == (0, 2, tiny.recovery.lr, 0.01)
+    assert (steps.step_images, slow.step_images) == (20, 9)
+
+
+@pytest.mark.parametrize("text", ["fold+", "folding", "fold+0", "", "fold,fold", "fold+3@x", "fold+3x@1"])
+def test_a_kind_that_is_none_is_told(text: str) -> None:
+    """One line, with what was got."""
+    with pytest.raises(UsageError, match="kind"):
+        parse_kinds(text)
+
+
+def test_labels_are_those_of_trials(dense: Dense) -> None:
+    """The kind of the recipe's own recovery gives accuracy and loss of `amc compress`; the dense network is at no
+    distance from itself.
+    """
+    policy = dense.space.nearest(dense.space.high / 2)
+    distance = Distance(dense)
+    (fold,) = parse_kinds("fold")
+    label, trial = Labeller(dense, fold.recovery(dense.recipe.recovery), distance)(policy), dense.measure(policy)
+    assert (label["accuracy"], label["loss"]) == (trial.accuracy, trial.loss) and label["seconds"] > 0
+    labeller = Labeller(dense, parse_kinds("none")[0].recovery(dense.recipe.recovery), distance)
+    itself = labeller(dense.space.high)
+    assert itself["distance"] == pytest.approx(0, abs=1e-3) and itself["distance"] < label["distance"]
+    assert itself["accuracy"] == pytest.approx(distance.reference.accuracy)
+
+
+def test_half_of_the_policies_are_good_ones(dense: Dense) -> None:
+    """All are distinct and under the cap, uniform ratios come first, the good ones are best by the judge."""
+    caps = dense.caps(CAP["40%"])
+
+    def judge(policies: NDArray[np.int64]) -> NDArray[np.float64]:
+        return policies[:, 0].astype(np.float64)
+
+    chosen = chosen_policies(dense.space, caps, 12, 0, judge)
+    policies, origins = np.stack([policy for policy, _ in chosen]), [origin for _, origin in chosen]
+    assert origins == ["uniform"] + ["random"] * 5 + ["good"] * 6
+    assert len(np.unique(policies, axis=0)) == 12 and (repair(policies, dense.space, caps) == policies).all()
+    assert judge(policies[6:]).min() >= np.median(judge(policies[1:6]))
+    again = chosen_policies(dense.space, caps, 12, 0, judge)
+    assert all((ours == theirs).all() for (ours, _), (theirs, _) in zip(chosen, again, strict=True))
+
+
+def test_order_is_judged_by_kendall_and_regret() -> None:
+    """A label in the long label's order has Kendall 1 and no regret; reversed, -1 and all that five can miss."""
+    long = np.arange(10.0)
+    assert kendall(long**3, long) == pytest.approx(1) and regret(long**3, long) == 0
+    assert kendall(-long, long) == pytest.approx(-1) and regret(-long, long) == 5
+    draws, noisy = drawn(10), long + np.random.default_rng(0).normal(0, 3, 10)
+    assert drawn_kendall(noisy, long, draws)[:20] == pytest.approx([kendall(noisy[d], long[d]) for d in draws[:20]])
+
+
+def test_spread_is_held_against_seed_noise() -> None:
+    """Noise is the deviation between seeds of one policy, whatever the policies differ by."""
+    rng = np.random.default_rng(0)
+    labels = [[mean + noise for noise in rng.normal(0, 0.1, 2)] for mean in rng.normal(0, 1, 200)]
+    found = spread_of(labels)
+    assert found.noise == pytest.approx(0.1, rel=0.15) and found.ratio is not None and found.kendall is not None
+    assert found.ratio.low < 10 < found.ratio.high and found.word == "the policy matters" and found.kendall > 0.8
+    assert spread_of([[value] for value in rng.normal(0, 1, 5)]).ratio is None
+    assert spread_of(rng.normal(0, 1, (50, 2)).tolist()).word == "chance hides what the policy does"
+
+
+def rows_of(truth: NDArray[np.float64], noise: dict[str, tuple[float, float]]) -> list[dict[str, object]]:
+    """Policies whose cheap labels are the truth and (noise, seconds) by kind."""
+    rng = np.random.default_rng(1)
+
+    def record(loss: float, seconds: float) -> dict[str, float]:
+        return {"accuracy": float(np.exp(-loss)), "loss": float(loss), "distance": float(loss), "seconds": seconds}
+
+    return [
+        {
+            "origin": "good" if index % 2 else "random",
+            "long": [record(value + rng.normal(0, 0.01), 60.0) for _ in range(2)],
+            "cheap": {kind: record(value + rng.normal(0, of), seconds) for kind, (of, seconds) in noise.items()},
+        }
+        for index, value in enumerate(truth)
+    ]
+
+
+def test_the_cheapest_label_that_orders_well_enough_wins() -> None:
+    """Of labels with Kendall 0.7 the one of the fewest seconds; if none has it, the cheapest of the near best."""
+    truth = np.linspace(0.5, 1.5, 24)
+    good = found_for_cap("a", rows_of(truth, {"bad": (1.0, 0.1), "fair": (0.1, 1.0), "fine": (0.01, 9.0)}))  # type: ignore[arg-type]
+    won = verdict([good])
+    assert (won["kind"], won["enough"], won["matters"], won["seconds"]) == ("fair", True, True, 1.0)
+    rows = rows_of(truth, {"bad": (9.0, 0.1), "fair": (0.4, 1.0)})
+    for row in rows:
+        row["cheap"]["fine"] = {**row["cheap"]["fair"], "seconds": 9.0}  # type: ignore[index]
+    won = verdict([found_for_cap("b", rows)])  # type: ignore[arg-type]
+    assert won["kind"] == "fair" and not won["enough"]
+
+
+def test_a_task_without_losses_is_judged_by_accuracy() -> None:
+    """Metrics that are not given do not appear."""
+    rows = rows_of(np.linspace(0.5, 1.5, 8), {"fold": (0.1, 1.0)})
+    for row in rows:
+        for record in [*row["long"], *row["cheap"].values()]:  # type: ignore[misc, attr-defined]
+            record.update(loss=0.0, distance=None)
+    found = found_for_cap("a", rows)  # type: ignore[arg-type]
+    assert found["truth"] == "accuracy" and [label["metric"] for label in found["labels"]] == ["accuracy"]
+
+
+def test_a_comparison_stops_at_its_deadline_and_goes_on(
+    tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was taken is never taken again, and the result is that of a comparison that was not stopped."""
+    few = wanted(policies=6, kinds="none,fold+2")
+    whole = bench_labels(tiny, few, tmp_path / "whole", 60, Silent())
+    taken, fuse = [], [25]
+    keep = LabelStore.keep
+
+    def counted(self: LabelStore, policy: NDArray[np.int64], kind: str, record: object, seed: int = 0) -> None:
+        taken.append((tuple(policy.tolist()), kind, seed))
+        keep(self, policy, kind, record, seed)  # type: ignore[arg-type]
+
+    def check(self: Deadline) -> None:
+        fuse[0] -= 1
+        if fuse[0] == 0:
+            raise Paused
+
+    monkeypatch.setattr(LabelStore, "keep", counted)
+    monkeypatch.setattr(Deadline, "check", check)
+    stops = 0
+    while True:
+        try:
+            found = bench_labels(tiny, few, tmp_path / "parts", 60, Silent())
+            break
+        except Unfinished as error:
+            assert error.exit_code == 130 and "goes on" in str(error) and "\n" not in str(error)
+            stops, fuse[0] = stops + 1, 25
+    assert stops > 1 and len(taken) == len(set(taken))
+    mine, theirs = ([row["long"] for row in of["caps"]["40%"]["rows"]] for of in (found, whole))
+    assert [[r["loss"] for r in row] for row in mine] == [[r["loss"] for r in row] for row in theirs]
+    assert not list((tmp_path / "parts").glob("checkpoint-*"))
+
+
+def test_a_comparison_is_told_in_full(tiny: Recipe, tmp_path: Path) -> None:
+    """Every kind and metric has its line; JSON, Markdown and page stand in the folder."""
+    found = bench_labels(tiny, wanted(kinds="none,fold"), tmp_path, 60, Silent())
+    write_report(found, tmp_path)
+    cap = found["caps"]["40%"]
+    assert len(cap["labels"]) == 8 and {label["kind"] for label in cap["labels"]} == {"none", "fold"}
+    assert sum(len(row["long"]) > 1 for row in cap["rows"]) == 8 and cap["spread"]["loss"]["ratio"]["value"] > 0
+    assert all(0 < row["shares"]["macs"] <= 0.4 for row in cap["rows"])
+    text = labels_text(found)
+    assert "Winner a second" in text and sum(line.startswith("fold") for line in text.splitlines()) == 4
+    again = json.loads((tmp_path / "labels.json").read_text())
+    assert again["winner"] == found["winner"] and again["machine"]["cores"] >= 1
+    assert "| fold | loss |" in (tmp_path / "labels.md").read_text()
+    page = (tmp_path / "labels.html").read_text()
+    assert page.count('id="cap0"') == 1 and "good by cheap labels" in page
+    labels = cheap_labels(cap["rows"], "fold")["loss"], long_labels(cap["rows"], "loss")
+    assert kendall(*labels) == next(
+        of["kendall"]["value"] for of in cap["labels"] if (of["kind"], of["metric"]) == ("fold", "loss")
+    )
+
+
+def test_labels_taken_otherwise_are_not_mixed(tiny: Recipe, dense: Dense, tmp_path: Path) -> None:
+    """Another recovery or fine-tune needs another folder."""
+    bench_labels(tiny, wanted(kinds="none", repeats=1, epochs=0.1), tmp_path, 60, Silent())
+    other = tiny.model_copy(update={"finetune": tiny.finetune.model_copy(update={"lr": 0.5})})
+    with pytest.raises(RunError, match=r"finetune.*--out"):
+        bench_labels(other, wanted(kinds="none"), tmp_path, 60, Silent())
+
+
+def test_recipes_of_both_sorts_are_understood(tmp_path: Path) -> None:
+    """A bench recipe brings its caps and its changes; given caps come first."""
+    path = tmp_path / "mine.toml"
+    path.write_text('recipe = "quickstart"\ncaps = ["25%", ["20%", "30%params"]]\n[set]\nsearch.batch_size = 99\n')
+    recipe, caps = asked_for(str(path), None, {"seed": 3})
+    assert (recipe.search.batch_size, recipe.seed, list(caps)) == (99, 3, ["25%", "20%+30%params"])
+    recipe, caps = asked_for("quickstart", None, {})
+    assert recipe.name == "quickstart" and list(caps) == ["15%", "40%"]
+    assert list(asked_for(str(path), "10%+30%params,50%", {})[1]) == ["10%+30%params", "50%"]
+
+
+def test_too_few_policies_are_refused() -> None:
+    """Before anything is prepared."""
+    with pytest.raises(UsageError, match="6 policies"):
+        wanted(policies=bench_module.FEWEST - 1)
+    with pytest.raises(UsageError, match="epochs"):
+        wanted(epochs=0)
+
+
+def test_a_wrecked_network_stands_behind_all_others(tiny: Recipe, tmp_path: Path) -> None:
+    """A kind that cannot be measured is told as such, and the comparison goes on."""
+    kinds = "fold,fold+40x10@100"
+    found = bench_labels(tiny, wanted(policies=6, kinds=kinds, repeats=1, epochs=0.1), tmp_path, 60, Silent())
+    taken = [row["cheap"]["fold+40x10@100"] for row in found["caps"]["40%"]["rows"]]
+    failed = [record for record in taken if "failure" in record]
+    assert failed and all("finite" in record["failure"] and record["accuracy"] == 0 for record in failed)
+    assert found["winner"]["kind"] in kinds.split(",")

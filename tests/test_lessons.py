@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from amc.folder import RunFolder
+from amc.lessons import lesson_record
+from amc.progress import Silent
+from amc.recipe import FinetuneSection, RecoverySection
+from amc.retarget import retarget
+from amc.run import Run
+from amc.show import details
+from amc.task import CLASSIFICATION, load_task
+from tests.conftest import finished_run
+from tests.tiny import network
+
+
+def squared(outputs: torch.Tensor, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    """A loss of the user's."""
+    return (outputs - torch.nn.functional.one_hot(batch[1], 10)).square().mean()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A finished run, by two workers, whose trials take a few steps of training."""
+    steps = {"recovery.steps": 3, "recovery.step_images": 50, "search.workers": 2}
+    return finished_run(tmp_path_factory.mktemp("steps"), network, "50%", **steps)
+
+
+def test_workers_measure_what_this_process_would(run: Run) -> None:
+    """Every trial of the run, whoever measured it, is what measuring its policy again gives."""
+    assert len(run.trials) >= 10
+    for trial in [trial for trial in run.trials if not trial.stopped][:3]:
+        again = run.dense.measure(np.array(trial.policy))
+        assert (again.accuracy, again.loss) == pytest.approx((trial.accuracy, trial.loss))
+        assert trial.seconds["train"] > 0
+
+
+def test_a_run_with_steps_is_retargeted_and_shown(run: Run, tmp_path: Path) -> None:
+    """The measured accuracy of another budget is with the steps, and its network is the one that was measured."""
+    found = retarget(run.folder, ["40%"], tmp_path / "other", 2, False, Silent()).record
+    assert found["measured_accuracy"] in {trial.accuracy for trial in Run.open(run.folder).study.trials}
+    assert "3 steps of training" in details(RunFolder.open(run.folder))
+
+
+def test_the_record_of_steps_holds_the_users_loss() -> None:
+    """Without steps nothing of it counts; with them another loss is another protocol."""
+    recovery, finetune = RecoverySection(steps=3), FinetuneSection()
+    mine = load_task(loss=f"{__name__}:squared")
+    assert lesson_record(RecoverySection(), finetune, mine) == ""
+    assert lesson_record(recovery, finetune, mine) != lesson_record(recovery, finetune, CLASSIFICATION)
+    assert mine.fingerprint == CLASSIFICATION.fingerprint  # trials without steps do not ask for the loss
