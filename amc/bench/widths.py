@@ -1,0 +1,60 @@
+"""From a network that another tool pruned to the policy of ours that is nearest to it."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from amc.dense import Dense
+from amc.errors import ModelError
+from amc.surgery.cut import named_tensors
+from amc.surgery.table import SUFFIXES
+from amc.surgery.units import KEPT
+from amc_search import Policies
+
+WIDTH = SUFFIXES[2]
+
+
+class PeerFailed(ModelError):
+    """Another tool does not run on this network, or not under these caps; the message is its reason in one line."""
+
+
+def policy_left(dense: Dense, pruned: nn.Module) -> Policies:
+    """The legal policy (d,) nearest to the widths that are left in `pruned`, a changed copy of the dense network.
+
+    Widths are read off the shapes of the tensors, by name. Where the other tool couples layers otherwise than we do, a
+    group takes the median of its tensors. No group is dropped: nor did the other tool.
+
+    Raises:
+        PeerFailed: `pruned` has other tensors than the dense network, or other dimensions.
+    """
+    space = dense.space
+    counts = kept_fractions(dense, pruned) * space.high
+    return space.nearest(counts, least=space.step)
+
+
+def kept_fractions(dense: Dense, pruned: nn.Module) -> NDArray[np.float64]:
+    """The share of each group's channels that is left, (d,): the median over all tensors that hold the group alone.
+
+    Where heads and their width share a dimension, its loss is put down to the width, as a pruner of channels has it.
+    """
+    table, left = dense.table, named_tensors(pruned)
+    alone: list[list[float]] = [[] for _ in table.groups]
+    shared: list[list[float]] = [[] for _ in table.groups]
+    for name, axes in table.owners.items():
+        if name not in left or left[name].ndim <= max(axes):
+            raise PeerFailed(f"a pruned network must keep its tensors, but {name} is gone or has other dimensions")
+        for dim, owners in axes.items():
+            owned = np.logical_or.reduce([owner != KEPT for owner in owners])
+            share = (left[name].shape[dim] - (~owned).sum()) / owned.sum()
+            groups = np.unique(np.concatenate([table.unit_group[owner[owner != KEPT]] for owner in owners]))
+            for group in groups:
+                (alone if len(groups) == 1 else shared)[group].append(float(share))
+    found = np.ones(len(table.groups))
+    for index, group in enumerate(table.groups):
+        if alone[index]:
+            found[index] = np.median(alone[index])
+        elif shared[index] and group.name.endswith(WIDTH):
+            found[index] = np.median(shared[index])
+    return found
