@@ -1,0 +1,1 @@
+"""`amc bench RECIPE`: all methods of search on one task, through the same measurement, recovery and fine-tune."""

@@ -1,0 +1,228 @@
+"""The main flow of `amc bench RECIPE`: searches, then the order of fresh policies, then fine-tunes; resumed at will.
+
+In the folder: results.json, table.md and plots.html; under the protocol's hash labels.db, and under the kind of label
+searches/, orders/ and the checkpoint of a fine-tune at work. To search again with a method that has changed, delete its
+folder in searches/: what it measured stays.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from amc.bench.contest import finals
+from amc.bench.contest.arena import Arena
+from amc.bench.contest.deadline import Deadline, Paused, Unfinished
+from amc.bench.contest.findings import Findings
+from amc.bench.contest.fronts import front_method
+from amc.bench.contest.orders import Order, is_ordered, order, read_order
+from amc.bench.contest.plots import plots_page
+from amc.bench.contest.recipe import BenchRecipe
+from amc.bench.contest.results import LeftOut, results
+from amc.bench.contest.searches import FRONT, Search, Spec, front_caps, read_search, search, specs_of
+from amc.bench.contest.store import LabelStore
+from amc.bench.contest.table import table_markdown
+from amc.dense import Dense, prepare
+from amc.errors import ModelError, UsageError
+from amc.files import write_json, write_text
+from amc.folder import read_json
+from amc.progress import Progress, Silent
+from amc.run import claimed
+from amc_search.rivals.extra import MissingExtra
+from amc_search.rivals.problem import Method
+
+RESULTS, TABLE, PLOTS, LEFT_OUT = "results.json", "table.md", "plots.html", "left-out.json"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """How much of a contest a command shall do.
+
+    Attributes:
+        minutes: after which it stops between two labels.
+        only: methods to run; empty: all.
+        report_only: measure nothing, and report what is there.
+    """
+
+    minutes: float = 45.0
+    only: tuple[str, ...] = ()
+    report_only: bool = False
+
+
+def contest(
+    recipe: BenchRecipe,
+    out: Path,
+    wanted: Wanted | None = None,
+    progress: Progress | None = None,
+    *,
+    methods: Callable[[Dense], Mapping[str, Method]] | None = None,
+    deadline: Deadline | None = None,
+) -> dict[str, Any]:
+    """Run a contest, or go on with it, and write what it found into `out`; returns what `results.json` holds.
+
+    Args:
+        recipe: what is compared.
+        out: the folder; one process at a time.
+        wanted: how much of it now.
+        progress: where it is shown.
+        methods: what gives the methods by name for a network; None: those of the product.
+        deadline: when to stop; None: as `wanted` says, from now.
+
+    Raises:
+        Unfinished: the time is over; the results so far are written, and the same call goes on.
+        AmcError: any of `amc.errors`; what was measured is kept.
+    """
+    wanted, progress = wanted or Wanted(), progress or Silent()
+    deadline = deadline or Deadline(wanted.minutes)
+    job = recipe.compress_recipe()
+    with claimed(out):
+        dense = prepare(job, out, progress)
+        folder = out / dense.protocol().digest
+        store = LabelStore(folder / "labels.db")
+        try:
+            arena = Arena(recipe, dense, store, deadline)
+            known = {} if wanted.report_only else (methods or product_methods)(dense)
+            work = _Work(arena, folder / recipe.label, wanted, known, progress)
+            try:
+                work.run()
+            except Paused:
+                left = work.report(out)["progress"]
+                raise Unfinished(_how_far(left, out, wanted)) from None
+            return work.report(out)
+        finally:
+            store.close()
+
+
+def product_methods(dense: Dense) -> dict[str, Method]:
+    """All methods by name; peers get the network itself."""
+    from amc.bench.methods import METHODS
+    from amc.bench.peers import peer_methods
+
+    return {**METHODS, **peer_methods(dense)}
+
+
+class _Work:
+    """One command's part of a contest."""
+
+    def __init__(
+        self, arena: Arena, folder: Path, wanted: Wanted, methods: Mapping[str, Method], progress: Progress
+    ) -> None:
+        self.arena, self.recipe, self.folder, self.progress = arena, arena.recipe, folder, progress
+        self.wanted, self.methods = wanted, methods
+        self.specs = specs_of(self.recipe, list(wanted.only))
+        self.left_out: LeftOut = read_json(folder / LEFT_OUT) if (folder / LEFT_OUT).is_file() else {}
+        if not wanted.report_only:
+            self._check_methods()
+
+    def run(self) -> None:
+        """Everything that is not done yet. Raises `Paused`."""
+        if self.wanted.report_only:
+            return
+        found = self._search()
+        for one in found:
+            if self.recipe.rank and is_ordered(one.spec) and self._order(one) is None:
+                self.progress.say(f"measure fresh policies: {one.spec.cap}, seed {one.spec.seed}")
+                order(one, self.arena, self.folder)
+        if self.recipe.winners_of:
+            self._finetune(found)
+
+    def report(self, out: Path) -> dict[str, Any]:
+        """Compute all figures from what is there and write them."""
+        found = self._findings()
+        record = results(found, self.arena, self.left_out)
+        write_json(out / RESULTS, record)
+        write_text(out / TABLE, table_markdown(record))
+        write_text(out / PLOTS, plots_page(found, record))
+        return record
+
+    def _check_methods(self) -> None:
+        named = [*self.recipe.named_methods, *self.wanted.only]
+        for name in named:
+            if name not in self.methods:
+                near = difflib.get_close_matches(name, self.methods, 1)
+                hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(self.methods)}"
+                raise UsageError(f"a method of a contest must be known, but {name!r} is not; {hint}")
+        strangers = [name for name in self.wanted.only if name not in self.recipe.named_methods]
+        if strangers:
+            raise UsageError(
+                f"--only must name methods of the recipe, but {strangers[0]!r} is not one of "
+                f"{', '.join(self.recipe.named_methods)}"
+            )
+
+    def _search(self) -> list[Search]:
+        self.left_out = {}  # what did not run may run now
+        (self.folder / LEFT_OUT).unlink(missing_ok=True)
+        stage = self.progress.stage("labels asked for", sum(spec.trials for spec in self.specs))
+        found = []
+        for spec in self.specs:
+            known = read_search(spec, self.folder)
+            asked = _Asked(partial(stage.advance, 1, f"{spec.method} at {spec.cap}, seed {spec.seed}"))
+            if known is None and spec.cap not in self.left_out.get(spec.method, {}):
+                known = self._try(spec, asked)
+            stage.advance(spec.trials - asked.count)
+            if known is not None:
+                found.append(known)
+        return found
+
+    def _try(self, spec: Spec, asked: _Asked) -> Search | None:
+        """One search; None where the method cannot run on this network under this cap, which is written down."""
+        try:
+            found = search(spec, self._method(spec), self.arena, self.folder, asked)
+        except (ModelError, MissingExtra) as error:
+            self.left_out.setdefault(spec.method, {})[spec.cap] = str(error)
+            write_json(self.folder / LEFT_OUT, self.left_out)
+            self.progress.say(f"{spec.method} is left out at {spec.cap}: {error}")
+            return None
+        self.arena.has_advanced = True
+        return found
+
+    def _method(self, spec: Spec) -> Method:
+        if spec.cap == FRONT:
+            return front_method([self.arena.caps[cap] for cap in front_caps(self.recipe)])
+        return self.methods[spec.method]
+
+    def _finetune(self, found: list[Search]) -> None:
+        finals.judge_dense(self.arena)
+        policies = finals.field(self.arena, found)
+        for data_seed in range(self.recipe.finetune_seeds):
+            for number, policy in enumerate(policies, start=1):
+                if self.arena.store.final(policy, data_seed) is None:
+                    self.progress.say(f"fine-tune {number} of {len(policies)}, order {data_seed} of the data")
+                    finals.judge(self.arena, policy, data_seed, self.folder, self.progress)
+
+    def _order(self, found: Search) -> Order | None:
+        return read_order(found, self.folder, self.recipe.rank)
+
+    def _findings(self) -> Findings:
+        """What there is in the folder, of all methods of the recipe."""
+        read = [read_search(spec, self.folder) for spec in specs_of(self.recipe)]
+        searches = [one for one in read if one is not None]
+        orders = [self._order(one) for one in searches if is_ordered(one.spec)]
+        tuned, strangers = finals.read_finals(self.arena, searches)
+        return Findings(
+            self.recipe, searches, [one for one in orders if one is not None], tuned, strangers,
+            self.arena.store.final(self.arena.dense.space.high, finals.UNTRAINED),
+        )  # fmt: skip
+
+
+class _Asked:
+    """Counts what it passes on."""
+
+    def __init__(self, tell: Callable[[], None]) -> None:
+        self._tell, self.count = tell, 0
+
+    def __call__(self) -> None:
+        self.count += 1
+        self._tell()
+
+
+def _how_far(progress: dict[str, Any], out: Path, wanted: Wanted) -> str:
+    return (
+        f"{wanted.minutes:g} minutes are over: {progress['searches']} of {progress['searches_wanted']} searches, "
+        f"{progress['labels']:,} labels and {progress['finals']} fine-tunes are done and kept in {out}; "
+        "the same command goes on"
+    )

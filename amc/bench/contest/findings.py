@@ -1,0 +1,168 @@
+"""All that a contest has found so far, read back from its folder, and its figures as one JSON-able record."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from amc.bench.contest.arena import label_of
+from amc.bench.contest.orders import Order
+from amc.bench.contest.recipe import OURS, UNIFORM, BenchRecipe
+from amc.bench.contest.searches import FRONT, Search, front_caps
+from amc.bench.contest.statistics import Interval, interval, paired, places, spread
+from amc.bench.contest.store import Final
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What there is.
+
+    Attributes:
+        searches: the finished ones.
+        orders: of our predictor.
+        finals: cap -> method -> seed of the search -> its winner's finals, one an order of the data.
+        strangers: cap -> one list a random policy, likewise.
+        dense: the dense network on the test split.
+    """
+
+    recipe: BenchRecipe
+    searches: list[Search]
+    orders: list[Order] = field(default_factory=list)
+    finals: dict[str, dict[str, dict[int, list[Final]]]] = field(default_factory=dict)
+    strangers: dict[str, list[list[Final]]] = field(default_factory=dict)
+    dense: Final | None = None
+
+    def bests(self, cap: str, trials: int) -> dict[str, dict[int, float]]:
+        """Method -> seed -> best label under a cap, of the searches made for it."""
+        found: dict[str, dict[int, float]] = {}
+        for one in self.of(cap, trials):
+            found.setdefault(one.spec.method, {})[one.spec.seed] = one.best()
+        return found
+
+    def of(self, cap: str, trials: int) -> list[Search]:
+        """The searches made for a cap."""
+        return [one for one in self.searches if (one.spec.cap, one.spec.trials) == (cap, trials)]
+
+    def front_bests(self, cap: str) -> dict[int, float]:
+        """Seed -> best label under a cap, of our studies that serve several."""
+        return {one.spec.seed: one.best(cap) for one in self.searches if one.spec.cap == FRONT}
+
+
+def is_ours(method: str) -> bool:
+    """Whether it is our method, or that without one of its parts."""
+    return method == OURS or method.startswith(f"{OURS}-")
+
+
+def figures(found: Findings) -> Row:
+    """Every figure with its interval over the seeds; differences are ours minus the other, in pairs."""
+    recipe = found.recipe
+    budgets = [recipe.trials, *([recipe.long] if recipe.long else [])]
+    return {
+        "searches": {
+            cap: {str(trials): _search_rows(found, cap, trials) for trials in budgets} for cap in recipe.cap_names
+        },
+        "finals": {cap: _final_rows(found, cap) for cap in recipe.cap_names if cap in found.finals},
+        "orders": _order_rows(found.orders),
+        "front": {cap: _front_row(found, cap) for cap in front_caps(recipe)},
+    }
+
+
+def _search_rows(found: Findings, cap: str, trials: int) -> dict[str, Row]:
+    bests = found.bests(cap, trials)
+    place = places({method: float(np.mean(list(of.values()))) for method, of in bests.items()})
+    rows: dict[str, Row] = {}
+    for method, by_seed in bests.items():
+        runs = [one for one in found.of(cap, trials) if one.spec.method == method]
+        rows[method] = {
+            **_told(interval(list(by_seed.values()))),
+            "place": place[method],
+            "best": {str(seed): best for seed, best in by_seed.items()},
+            "accuracy": float(np.mean([one.winner_accuracy() for one in runs])),
+            "labels": float(np.mean([len(one.labels) for one in runs])),
+            "label_seconds": float(np.mean([sum(one.label_seconds) for one in runs])),
+            "own_seconds": float(np.mean([one.own_seconds[-1] for one in runs])),
+            "ours_minus": _difference(bests, method),
+        }
+    return rows
+
+
+def _difference(bests: Mapping[str, Mapping[int, float]], method: str) -> Row | None:
+    if method == OURS or OURS not in bests:
+        return None
+    found = paired(bests[OURS], bests[method])
+    return _told(found) if found else None
+
+
+def _final_rows(found: Findings, cap: str) -> Row:
+    """Scores on test by method: the mean over data orders of each winner, then over winners."""
+    policies, noise = spread(scores(found, found.strangers.get(cap, [])))
+    by_seed = final_means(found, cap)
+    rows: dict[str, Row] = {}
+    for method, finals in found.finals[cap].items():
+        rows[method] = {
+            **_told(interval(list(by_seed[method].values()))),
+            "test_accuracy": _mean_of(finals, "test_accuracy"),
+            "test_loss": _mean_of(finals, "test_loss"),
+            "seconds": float(np.mean([final.seconds for of in finals.values() for final in of])),
+            "ours_minus": _difference(by_seed, method),
+        }
+    return {"methods": rows, "spread_of_random_policies": policies, "noise_of_data_order": noise}
+
+
+def final_means(found: Findings, cap: str) -> dict[str, dict[int, float]]:
+    """Method -> seed of the search -> mean score over data orders; uniform ratios stand beside every seed."""
+    means = {
+        method: {seed: float(np.mean(of)) for seed, of in zip(finals, scores(found, finals.values()), strict=True)}
+        for method, finals in found.finals[cap].items()
+    }
+    if UNIFORM in means:
+        same = next(iter(means[UNIFORM].values()))
+        means[UNIFORM] = dict.fromkeys(sorted({seed for of in means.values() for seed in of}), same)
+    return means
+
+
+def scores(found: Findings, finals: Iterable[Sequence[Final]]) -> list[list[float]]:
+    """What finals are compared by, higher is better, one list a policy."""
+    judge = found.recipe.finetune_judge
+    return [[label_of(judge, final.test_accuracy, final.test_loss) for final in of] for of in finals]
+
+
+def _mean_of(finals: Mapping[int, Sequence[Final]], what: str) -> Row:
+    return _told(interval([float(np.mean([getattr(final, what) for final in of])) for of in finals.values()]))
+
+
+def _order_rows(orders: Sequence[Order]) -> Row:
+    rows: Row = {}
+    for cap, trials in dict.fromkeys((one.spec.cap, one.spec.trials) for one in orders):
+        mine = [one for one in orders if (one.spec.cap, one.spec.trials) == (cap, trials)]
+        rows.setdefault(cap, {})[str(trials)] = {
+            "kendall": _told(interval([one.kendall for one in mine])),
+            "spearman": _told(interval([one.spearman for one in mine])),
+            "policies": float(np.mean([len(one.labels) for one in mine])),
+        }
+    return rows
+
+
+def _front_row(found: Findings, cap: str) -> Row:
+    """Our one study's best under a cap beside those of studies made for it alone."""
+    assert found.recipe.front is not None
+    ours = found.front_bests(cap)
+    bests = found.bests(cap, found.recipe.front.trials)
+    others = {method: of for method, of in bests.items() if not is_ours(method)}
+    row: Row = {"ours": _told(interval(list(ours.values()))) if ours else None, "others": {}}
+    for method, of in others.items():
+        difference = paired(ours, of)
+        row["others"][method] = {
+            **_told(interval(list(of.values()))),
+            "ours_minus": _told(difference) if difference else None,
+        }
+    return row
+
+
+def _told(found: Interval) -> Row:
+    return asdict(found)

@@ -1,0 +1,179 @@
+"""Bench recipes: which methods search which network, under which caps, with how many labels and seeds.
+
+A TOML file that names an ordinary recipe for network, data, recovery and fine-tune, and changes keys of it under
+`[set]`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, JsonValue, ValidationError, field_validator
+
+from amc.budget import Budget, parse_budgets
+from amc.errors import UsageError
+from amc.recipe import Recipe, Section, load_recipe, recipes_folder
+
+OURS = "amc"  # the method that the others are compared with; its ablations are called amc-WITHOUT
+UNIFORM = "uniform"
+Label = Literal["likelihood", "accuracy"]
+
+
+def _as_list(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+Budgets = Annotated[list[str], Field(min_length=1), BeforeValidator(_as_list)]  # of one cap: all hold
+Methods = Annotated[list[str], Field(description="names of methods")]
+
+
+class FrontSection(Section):
+    """One study of ours for several caps, against studies made for each cap alone."""
+
+    caps: list[Budgets] = Field(min_length=2, description="that one study of ours serves")
+    trials: int = Field(default=128, ge=16, description="labels of our one study, and of each study of the others")
+    seeds: int = Field(default=3, ge=1, description="of either")
+    methods: Methods = Field(default=["tpe", "evolution"], description="that make a study for each cap alone")
+
+
+class BenchRecipe(Section):
+    """A comparison of methods of search."""
+
+    name: str = Field(default="custom", min_length=1, description="the comparison's name")
+    about: str = Field(default="", description="one line about it")
+    recipe: str = Field(min_length=1, description="an ordinary recipe: network, data, recovery, fine-tune")
+    settings: dict[str, JsonValue] = Field(default={}, alias="set", description="keys of that recipe, changed")
+    caps: list[Budgets] = Field(min_length=1, description="each a budget, or a list of budgets that all hold")
+    label: Label = Field(default="likelihood", description="likelihood (exp of minus the calibrated loss) or accuracy")
+    trials: int = Field(default=64, ge=1, description="labels of a search")
+    seeds: int = Field(default=5, ge=1, description="searches of each method under each cap")
+    methods: Methods = Field(default=[OURS, "random"], min_length=1)
+    long: int = Field(default=256, ge=0, description="labels of a long search; 0: no long searches")
+    long_seeds: int = Field(default=3, ge=1, description="long searches of each method under each cap")
+    long_methods: Methods = Field(default=[], description="left out: all of `methods`")
+    finetune: bool | list[str] = Field(default=False, description="whether winners are fine-tuned, or whose")
+    finetune_judge: Label = Field(
+        default="accuracy", description="of the test split: what the fine-tuned are compared by"
+    )
+    finetune_seeds: int = Field(default=2, ge=1, description="orders of the data in which each is fine-tuned")
+    finetune_searches: int = Field(default=0, ge=0, description="winners of the first so many searches; 0: of all")
+    finetune_random: int = Field(default=0, ge=0, description="random policies fine-tuned beside them, each cap")
+    rank: int = Field(default=0, ge=0, description="random policies near each cap to test our predictor's order on")
+    front: FrontSection | None = Field(default=None, description="one study for several caps")
+
+    @field_validator("caps")
+    @classmethod
+    def _caps_are_well_formed(cls, value: list[list[str]]) -> list[list[str]]:
+        for cap in value:
+            parse_budgets(cap)  # a UsageError passes through pydantic as it is
+        return value
+
+    @property
+    def all_caps(self) -> dict[str, tuple[Budget, ...]]:
+        """Every cap by its name, those of the front last."""
+        wanted = [*self.caps, *(self.front.caps if self.front else [])]
+        return {cap_name(cap): parse_budgets(cap) for cap in wanted}
+
+    @cached_property
+    def cap_names(self) -> list[str]:
+        return list(dict.fromkeys(cap_name(cap) for cap in self.caps))
+
+    @property
+    def winners_of(self) -> list[str]:
+        """The methods whose winners are fine-tuned."""
+        if isinstance(self.finetune, bool):
+            return self.methods if self.finetune else []
+        return self.finetune
+
+    @property
+    def named_methods(self) -> list[str]:
+        """All methods that the recipe names anywhere, each once."""
+        front = self.front.methods if self.front else []
+        return list(dict.fromkeys([*self.methods, *self.long_methods, *self.winners_of, *front]))
+
+    def compress_recipe(self, overrides: Mapping[str, object] | None = None) -> Recipe:
+        """The ordinary recipe with the changes. Raises `UsageError`."""
+        return load_recipe(self.recipe, {**_dotted(self.settings), **(overrides or {})})
+
+
+def cap_name(budgets: list[str]) -> str:
+    """What a cap is called in files and tables."""
+    return "+".join(str(budget) for budget in parse_budgets(budgets))
+
+
+def load_bench_recipe(name_or_path: str | Path) -> BenchRecipe:
+    """Read a built-in bench recipe by name or a TOML file by path.
+
+    Raises:
+        UsageError: no such recipe, an unreadable file, broken TOML, an unknown key, a value against its rule.
+    """
+    name = str(name_or_path)
+    path = _file_of(name)
+    origin = f"bench recipe {name}"
+    try:
+        table = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise UsageError(f"{origin} must be readable UTF-8 and TOML, but: {reason}") from None
+    table.setdefault("name", path.stem)
+    try:
+        return BenchRecipe.model_validate(table)
+    except ValidationError as error:
+        raise UsageError(f"{origin}: {_explained(error)}") from None
+
+
+def list_bench_recipes() -> dict[str, str]:
+    """The built-in bench recipes: name and one line about each, in alphabetical order."""
+    return {path.stem: load_bench_recipe(path).about for path in sorted(_folder().glob("*.toml"))}
+
+
+def _folder() -> Path:
+    return recipes_folder() / "bench"
+
+
+def _file_of(name: str) -> Path:
+    built_in = _folder() / f"{name}.toml"
+    if name == Path(name).name and built_in.is_file():
+        return built_in
+    path = Path(name)
+    if path.is_file():
+        return path
+    known = sorted(p.stem for p in _folder().glob("*.toml"))
+    near = difflib.get_close_matches(path.stem, known, 1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise UsageError(
+        f"amc bench needs one of its commands, a TOML file, or one of {', '.join(known)}, but there is no {name!r}; "
+        f"{hint}`amc bench --help` lists the commands"
+    )
+
+
+def _dotted(table: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
+    """Nested tables as dotted keys, so that `search.batch_size = 50` and `"search.batch_size" = 50` mean the same."""
+    flat: dict[str, object] = {}
+    for key, value in table.items():
+        flat |= _dotted(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _explained(error: ValidationError) -> str:
+    """One line: the first mistake, unknown keys before wrong values, and how many more there are."""
+    mistakes = sorted(error.errors(include_url=False), key=lambda m: m["type"] != "extra_forbidden")
+    mistake, more = mistakes[0], f" (and {len(mistakes) - 1} more)" if len(mistakes) > 1 else ""
+    path = [str(part) for part in mistake["loc"]]
+    section = FrontSection if path[0] == "front" and len(path) > 1 else BenchRecipe
+    fields = {field.alias or name: field for name, field in section.model_fields.items()}
+    if mistake["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(path[-1], fields, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"its keys are {', '.join(fields)}"
+        where = "[front]" if section is FrontSection else "the top level"
+        return f"{where} has no key {path[-1]!r}; {hint}{more}"
+    key = path[1] if section is FrontSection else path[0]
+    meaning = f" ({fields[key].description})" if key in fields and fields[key].description else ""
+    got = " ".join(repr(mistake["input"]).split())[:80]
+    rule = mistake["msg"][0].lower() + mistake["msg"][1:]
+    return f"{'.'.join(path)}{meaning}: {rule}, but got {got}{more}"

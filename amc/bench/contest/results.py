@@ -1,0 +1,64 @@
+"""What `results.json` holds: figures and goals, with all that they depend on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from amc.bench.contest.arena import Arena
+from amc.bench.contest.findings import Findings, figures
+from amc.bench.contest.goals import goal_record, goals
+from amc.bench.contest.machine import machine
+from amc.bench.contest.searches import specs_of
+
+FORMAT = "amc-contest/1"
+LeftOut = dict[str, dict[str, str]]  # method -> cap -> why it does not run there
+
+
+def results(found: Findings, arena: Arena, left_out: LeftOut) -> dict[str, Any]:
+    """The whole record, JSON-able."""
+    recipe, store = found.recipe, arena.store
+    wanted = [spec for spec in specs_of(recipe) if spec.cap not in left_out.get(spec.method, {})]
+    return {
+        "format": FORMAT,
+        "name": recipe.name,
+        "about": recipe.about,
+        "label": recipe.label,
+        "methods": recipe.named_methods,
+        "recipe": recipe.model_dump(by_alias=True, exclude_none=True),
+        "machine": machine(),
+        "task": _task(found, arena),
+        "progress": {
+            "searches": len(found.searches),
+            "searches_wanted": len(wanted),
+            "labels": len(store),
+            "finals": sum(final.seconds > 0 for final in store.finals),
+        },
+        "seconds": {
+            "labels": store.label_seconds,
+            "methods": sum(one.own_seconds[-1] for one in found.searches),
+            "finals": sum(final.seconds for final in store.finals),
+        },
+        "left_out": left_out,
+        "figures": figures(found),
+        "goals": [goal_record(goal) for goal in goals(found)],
+    }
+
+
+def _task(found: Findings, arena: Arena) -> dict[str, Any]:
+    """The network, its data, and what they score uncut."""
+    dense, reference = arena.dense, arena.reference
+    return {
+        "model": dense.recipe.model.name,
+        "data": dense.splits.name,
+        "metric": dense.task.metric_name,
+        "groups": len(dense.space),
+        "protocol": dense.protocol().digest,
+        "dense": {
+            "accuracy": reference.accuracy,
+            "loss": reference.loss,
+            "label": arena.dense_label,
+            "costs": dict(reference.costs),
+            "test_accuracy": found.dense.test_accuracy if found.dense else None,
+            "test_loss": found.dense.test_loss if found.dense else None,
+        },
+    }

@@ -1,0 +1,486 @@
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from filelock import FileLock
+
+from amc.bench.contest import contest as flow
+from amc.bench.contest import finals
+from amc.bench.contest.contest import Wanted, contest
+from amc.bench.contest.deadline import Deadline, Unfinished
+from amc.bench.contest.findings import Findings, figures
+from amc.bench.contest.goals import goals
+from amc.bench.contest.orders import read_order
+from amc.bench.contest.recipe import BenchRecipe, list_bench_recipes, load_bench_recipe
+from amc.bench.contest.searches import Search, Spec, read_search, specs_of
+from amc.bench.contest.statistics import interval, paired, places, spread
+from amc.bench.contest.store import Final, Labelled, LabelStore
+from amc.bench.contest.table import table_markdown, table_text
+from amc.dense import Dense
+from amc.errors import BudgetUnreachable, RunError, UsageError
+from amc.recipe import recipes_folder
+from amc.trial import Measure
+from amc_search import random_policies, uniform
+from amc_search.rivals.extra import MissingExtra
+from amc_search.rivals.problem import Method, Problem
+from tests.tiny import trained_weights
+
+RECIPE = """
+about = "tests"
+recipe = "{ordinary}"
+caps = ["40%", ["60%", "70%params"]]
+trials = 4
+seeds = 2
+methods = ["amc", "other", "uniform"]
+long = 6
+long_seeds = 1
+long_methods = ["other"]
+finetune = ["amc", "other"]
+finetune_seeds = 2
+finetune_searches = 1
+finetune_random = 2
+rank = 5
+
+[set]
+search.batch_size = 50
+finetune.epochs = 0.1
+"""
+
+ORDINARY = """
+name = "ordinary"
+[model]
+name = "tests.tiny:network"
+weights = "{weights}"
+[data]
+name = "tests.tiny:pictures"
+[surgery]
+round_to = 1
+[recovery]
+moment_images = 100
+batchnorm_images = 60
+[finetune]
+batch_size = 50
+"""
+
+
+def drawn(offset: int) -> Method:
+    """A method that measures random policies, one by one, with a draw that depends on the labels so far."""
+
+    def search(problem: Problem) -> None:
+        for turn in range(1000):
+            if not problem.left:
+                return
+            total = round(1e6 * float(problem.labels.sum()))
+            rng = np.random.default_rng([problem.seed, offset, turn, total])
+            problem.measure(random_policies(problem.space, problem.caps, 1, rng)[0])
+
+    return search
+
+
+def methods(dense: Dense) -> Mapping[str, Method]:
+    plain: Method = lambda problem: void(problem.measure(uniform(problem.space, problem.caps)))  # noqa: E731
+    return {"amc": drawn(0), "other": drawn(1), "uniform": plain}
+
+
+def void(_: float) -> None:
+    return None
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("contest")
+    trained_weights(home / "dense.safetensors")
+    (home / "ordinary.toml").write_text(ORDINARY.format(weights=home / "dense.safetensors"))
+    (home / "small.toml").write_text(RECIPE.format(ordinary=home / "ordinary.toml"))
+    return home
+
+
+@pytest.fixture(scope="module")
+def recipe(home: Path) -> BenchRecipe:
+    return load_bench_recipe(home / "small.toml")
+
+
+@pytest.fixture(scope="module")
+def finished(home: Path, recipe: BenchRecipe) -> Path:
+    """The folder of a contest that ran to its end without a stop. Shared: read it only."""
+    contest(recipe, home / "finished", methods=methods)
+    return home / "finished"
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """Every policy that is truly measured, in order."""
+    measured: list[tuple[int, ...]] = []
+    honest = Measure.__call__
+
+    def count(self: Measure, policy: Any, *args: Any, **more: Any) -> Any:
+        measured.append(tuple(policy.tolist()))
+        return honest(self, policy, *args, **more)
+
+    monkeypatch.setattr(Measure, "__call__", count)
+    return measured
+
+
+def outcome(folder: Path) -> dict[str, Any]:
+    """What must be the same however often a contest was stopped: all but seconds."""
+
+    def timeless(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: timeless(of) for key, of in value.items() if "seconds" not in key}
+        return value
+
+    record: dict[str, Any] = timeless(json.loads((folder / "results.json").read_text()))
+    return record
+
+
+def test_all_searches_stand_in_breadth_first_order(recipe: BenchRecipe) -> None:
+    """Every method has its first seed before any has its second, and short searches come before long ones."""
+    specs = specs_of(recipe)
+    assert len(specs) == 2 * 2 * 3 + 1 * 2 * 1 == len(set(specs))
+    assert [spec.seed for spec in specs[:12]] == [0] * 6 + [1] * 6 and specs[-1].trials == 6
+    assert {spec.method for spec in specs_of(recipe, ["other"])} == {"other"}
+
+
+def test_a_contest_fills_its_folder(finished: Path, recipe: BenchRecipe) -> None:
+    """Every search, order and final of the recipe is there, with its figures, its goals and its machine."""
+    found = outcome(finished)
+    assert found["progress"]["searches"] == found["progress"]["searches_wanted"] == 14
+    for cap in ("40%", "60%+70%params"):
+        rows = found["figures"]["searches"][cap]
+        assert set(rows["4"]) == {"amc", "other", "uniform"} and set(rows["6"]) == {"other"}
+        assert rows["4"]["other"]["ours_minus"]["n"] == 2 and rows["4"]["amc"]["ours_minus"] is None
+        assert sorted(row["place"] for row in rows["4"].values())[0] == 1
+        tuned = found["figures"]["finals"][cap]
+        assert set(tuned["methods"]) == {"amc", "other", "uniform"} and tuned["noise_of_data_order"] >= 0
+        assert -1 <= found["figures"]["orders"][cap]["4"]["kendall"]["mean"] <= 1
+    assert {goal["verdict"] for goal in found["goals"]} <= {"met", "not met"} and len(found["goals"]) == 4
+    assert found["machine"]["cores"] and found["machine"]["versions"]["torch"]
+    page = (finished / "plots.html").read_text()
+    assert "Plotly" in page and 'src="http' not in page and 'id="trials-1"' in page
+
+
+def test_no_policy_is_measured_twice(home: Path, recipe: BenchRecipe, counted: list[tuple[int, ...]]) -> None:
+    """Methods, seeds and caps share every label, and each counts the seconds it took."""
+    contest(recipe, home / "counted", methods=methods)
+    assert len(counted) == len(set(counted)) > 10
+    searches = [json.loads(path.read_text()) for path in (home / "counted").rglob("searches/uniform/40%-4-*.json")]
+    assert len(searches) == 2 and searches[0]["label_seconds"] == searches[1]["label_seconds"] != [0.0]
+    before = len(counted)
+    contest(recipe, home / "counted", methods=methods)
+    assert len(counted) == before
+
+
+def test_a_contest_stopped_anywhere_ends_with_the_same_results(
+    home: Path, recipe: BenchRecipe, finished: Path, counted: list[tuple[int, ...]]
+) -> None:
+    """Stopped again and again between labels and epochs, it measures nothing twice and finds the same."""
+    folder, stops = home / "stopped", 0
+    while stops < 12:
+        ticks = iter([0.0] * 24 + [1e9] * 10_000)
+        try:
+            contest(recipe, folder, methods=methods, deadline=Deadline(1, lambda ticks=ticks: next(ticks)))
+            break
+        except Unfinished as error:
+            assert error.exit_code == 130 and "the same command goes on" in str(error)
+            stops += 1
+    assert 2 < stops < 12 and len(counted) == len(set(counted))
+    assert outcome(folder) == outcome(finished)
+
+
+def test_the_test_split_is_touched_once_a_network(
+    home: Path, recipe: BenchRecipe, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each fine-tuned network, and the dense one, is tested once, and never again when the contest goes on."""
+    tested: list[int] = []
+    honest = finals.evaluate
+
+    def count(model: Any, split: Any, *args: Any, **more: Any) -> Any:
+        tested.append(len(split))
+        return honest(model, split, *args, **more)
+
+    monkeypatch.setattr(finals, "evaluate", count)
+    contest(recipe, home / "tested", methods=methods)
+    policies = outcome(home / "tested")["progress"]["finals"]
+    assert len(tested) == policies + 1 and set(tested) == {100}
+    contest(recipe, home / "tested", methods=methods)
+    contest(recipe, finished, Wanted(report_only=True))
+    assert len(tested) == policies + 1
+
+
+def test_an_order_belongs_to_one_very_search(finished: Path) -> None:
+    """Another search, or another number of fresh policies, is tested anew."""
+    (folder,) = finished.glob("*/likelihood")
+    found = read_search(Spec("amc", "40%", 4, 0), folder)
+    assert found is not None and read_order(found, folder, 5) is not None
+    assert read_order(found, folder, 6) is None
+    assert read_order(replace(found, labels=[0.5, *found.labels[1:]]), folder, 5) is None
+
+
+def test_a_report_measures_nothing(home: Path, recipe: BenchRecipe, counted: list[tuple[int, ...]]) -> None:
+    """Of an empty folder it says that no goal was measured."""
+    found = contest(recipe, home / "empty", Wanted(report_only=True))
+    assert not counted and found["progress"]["searches"] == 0
+    assert {goal["verdict"] for goal in found["goals"]} == {"not measured"}
+    assert "so far: 0 of 14 searches" in table_text(found)
+
+
+def test_only_some_methods_run(home: Path, recipe: BenchRecipe) -> None:
+    """`only` runs what it names, and the figures hold what there is."""
+    found = contest(recipe, home / "some", Wanted(only=("other",)), methods=methods)
+    assert set(found["figures"]["searches"]["40%"]["4"]) == {"other"}
+    with pytest.raises(UsageError, match="did you mean other"):
+        contest(recipe, home / "some", Wanted(only=("othr",)), methods=methods)
+
+
+def test_a_method_that_does_not_run_is_left_out(home: Path, recipe: BenchRecipe) -> None:
+    """Its reason is told, the others go on, and it is tried again when the contest goes on."""
+
+    def broken(dense: Dense) -> Mapping[str, Method]:
+        def fail(problem: Problem) -> None:
+            raise MissingExtra("other", "nothing")
+
+        return {**methods(dense), "other": fail}
+
+    found = contest(recipe, home / "left", Wanted(only=("other", "uniform")), methods=broken)
+    assert set(found["left_out"]["other"]) == {"40%", "60%+70%params"}
+    assert "other is left out at 40%, 60%+70%params: the method other needs" in table_text(found)
+    assert contest(recipe, home / "left", Wanted(report_only=True))["left_out"] == found["left_out"]
+    assert not contest(recipe, home / "left", Wanted(only=("other",)), methods=methods)["left_out"]
+
+
+def test_what_cannot_be_compared_is_refused(home: Path, recipe: BenchRecipe, tmp_path: Path) -> None:
+    """A method that is none, a cap that no policy meets, a folder in other hands: one line each."""
+    strange = recipe.model_copy(update={"methods": ["amc", "rndom"]})
+    with pytest.raises(UsageError, match=r"'rndom' is not; "):
+        contest(strange, tmp_path / "a", methods=methods)
+    with pytest.raises(BudgetUnreachable, match="must be reachable"):
+        contest(recipe.model_copy(update={"caps": [["0.01%"]]}), tmp_path / "b", methods=methods)
+    (tmp_path / "c").mkdir()
+    with FileLock(tmp_path / "c" / ".lock"), pytest.raises(RunError, match="one process"):
+        contest(recipe, tmp_path / "c", methods=methods)
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ("", "recipe (an ordinary recipe"),
+        ('recipe = "quickstart"', "caps"),
+        ('recipe = "quickstart"\ncaps = []', "caps"),
+        ('recipe = "quickstart"\ncaps = ["40%"]\ntrails = 3', "no key 'trails'; did you mean 'trials'"),
+        ('recipe = "quickstart"\ncaps = ["40"]', "a budget needs a unit"),
+        ('recipe = "quickstart"\ncaps = ["40%"]\nlabel = "loss"', "likelihood"),
+        ('recipe = "quickstart"\ncaps = ["40%"]\n[front]\ncaps = ["40%"]', "front.caps"),
+        ('recipe = "quickstart"\ncaps = ["40%"]\n[front]\ncap = ["40%"]', "[front] has no key 'cap'"),
+        ("recipe = ", "TOML"),
+    ],
+)
+def test_a_broken_bench_recipe_is_told_in_one_line(tmp_path: Path, lines: str, said: str) -> None:
+    path = tmp_path / "broken.toml"
+    path.write_text(lines)
+    with pytest.raises(UsageError) as caught:
+        load_bench_recipe(path)
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_bench_recipe_that_is_none_names_those_there_are() -> None:
+    with pytest.raises(UsageError, match="did you mean tiny"):
+        load_bench_recipe("tny")
+
+
+def test_every_bench_recipe_loads_and_says_what_it_is_for() -> None:
+    """All files in recipes/bench are valid, named after their file, and their changes fit the recipe they name."""
+    known = list_bench_recipes()
+    assert "tiny" in known
+    for name, about in known.items():
+        recipe = load_bench_recipe(name)
+        assert recipe.name == name and about and "\n" not in about
+        path = recipes_folder() / f"{recipe.recipe}.toml"
+        assert path.is_file(), f"{name} names {recipe.recipe}"
+        assert recipe.compress_recipe().model.name and specs_of(recipe)
+
+
+def test_changes_to_the_recipe_may_be_nested_or_dotted(home: Path) -> None:
+    path = home / "nested.toml"
+    path.write_text('recipe = "quickstart"\ncaps = ["40%"]\n[set]\n"finetune.epochs" = 2\nsearch.batch_size = 7\n')
+    job = load_bench_recipe(path).compress_recipe()
+    assert (job.finetune.epochs, job.search.batch_size) == (2, 7)
+
+
+def test_a_killed_process_loses_no_label(home: Path, recipe: BenchRecipe, finished: Path) -> None:
+    """Killed in the middle of a search, the contest goes on from its labels and finds the same."""
+    folder = home / "killed"
+    code = (
+        "import os, signal, sys; sys.path.insert(0, '.')\n"
+        "from amc.bench.contest.contest import contest\n"
+        "from amc.bench.contest.recipe import load_bench_recipe\n"
+        "from amc.trial import Measure\n"
+        "from tests.test_contest import methods\n"
+        "honest, done = Measure.__call__, []\n"
+        "def dying(self, policy, *a, **k):\n"
+        "    if len(done) == 6: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    done.append(1)\n"
+        "    return honest(self, policy, *a, **k)\n"
+        "Measure.__call__ = dying\n"
+        f"contest(load_bench_recipe({str(home / 'small.toml')!r}), __import__('pathlib').Path({str(folder)!r}), "
+        "methods=methods)\n"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()
+    (path,) = folder.glob("*/labels.db")
+    store = LabelStore(path)
+    assert len(store) == 6
+    store.close()
+    contest(recipe, folder, methods=methods)
+    assert outcome(folder) == outcome(finished)
+
+
+def test_a_store_gives_back_what_it_was_given(tmp_path: Path) -> None:
+    """Labels and finals survive closing, exactly, wrecked policies included."""
+    store, policy = LabelStore(tmp_path / "labels.db"), np.array([8, 16], dtype=np.int64)
+    found, wrecked = Labelled(0.5, 1 / 3, 0.1, {"macs": 7.0}), Labelled(0.0, math.inf, 0.0, {}, "not finite")
+    store.keep(policy, found)
+    store.keep(policy + 1, wrecked)
+    store.keep_final(policy, 1, Final(0.9, 0.2, 0.8, 3.0))
+    store.close()
+    store = LabelStore(tmp_path / "labels.db")
+    assert (store.label(policy), store.label(policy + 1), store.label(policy + 2)) == (found, wrecked, None)
+    assert store.final(policy, 1) == Final(0.9, 0.2, 0.8, 3.0) and store.final(policy, 0) is None and len(store) == 2
+    store.close()
+
+
+def test_intervals_are_students() -> None:
+    """Of 1..5: mean 3, half-width 2.776 x 1.5811 / sqrt 5; a single value has none."""
+    found = interval([1, 2, 3, 4, 5])
+    assert found.mean == 3 and found.half == pytest.approx(1.9632, abs=1e-4) and found.n == 5
+    assert interval([2.0]).low is None and not interval([2.0]).is_above_zero
+
+
+def test_differences_are_taken_in_pairs() -> None:
+    """Seeds that one side lacks are left out; a constant difference has no width."""
+    found = paired({0: 0.5, 1: 0.7, 2: 0.1}, {0: 0.25, 1: 0.45, 3: 9.0})
+    assert found is not None and found.n == 2
+    assert (found.mean, found.low, found.high) == pytest.approx((0.25, 0.25, 0.25)) and found.is_above_zero
+    assert paired({0: 1.0}, {1: 1.0}) is None
+
+
+def test_equal_means_share_a_place() -> None:
+    assert places({"a": 0.5, "b": 0.9, "c": 0.5, "d": 0.1}) == {"b": 1, "a": 2, "c": 2, "d": 4}
+
+
+def test_spread_of_means_stands_beside_the_noise_within() -> None:
+    between, within = spread([[1.0, 3.0], [5.0, 7.0]])
+    assert between == pytest.approx(math.sqrt(8)) and within == pytest.approx(math.sqrt(2))
+    assert spread([[1.0]]) == (None, None)
+
+
+def made(method: str, seed: int, labels: list[float], trials: int = 4, cap: str = "40%") -> Search:
+    n = len(labels)
+    fits = {cap: [True] * n}
+    spec = Spec(method, cap, trials, seed)
+    return Search(spec, [[i] for i in range(n)], labels, labels, [1.0] * n, [0.5] * (n + 1), fits)
+
+
+def small(**more: Any) -> BenchRecipe:
+    table = {"recipe": "quickstart", "caps": ["40%"], "trials": 4, "seeds": 2, "long": 8, "methods": ["amc", "tpe"]}
+    return BenchRecipe.model_validate({**table, **more})
+
+
+def test_goals_are_told_plainly() -> None:
+    """Better than the other with as many labels, worse than it with more."""
+    searches = [made("amc", s, [0.2, 0.6 + s / 100]) for s in (0, 1)]
+    searches += [made("tpe", s, [0.5, 0.4]) for s in (0, 1)] + [made("tpe", s, [0.7], 8) for s in (0, 1)]
+    short, long = goals(Findings(small(), searches))
+    assert short.met is True and "+0.1050" in short.by_cap["40%"] and "against tpe" in short.by_cap["40%"]
+    assert long.met is False and "-0.0950" in long.by_cap["40%"]
+    assert [goal.met for goal in goals(Findings(small(), searches[:2]))] == [None, None]
+
+
+def test_parts_of_ours_are_no_rivals() -> None:
+    """A goal is about other methods: an ablation of ours may be better and changes nothing."""
+    searches = [made("amc", 0, [0.5]), made("amc-no-merit", 0, [0.9]), made("tpe", 0, [0.4])]
+    assert goals(Findings(small(long=0), searches))[0].met is True
+
+
+def test_a_search_without_a_feasible_policy_found_nothing() -> None:
+    """Its best label is 0, and it has no winner."""
+    lost = Search(Spec("tpe", "40%", 4, 0), [[1]], [0.9], [0.9], [1.0], [0.0, 0.0], {"40%": [False]})
+    assert lost.best() == 0 and lost.winner() is None and lost.winner_accuracy() == 0
+
+
+def test_tables_have_a_row_a_method_and_a_column_a_cap(finished: Path) -> None:
+    """The same cells in Markdown and in plain text, with intervals and places, and every goal below."""
+    record = json.loads((finished / "results.json").read_text())
+    for text in (table_text(record), table_markdown(record)):
+        assert all(part in text for part in ("40%, 4", "60%+70%params, 6", "other", "±", "(1)", "MET: "))
+        assert "after an equal fine-tune" in text and "Kendall" in text
+    (row,) = [line for line in table_markdown(record).splitlines() if line.startswith("| other | 0")]
+    assert row.count("|") == 1 + 7
+    assert (finished / "table.md").read_text() == table_markdown(record)
+
+
+def test_figures_follow_from_the_searches() -> None:
+    """Mean, place, difference and seconds of made-up searches."""
+    searches = [made("amc", 0, [0.5, 0.6]), made("amc", 1, [0.7]), made("tpe", 0, [0.1]), made("tpe", 1, [0.4])]
+    rows = figures(Findings(small(long=0), searches))["searches"]["40%"]["4"]
+    assert rows["amc"]["mean"] == pytest.approx(0.65) and rows["amc"]["place"] == 1 and rows["tpe"]["place"] == 2
+    assert rows["tpe"]["ours_minus"]["mean"] == pytest.approx(0.4) and rows["amc"]["label_seconds"] == 1.5
+
+
+def test_one_study_of_ours_serves_several_caps(home: Path) -> None:
+    """Its best under each cap stands beside studies made for that cap alone; no label beyond what was asked for."""
+    path = home / "front.toml"
+    text = RECIPE.format(ordinary=home / "ordinary.toml").partition("long = 6")[0]
+    path.write_text(
+        f'{text}long = 0\n[front]\ncaps = ["40%", "70%"]\ntrials = 20\nseeds = 1\nmethods = ["other"]\n'
+        "[set]\nsearch.batch_size = 50\n"
+    )
+    found = contest(load_bench_recipe(path), home / "front", methods=methods)
+    rows = found["figures"]["front"]
+    assert set(rows) == {"40%", "70%"} and rows["70%"]["others"]["other"]["ours_minus"]["n"] == 1
+    assert 0 < rows["40%"]["ours"]["mean"] <= rows["70%"]["ours"]["mean"]
+    (study,) = (home / "front").rglob("searches/amc/front-20-0.json")
+    assert len(json.loads(study.read_text())["labels"]) == 20
+    assert found["goals"][-1]["met"] in (True, False) and "One study" in (home / "front" / "plots.html").read_text()
+
+
+def test_the_command_line_takes_a_bench_recipe_for_a_command(
+    home: Path, finished: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`amc bench FILE` reports and exits 0; without time it exits 130 with one line; unknown names exit 2."""
+    from amc.cli import main
+
+    monkeypatch.setattr(flow, "product_methods", methods)
+
+    def amc(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["amc", "bench", *words])
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    recipe = str(home / "small.toml")
+    code, out, _ = amc(recipe, "--out", str(finished), "--quiet")
+    assert code == 0 and "Best label under each cap" in out and "plots.html" in out
+    code, out, _ = amc(recipe, "--out", str(finished), "--quiet", "--json", "--report")
+    assert code == 0 and json.loads(out)["format"] == "amc-contest/1"
+    code, out, err = amc(recipe, "--out", str(home / "late"), "--quiet", "--minutes", "0")
+    assert code == 130 and err.count("\n") == 1 and "0 of 14 searches" in err and not out
+    code, _, err = amc("tinny")
+    assert code == 2 and "did you mean tiny" in err
+    code, out, _ = amc("--help")
+    assert code == 0 and "RECIPE" in out and "recovery" in out
