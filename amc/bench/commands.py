@@ -144,8 +144,8 @@ def bench_stop(
 
 @bench.command("predictor")
 def bench_predictor(
-    policies: Annotated[Path, typer.Option(help="A .npy file, one row a policy; columns up to 1 are pruned fractions.")],
-    accuracy: Annotated[Path, typer.Option(help="A .npy file, one number a policy, a fraction or in percent.")],
+    policies: Annotated[Path, typer.Option(help=".npy, a row a policy; columns up to 1 are pruned fractions.")],
+    accuracy: Annotated[Path, typer.Option(help=".npy, a number a policy, a fraction or in percent.")],
     labels: Annotated[str, typer.Option(help="Counts to learn from, beside all.")] = "20,40,80,160",
     seeds: Annotated[int, typer.Option(min=1, help="Random 80/20 splits.")] = 20,
     json_: JsonOption = False,

@@ -1,19 +1,21 @@
 """The predictor of the product: a Gaussian process, an ensemble of small networks on top, calibrated spread.
 
 Notation in this package
-n: measured policies. b: policies asked about. d: groups. m: members of the ensemble. K: folds.
-x: kept fractions (b, d) in [0, 1].
-F: features (b, 4d): x, exp(-4 x), log x and [x = 0], scaled on the measured policies.
+n: measured policies. b: policies asked about. d: columns, one a group, or more where bits are chosen too.
+m: members of the ensemble. K: folds.
+x: policies (b, d): kept fractions in [0, 1], bits in [1, 32].
+F: features (b, 4d), scaled on the measured policies; `amc_predictor.features` has them.
 y: accuracy in [0, 1]. z: score, the scale of the link on which accuracy behaves; y = link.accuracy(z).
 f: mean of the process, (b,) in score. g_j: network j of m, (b,) in score. mean = link.accuracy(f + mean_j g_j).
-h: leverage (b,), variance of f over the noise variance; grows with the distance from the measured policies.
-sigma: noise, in score, from leave-one-out residuals.
-v: sigma^2 h + var_j g_j (b,), what is not known because too little was measured. sigma^2: what no model would know.
+h: variance of f (b,), in score squared; grows with the distance from the measured policies.
+sigma: noise, in score, as the labels' likelihood has it.
+v: h + var_j g_j (b,), what is not known because too little was measured. sigma^2: what no model would know.
 s: slope of the link, accuracy per score. std^2 = scale^2 (s^2 sigma^2 + max(s, s_typical)^2 v).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -21,33 +23,35 @@ import torch
 from torch import Tensor
 
 from amc_predictor import conformal
-from amc_predictor.examples import checked_examples, checked_policies, fold_of_each
+from amc_predictor.evidence import Choice, Evidence
+from amc_predictor.examples import bits_mask, checked_examples, checked_policies, fold_of_each
+from amc_predictor.features import Scaling
+from amc_predictor.kernel import terms_of
 from amc_predictor.link import KINDS, Link, candidate_links
 from amc_predictor.networks import Networks, Training, train
-from amc_predictor.process import PROCESS_TENSORS, Process, Scaling, choose, choose_drop, fit_process
+from amc_predictor.process import PROCESS_TENSORS, Process
 from amc_predictor.ranks import Ranks
-from amc_predictor.subset import telling
+from amc_predictor.subset import JUDGED, telling
 
 NOISE_FLOOR = 1e-4  # of accuracy: labels that happen to agree are no proof of certainty
 SCALE_FLOOR = 0.1
 MEDIAN_OF_NORMAL = 0.6745  # of |z|; a median, since one wrecked policy far off would widen every interval
 RANK_TENSORS = ("accuracy", "mean", "std", "low", "high", "fold")
 MODEL_TENSORS = (
-    *("center", "width", "link", "noise", "slope", "scale", "inner", "bias", "outer"),
+    *("center", "width", "link", "slope", "scale", "inner", "bias", "outer"),
     *PROCESS_TENSORS,
 )
 
 
 @dataclass(frozen=True)
 class Model:
-    """One fitted ensemble: kept fractions -> mean and standard deviation.
+    """One fitted ensemble: policies -> mean and standard deviation.
 
     Attributes:
-        scaling: kept fractions to features.
+        scaling: policies to features.
         link: score to accuracy.
         process: f and h.
         networks: g, m of them.
-        noise: () sigma.
         slope: () s_typical.
         scale: () of the standard deviation.
     """
@@ -56,7 +60,6 @@ class Model:
     link: Link
     process: Process
     networks: Networks
-    noise: Tensor
     slope: Tensor
     scale: Tensor
 
@@ -69,27 +72,27 @@ class Model:
         features = self.scaling(policies)
         outputs = self.networks(features[:, : self.groups])
         learned = outputs.mean(dim=0)
-        expected, leverage = self.process.score_and_leverage(features)
+        expected, variance = self.process.score_and_variance(features)
         score = expected + learned
-        unknown = self.noise.square() * leverage + (outputs - learned).square().mean(dim=0)
+        unknown = variance + (outputs - learned).square().mean(dim=0)
         slope = self.link.slope(score)
-        variance = (slope * self.noise).square() + torch.maximum(slope, self.slope).square() * unknown
+        variance = slope.square() * self.process.noise + torch.maximum(slope, self.slope).square() * unknown
         return self.link.accuracy(score), self.scale * variance.sqrt()
 
     def tensors(self) -> dict[str, Tensor]:
         link = torch.tensor([KINDS.index(self.link.kind), self.link.floor, self.link.ceiling], dtype=torch.float64)
         parts = vars(self.scaling) | vars(self.process) | vars(self.networks)
-        return parts | {"link": link, "noise": self.noise, "slope": self.slope, "scale": self.scale}
+        return parts | {"link": link, "slope": self.slope, "scale": self.scale}
 
     @classmethod
     def of_tensors(cls, tensors: dict[str, Tensor]) -> Model:
         kind, floor, ceiling = tensors["link"].tolist()
         return cls(
-            Scaling(tensors["center"], tensors["width"]),
+            Scaling(tensors["bits"], tensors["center"], tensors["width"]),
             Link(KINDS[int(kind)], floor, ceiling),
             Process(*(tensors[name] for name in PROCESS_TENSORS)),
             Networks(*(tensors[name] for name in ("inner", "bias", "outer"))),
-            *(tensors[name] for name in ("noise", "slope", "scale")),
+            *(tensors[name] for name in ("slope", "scale")),
         )
 
 
@@ -106,6 +109,7 @@ class EnsemblePredictor:
         seed: draws folds, initial weights and bootstraps.
         folds: at most this many for calibration; fewer where n is smaller.
         training: settings of the networks.
+        bits: numbers of the columns that are bits, each from 1 to 32; all others are kept fractions.
 
     Attributes:
         ranks: out-of-fold judgement of the last fit. Link and stopping step were chosen with all
@@ -115,25 +119,32 @@ class EnsemblePredictor:
     ranks: Ranks
 
     def __init__(
-        self, members: int = 8, hidden: int = 32, seed: int = 0, folds: int = 5, training: Training | None = None
+        self,
+        members: int = 8,
+        hidden: int = 32,
+        seed: int = 0,
+        folds: int = 5,
+        training: Training | None = None,
+        bits: Sequence[int] = (),
     ) -> None:
         if members < 1 or hidden < 1:
             raise ValueError(f"members and hidden must be at least 1, got {members=}, {hidden=}")
         if folds < 2:
             raise ValueError(f"folds must be at least 2, got {folds}")
         self.members, self.hidden, self.seed, self.folds = members, hidden, seed, folds
-        self.training = training or Training()
+        self.training, self.bits = training or Training(), tuple(bits)
         self._model: Model | None = None
 
     def fit(self, policies: Tensor, accuracy: Tensor) -> None:
-        """Learn from kept fractions (n, d) in [0, 1] and accuracies (n,) in [0, 1]; forgets earlier fits.
+        """Learn from policies (n, d) and accuracies (n,) in [0, 1]; forgets earlier fits.
 
         Of more than `amc_predictor.subset.LARGEST` policies the telling ones are learned from, and judged on.
 
         Raises:
-            ValueError: fewer than 4 policies, shapes that do not match, values not finite or outside [0, 1].
+            ValueError: fewer than 4 policies, shapes that do not match, values not finite or
+                outside [0, 1], or [1, 32] for bits.
         """
-        inputs, labels = checked_examples(policies, accuracy)
+        inputs, labels = checked_examples(policies, accuracy, self.bits)
         chosen = telling(inputs, labels, self.seed)
         inputs, labels = inputs[chosen], labels[chosen]
         fold = fold_of_each(len(labels), self.folds, self.seed)
@@ -150,21 +161,21 @@ class EnsemblePredictor:
         self.ranks = Ranks.of(labels, mean, std, low, high, fold)
 
     def predict(self, policies: Tensor) -> tuple[Tensor, Tensor]:
-        """Kept fractions (b, d) in [0, 1] -> mean (b,), standard deviation (b,) > 0, in the fractions' dtype.
+        """Policies (b, d) -> mean (b,), standard deviation (b,) > 0, in the policies' dtype.
 
         The standard deviation is that of a new measurement about the mean: noise, and what too few policies left
-        unknown, scaled to the size of the out-of-fold errors. Both are differentiable in the fractions.
+        unknown, scaled to the size of the out-of-fold errors. Both are differentiable in the policies.
         """
-        mean, std = self._fitted()(checked_policies(policies, self._fitted().groups))
+        mean, std = self._fitted()(checked_policies(policies, self._fitted().groups, self.bits))
         return mean.to(policies.dtype), std.to(policies.dtype)
 
     def interval(self, policies: Tensor, coverage: float = 0.9) -> tuple[Tensor, Tensor]:
-        """Kept fractions (b, d) -> low (b,), high (b,), which hold a new measurement about `coverage` of the time.
+        """Policies (b, d) -> low (b,), high (b,), which hold a new measurement about `coverage` of the time.
 
         Holds for policies drawn like the measured ones; for policies that an ascent chose it is a guide. The ends lie
         in [0, 1]; fewer measured policies than the coverage needs (9 for 0.9) give the whole of [0, 1].
         """
-        mean, std = self._fitted()(checked_policies(policies, self._fitted().groups))
+        mean, std = self._fitted()(checked_policies(policies, self._fitted().groups, self.bits))
         scores = (self.ranks.accuracy - self.ranks.mean).abs() / self.ranks.std
         low, high = conformal.interval(mean, std, scores, coverage)
         return low.to(policies.dtype), high.to(policies.dtype)
@@ -184,7 +195,9 @@ class EnsemblePredictor:
         members, groups, hidden = model["inner"].shape
         if len(model["center"]) != 4 * groups:
             raise ValueError(f"a predictor of {groups} groups has {4 * groups} features, got {len(model['center'])}")
-        predictor = cls(members=members, hidden=hidden)
+        if len(model["amplitudes"]) != terms_of(model["bits"]):
+            raise ValueError(f"a kernel has {terms_of(model['bits'])} amplitudes, got {len(model['amplitudes'])}")
+        predictor = cls(members=members, hidden=hidden, bits=model["bits"].nonzero().squeeze(1).tolist())
         predictor._model = Model.of_tensors(model)
         predictor.ranks = Ranks.of(*(state[f"ranks.{name}"] for name in RANK_TENSORS))
         return predictor
@@ -196,26 +209,37 @@ class EnsemblePredictor:
 
     def _models(self, inputs: Tensor, labels: Tensor, fold: Tensor) -> list[Model]:
         """One model a fold, which has not seen it, then the model of everything."""
-        scaling = Scaling.of(inputs)
+        scaling = Scaling.of(inputs, bits_mask(inputs.shape[1], self.bits))
         features = scaling(inputs)
-        chosen = choose(features, labels, candidate_links(labels))
-        if (inputs <= 0).any():
-            chosen = choose_drop(features, labels, chosen)
-        link = chosen.link
         folds = int(fold.max()) + 1
         seen = torch.stack([fold != number for number in range(folds + 1)])  # the last row sees every policy
+        choices = self._choices(features, labels, seen, scaling.bits)
+        link = choices[-1].link
         score = link.score(labels)
-        choices = [choose(features[rows], labels[rows], [link], [chosen.kernel]) for rows in seen]
-        processes = [fit_process(features[r], score[r], choice) for r, choice in zip(seen, choices, strict=True)]
+        processes = [
+            Process.of(features[rows], score[rows], scaling.bits, choice)
+            for rows, choice in zip(seen, choices, strict=True)
+        ]
         networks = self._networks(features, labels, torch.stack([p.score(features) for p in processes]), seen, link)
         models = []
         for index, process in enumerate(processes):
             part = slice(index * self.members, (index + 1) * self.members)
             own = Networks(*(parameter[part].double() for parameter in networks.parameters()))
             slope = link.slope(process.score(features)).median()
-            noise = torch.as_tensor(choices[-1].noise, dtype=torch.float64).clamp_min(NOISE_FLOOR / slope)
-            models.append(Model(scaling, link, process, own, noise, slope, torch.ones_like(slope)))
+            noise = process.noise.clamp_min((NOISE_FLOOR / slope).square())
+            models.append(Model(scaling, link, replace(process, noise=noise), own, slope, torch.ones_like(slope)))
         return models
+
+    def _choices(self, features: Tensor, labels: Tensor, seen: Tensor, bits: Tensor) -> list[Choice]:
+        """The link that all labels speak for, and for each row of `seen` (K + 1, n) the variances its own do."""
+        judged = torch.ones(len(labels), dtype=torch.bool)
+        judged[torch.randperm(len(labels), generator=torch.Generator().manual_seed(self.seed))[JUDGED:]] = False
+        evidence = Evidence(features[judged], bits)
+        best = evidence.best(labels[judged], candidate_links(labels))
+        choices = []
+        for rows in seen[:-1] & judged:
+            choices.append(Evidence(features[rows], bits).best(labels[rows], [best.link], best.logarithms))
+        return [*choices, evidence.settled(labels[judged], best)]
 
     def _networks(self, features: Tensor, labels: Tensor, offset: Tensor, seen: Tensor, link: Link) -> Networks:
         """Train the networks of all folds, and of everything, at once: (K + 1) times `members` of them."""

@@ -11,7 +11,6 @@ from torch import Tensor
 MARGIN = 0.002  # of accuracy, between the outermost label and the bound it saturates at
 SLACK = 0.05  # of the labels' range, likewise, where the bound is learned
 CEILINGS = (0.005, 0.02, 0.05)  # of accuracy, between the best label and the ceiling of a drop link
-RESOLUTION = 0.02  # a label this far below the best one counts half as much, by its error
 
 Kind = Literal["identity", "logit", "drop"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -67,8 +66,3 @@ def candidate_links(accuracy: Tensor) -> tuple[Link, ...]:
         Link("logit", min(0.0, low - MARGIN), max(1.0, high + MARGIN)),
         *(Link("drop", 0.0, high + above) for above in CEILINGS),
     )
-
-
-def importance(accuracy: Tensor) -> Tensor:
-    """What the error of each label (n,) counts: a search asks about the best policies, not about wrecked ones."""
-    return (RESOLUTION / (RESOLUTION + accuracy.max() - accuracy)).square()

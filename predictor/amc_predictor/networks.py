@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from amc_predictor.link import Link, importance
+from amc_predictor.link import Link
 
 EVERY = 10  # steps between two looks at the held-out error
 PATIENCE = 40  # steps without a lower held-out error after which training ends
-GAIN = 0.98  # networks must cut the held-out squared error to this share of what they find, or stay silent
+GAIN = 0.9  # networks must cut the held-out squared error to this share of what they find, or stay silent
 
 
 @dataclass(frozen=True)
@@ -66,9 +66,7 @@ def train(
     link: Link,
     training: Training,
 ) -> Networks:
-    """Train all networks at once on squared error of accuracy, weighted and as `importance` counts it.
-
-    Returns them at the best step.
+    """Train all networks at once on weighted squared error of accuracy; returns them at the best step.
 
     Step 0, where the networks say nothing, is among those tried: what the networks cannot learn they do not spoil.
 
@@ -86,17 +84,15 @@ def train(
     current = Networks(*parameters)
     optimizer = torch.optim.AdamW(parameters, lr=training.learning_rate, weight_decay=training.weight_decay)
     silent = torch.inf
-    counts = importance(accuracy)
-    spread = (counts * (accuracy - accuracy.mean()).square()).sum() / counts.sum()
-    unit = spread.clamp_min(1e-6) * (weight * counts).sum(dim=1, keepdim=True)
+    unit = accuracy.var(correction=0).clamp_min(1e-6) * weight.sum(dim=1, keepdim=True)
     lowest, lowest_step, best = torch.inf, 0, networks
     for step in range(training.steps + 1):
         with torch.enable_grad():
             output = current(inputs)
-            loss = (weight * counts * (link.accuracy(offset + output) - accuracy).square() / unit).sum()
+            loss = (weight * (link.accuracy(offset + output) - accuracy).square() / unit).sum()
         if step % EVERY == 0:
             mean = (held * (offset + output.detach())).sum(dim=0) / held.sum(dim=0)
-            missed = float(((link.accuracy(mean) - accuracy).square() * counts).mean())
+            missed = float((link.accuracy(mean) - accuracy).square().mean())
             silent = missed if step == 0 else silent
             if missed < lowest:
                 lowest, lowest_step = missed, step

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -41,19 +41,21 @@ def cross_validate(
     folds: int = 5,
     seed: int = 0,
     make: Callable[[], Predictor] = EnsemblePredictor,
+    bits: Sequence[int] = (),
 ) -> Ranks:
     """Fit a fresh predictor without each fold in turn and judge all of it on what it has not seen.
 
     Intervals are the predictor's own where it has them; otherwise cross-conformal ones over the folds.
 
     Args:
-        policies: (n, d) kept fractions in [0, 1].
+        policies: (n, d).
         accuracy: (n,) in [0, 1].
         folds: at most this many; fewer where n is smaller, and each fit must still see 4 policies.
         seed: draws the folds.
         make: builds one untrained predictor.
+        bits: numbers of the columns that are bits, which `make` must know too; all others are kept fractions.
     """
-    inputs, labels = checked_examples(policies, accuracy)
+    inputs, labels = checked_examples(policies, accuracy, bits)
     fold = fold_of_each(len(labels), folds, seed)
     mean, std, low, high = (torch.empty_like(labels) for _ in range(4))
     calibrated = True

@@ -1,20 +1,34 @@
-"""SeerNet's published measurements, and a made-up network whose accuracy is known everywhere."""
+"""Made-up networks whose accuracy is known everywhere, and SeerNet's measurements where a folder of them is named."""
 
+from __future__ import annotations
+
+import os
 from functools import cache
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
+LAYERS = 10
+BITS = tuple(range(LAYERS, 2 * LAYERS))  # the columns of `mixed_network` that are bits
+FILES = {
+    "resnet20": ("res20_sample_result_400.npy", "res20_acc_result_400.npy"),
+    "resnet18": ("resnet18_sample.npy", "resnet18_acc.npy"),
+}
+
 
 @cache
-def seernet(network: str) -> tuple[Tensor, Tensor]:
-    """Kept fractions and bits / 8 (n, d), accuracy (n,) in [0, 1], of "resnet20" (400, 36) or "resnet18" (237, 57)."""
-    with np.load(Path(__file__).with_name("seernet.npz")) as arrays:
-        kept = 1 - arrays[f"{network}_removed"] / 4
-        policies = np.concatenate([kept, arrays[f"{network}_bits"] / 8], axis=1)
-        return torch.from_numpy(policies), torch.from_numpy(arrays[f"{network}_accuracy"] / 100).double()
+def mixed_network(count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Policies (count, 20), ten kept fractions in {1/4, 1/2, 3/4}, ten bits from 2 to 5, and accuracies about 0.85."""
+    generator = torch.Generator().manual_seed(seed)
+    kept = torch.randint(1, 4, (count, LAYERS), generator=generator).double() / 4
+    bits = torch.randint(2, 6, (count, LAYERS), generator=generator).double()
+    weak = 0.5 + torch.rand(2, LAYERS, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+    lost = (weak[0] * (-3 * kept).exp()).mean(dim=1) / 4 + (weak[1] * 4**-bits).mean(dim=1)
+    noise = 0.002 * torch.randn(count, generator=generator, dtype=torch.float64)
+    return torch.cat([kept, bits], dim=1), 0.93 - lost - 2 * lost.square() + noise
 
 
 def sigmoid_network(count: int, groups: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -25,3 +39,22 @@ def sigmoid_network(count: int, groups: int, seed: int = 0) -> tuple[Tensor, Ten
     score = 4 - (harm * (-3 * policies).exp()).sum(dim=1) * 20 / groups
     noise = 0.003 * torch.randn(count, generator=generator, dtype=torch.float64)
     return policies, (0.1 + 0.83 * score.sigmoid() + noise).clamp(0, 1)
+
+
+def published(network: str) -> tuple[Path, Path]:
+    """SeerNet's files of policies and accuracies for "resnet20" or "resnet18", from the folder AMC_SEERNET names."""
+    folder = os.environ.get("AMC_SEERNET")
+    if folder is None:
+        pytest.skip("AMC_SEERNET names no folder with SeerNet's measurements")
+    policies, accuracy = (Path(folder) / name for name in FILES[network])
+    return policies, accuracy
+
+
+def written(folder: Path, count: int = 40, percent: bool = True) -> tuple[Path, Path]:
+    """`mixed_network` as files of pruned fractions and bits, and of accuracies."""
+    policies, accuracy = mixed_network(count)
+    rows = policies.numpy().copy()
+    rows[:, :LAYERS] = 1 - rows[:, :LAYERS]
+    np.save(folder / "policies.npy", rows)
+    np.save(folder / "accuracy.npy", accuracy.numpy() * (100 if percent else 1))
+    return folder / "policies.npy", folder / "accuracy.npy"

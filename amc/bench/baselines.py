@@ -1,0 +1,102 @@
+"""What a predictor of policies' accuracy is compared with: usual regressions, each as its own users would set it.
+
+A regression learns from pruned fractions p and bits b, one row a policy, and says nothing of its own doubt.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from amc.errors import UsageError
+from amc_predictor import SeerNetPredictor
+
+Array = NDArray[np.float64]
+STRENGTHS = np.logspace(-2, 5, 29)  # of ridges, chosen by leave-one-out
+LEFT = 0.01  # kept of a group at least, where a logarithm is taken
+
+
+class Regression(Protocol):
+    """Learns rows (n, d) -> labels (n,)."""
+
+    def fit(self, rows: Array, labels: Array) -> Any: ...
+
+    def predict(self, rows: Array) -> Array: ...
+
+
+class Mean:
+    """The mean label, whatever is asked."""
+
+    def fit(self, rows: Array, labels: Array) -> None:
+        self.mean = float(labels.mean())
+
+    def predict(self, rows: Array) -> Array:
+        return np.full(len(rows), self.mean)
+
+
+class Published:
+    """SeerNet's own network, on pruned fractions and bits over the most bits, as published: 5,000 epochs."""
+
+    def __init__(self, bits: NDArray[np.bool_], most: float, seed: int) -> None:
+        self.unit = np.where(bits, max(most, 1.0), 1.0)
+        self.network = SeerNetPredictor(seed=seed)
+
+    def fit(self, rows: Array, labels: Array) -> None:
+        self.network.fit(torch.from_numpy(rows / self.unit), torch.from_numpy(labels))
+
+    def predict(self, rows: Array) -> Array:
+        found: Array = self.network.predict(torch.from_numpy(rows / self.unit))[0].numpy()
+        return found
+
+
+def baselines(bits: NDArray[np.bool_], most: float, seed: int) -> dict[str, Callable[[], Regression]]:
+    """The regressions by name, each built anew by a call.
+
+    Args:
+        bits: (d,) which columns are bits.
+        most: bits there are at most.
+        seed: of those that draw.
+
+    Raises:
+        UsageError: scikit-learn is not installed.
+    """
+    try:
+        from sklearn.ensemble import GradientBoostingRegressor
+        from sklearn.gaussian_process import GaussianProcessRegressor
+        from sklearn.gaussian_process.kernels import RBF, ConstantKernel, DotProduct, WhiteKernel
+        from sklearn.linear_model import RidgeCV
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import FunctionTransformer, StandardScaler
+    except ImportError:
+        raise UsageError(
+            "comparing predictors needs scikit-learn, which is not installed; pip install 'amc-compress[bench]'"
+        ) from None
+
+    def physics(rows: Array) -> Array:
+        pruned, numbers = rows[:, ~bits], rows[:, bits]
+        return np.concatenate([np.log(np.maximum(1 - pruned, LEFT)), pruned, 4.0**-numbers, numbers], axis=1)
+
+    kernel = ConstantKernel() * DotProduct() + ConstantKernel() * RBF(length_scale=float(len(bits)) ** 0.5)
+    process = {"kernel": kernel + WhiteKernel(), "normalize_y": True, "random_state": seed}
+    trees = {"max_depth": 2, "n_estimators": 300, "learning_rate": 0.05, "subsample": 0.7, "random_state": seed}
+    return {
+        "mean": Mean,
+        "ridge": lambda: make_pipeline(StandardScaler(), RidgeCV(STRENGTHS)),
+        "physics ridge": lambda: make_pipeline(FunctionTransformer(physics), StandardScaler(), RidgeCV(STRENGTHS)),
+        "gaussian process": lambda: make_pipeline(StandardScaler(), GaussianProcessRegressor(**process)),
+        "boosted trees": lambda: GradientBoostingRegressor(**trees),
+        "published MLP": lambda: Published(bits, most, seed),
+    }
+
+
+def predicted(regression: Regression, rows: Array, labels: Array, asked: Array) -> Array:
+    """Labels (b,) of the rows asked (b, d), by a regression fitted on rows (n, d) and labels (n,)."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a process at a bound of its search says so; it is judged as it is
+        regression.fit(rows, labels)
+        return np.asarray(regression.predict(asked), dtype=np.float64)

@@ -1,0 +1,198 @@
+"""How well accuracy is learned from few measured policies: our predictor beside usual regressions, on new policies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from amc.bench.baselines import Array, baselines, predicted
+from amc.errors import DataError, UsageError
+from amc.progress import Progress
+from amc_predictor import EnsemblePredictor
+from amc_predictor.examples import MOST_BITS
+from amc_predictor.ranks import kendall, spearman
+
+OURS = "amc"
+FEWEST = 10  # policies in a file: 8 to learn from, 2 to be judged on
+HELD = 0.2  # of the policies
+COVERAGE = 0.9
+FIGURES = ("rmse", "spearman", "kendall", "coverage_90")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Measured policies.
+
+    Attributes:
+        rows: (n, d) pruned fractions and bits.
+        labels: (n,) accuracy in [0, 1].
+        bits: (d,) which columns are bits.
+    """
+
+    rows: Array
+    labels: Array
+    bits: NDArray[np.bool_]
+
+
+def load_measured(policies: Path, accuracy: Path) -> Measured:
+    """Read policies (n, d) and accuracies (n,), in percent where one is above 1, from two .npy files.
+
+    A column whose values are all at most 1 holds pruned fractions, any other one bits.
+
+    Raises:
+        DataError: a file is missing, no array of numbers, of another shape, empty, or holds what is out of range.
+    """
+    rows, labels = _array(policies), _array(accuracy)
+    if rows.ndim != 2 or rows.size == 0:
+        raise DataError(f"policies must have the shape (policies, columns), not empty, but {policies} has {rows.shape}")
+    if labels.shape not in ((len(rows),), (len(rows), 1)):
+        raise DataError(
+            f"accuracies must be one a policy, ({len(rows)},) for {policies}, but {accuracy} has {labels.shape}"
+        )
+    if len(rows) < FEWEST:
+        raise DataError(f"a comparison needs at least {FEWEST} policies, but {policies} has {len(rows)}; measure more")
+    labels = labels.reshape(-1)
+    if labels.min() < 0 or labels.max() > 100:
+        raise DataError(
+            f"accuracies must lie in [0, 1], or in [0, 100] as percentages, but {accuracy} has values from "
+            f"{labels.min():g} to {labels.max():g}"
+        )
+    bits = rows.max(axis=0) > 1
+    for column in np.flatnonzero((rows.min(axis=0) < bits) | (rows.max(axis=0) > MOST_BITS)):
+        rule = f"bits from 1 to {MOST_BITS}" if bits[column] else "pruned fractions from 0 to 1"
+        raise DataError(
+            f"column {column} of {policies} must hold {rule}, but has values from {rows[:, column].min():g} to "
+            f"{rows[:, column].max():g}"
+        )
+    return Measured(rows, labels / 100 if labels.max() > 1 else labels, bits)
+
+
+def _array(path: Path) -> Array:
+    """A .npy file's finite numbers, as float64; objects are never unpickled."""
+    try:
+        with path.open("rb") as file:
+            found = np.lib.format.read_array(file, allow_pickle=False)
+    except OSError as error:
+        raise DataError(f"{path} must be a readable .npy file, but: {error.strerror or error}") from None
+    except (ValueError, EOFError) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"{path} must be a .npy file of numbers, but: {reason}; write it with numpy.save") from None
+    if found.dtype.kind not in "fiub":
+        raise DataError(f"{path} must hold numbers, but holds {found.dtype}; write it with numpy.save")
+    if not np.isfinite(found).all():
+        raise DataError(f"{path} must hold finite numbers, but {int((~np.isfinite(found)).sum())} are NaN or infinite")
+    return found.astype(np.float64)
+
+
+def asked_labels(text: str) -> tuple[int, ...]:
+    """Counts separated by commas -> the same, rising, without repeats; an empty text gives none.
+
+    Raises:
+        UsageError: not whole numbers from 4, separated by commas.
+    """
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if any(not part.isdecimal() or int(part) < 4 for part in parts):
+        raise UsageError(f"--labels must be whole numbers from 4, separated by commas, got {text!r}; try 20,40,80,160")
+    return tuple(sorted({int(part) for part in parts}))
+
+
+def bench_predictor(measured: Measured, labels: Sequence[int], splits: int, progress: Progress) -> dict[str, Any]:
+    """Fit every predictor on parts of random 80/20 splits and judge it on the held-out fifth.
+
+    A split's smaller parts are the beginnings of its larger ones, and all predictors see the same policies. Counts of
+    labels that a split does not have are left out.
+
+    Args:
+        measured: the policies.
+        labels: how many to learn from; all of a split's are learned from besides.
+        splits: how many, numbered from 0; the number seeds the split and the predictors.
+        progress: told of every split.
+    """
+    count = len(measured.labels)
+    held = max(2, round(HELD * count))
+    sizes = [*(size for size in labels if size < count - held), count - held]
+    figures: dict[int, dict[str, list[dict[str, float]]]] = {size: {} for size in sizes}
+    stage = progress.stage("Predictors", splits * len(sizes))
+    for split in range(splits):
+        order = np.random.default_rng(split).permutation(count)
+        asked, known = order[:held], order[held:]
+        for size in sizes:
+            for name, row in _judged(measured, known[:size], asked, split).items():
+                figures[size].setdefault(name, []).append(row)
+            stage.advance(1, f"{size} labels")
+    return {
+        "policies": count,
+        "columns": {"pruned": int((~measured.bits).sum()), "bits": int(measured.bits.sum())},
+        "held_out": held,
+        "splits": splits,
+        "spread_of_labels": float(measured.labels.std()),
+        "rows": [
+            {"labels": size, "predictor": name, **_summary(rows)}
+            for size, named in figures.items()
+            for name, rows in named.items()
+        ],
+    }
+
+
+def _judged(
+    measured: Measured, known: NDArray[np.int64], asked: NDArray[np.int64], seed: int
+) -> dict[str, dict[str, float]]:
+    """Every predictor's figures on the policies asked, learned from those known."""
+    rows, labels, bits = measured.rows, measured.labels, measured.bits
+    truth = torch.from_numpy(labels[asked])
+    judge = partial(_figures, truth=truth)
+    policies = torch.from_numpy(np.where(bits, rows, 1 - rows))
+    ours = EnsemblePredictor(seed=seed, bits=np.flatnonzero(bits).tolist())
+    ours.fit(policies[known], torch.from_numpy(labels[known]))
+    low, high = ours.interval(policies[asked], COVERAGE)
+    covered = float(((low <= truth) & (truth <= high)).double().mean())
+    judged = {OURS: {**judge(ours.predict(policies[asked])[0]), "coverage_90": covered}}
+    for name, make in baselines(bits, float(rows.max()), seed).items():
+        judged[name] = judge(torch.from_numpy(predicted(make(), rows[known], labels[known], rows[asked])))
+    return judged
+
+
+def _figures(mean: torch.Tensor, truth: torch.Tensor) -> dict[str, float]:
+    return {
+        "rmse": float((mean - truth).square().mean().sqrt()),
+        "spearman": spearman(mean, truth),
+        "kendall": kendall(mean, truth),
+    }
+
+
+def _summary(rows: list[dict[str, float]]) -> dict[str, Any]:
+    """Mean and standard deviation over the splits of each figure, and the values."""
+    told: dict[str, Any] = {}
+    for figure in rows[0]:
+        values = np.array([row[figure] for row in rows])
+        spread = float(values.std(ddof=1)) if len(values) > 1 else 0.0
+        told[figure] = {"mean": float(values.mean()), "spread": spread, "values": values.tolist()}
+    return told
+
+
+def predictor_text(found: dict[str, Any]) -> str:
+    """A line a predictor and count of labels: mean over the splits, and its standard deviation behind the sign."""
+    columns = found["columns"]
+    lines = [
+        f"{found['policies']} policies of {columns['pruned']} pruned fractions and {columns['bits']} bits, "
+        f"{found['held_out']} held out, {found['splits']} splits; RMSE in points; the labels' own spread is "
+        f"{found['spread_of_labels'] * 100:.2f}",
+        f"{'labels':>6}  {'predictor':<17}{'RMSE':>13}{'Spearman':>15}{'Kendall':>15}{'in 90% interval':>18}",
+    ]
+    for row in found["rows"]:
+        told = [_told(row.get(figure), 100 if figure == "rmse" else 1) for figure in FIGURES]
+        lines.append(
+            f"{row['labels']:>6}  {row['predictor']:<17}{told[0]:>13}{told[1]:>15}{told[2]:>15}{told[3]:>18}".rstrip()
+        )
+    return "\n".join(lines)
+
+
+def _told(figure: dict[str, Any] | None, unit: float) -> str:
+    return "" if figure is None else f"{figure['mean'] * unit:.3f} +-{figure['spread'] * unit:.3f}"

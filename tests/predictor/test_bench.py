@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from typer.testing import CliRunner
+
+from amc.bench.predictor import bench_predictor, load_measured, predictor_text
+from amc.cli import app
+from amc.errors import DataError, UsageError
+from amc.progress import Silent
+from amc_predictor import SeerNetPredictor
+from tests.predictor.measured import LAYERS, published, sigmoid_network, written
+
+PREDICTORS = ["amc", "mean", "ridge", "physics ridge", "gaussian process", "boosted trees", "published MLP"]
+
+
+@pytest.fixture(autouse=True)
+def briefly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The published network's 5,000 epochs are nothing that these tests are about."""
+    pytest.importorskip("sklearn")
+    monkeypatch.setattr(SeerNetPredictor.__init__, "__defaults__", (15, 20, 0.2, 0))
+
+
+def test_every_predictor_is_judged_at_every_count(tmp_path: Path) -> None:
+    """Rows for each count of labels and predictor, in their ranges; ours alone has coverage; the mean ranks nothing."""
+    found = bench_predictor(load_measured(*written(tmp_path)), (20, 160), 2, Silent())
+    assert [(row["labels"], row["predictor"]) for row in found["rows"]] == [
+        (n, p) for n in (20, 32) for p in PREDICTORS
+    ]
+    for row in found["rows"]:
+        assert row["rmse"]["mean"] > 0 and -1 <= row["kendall"]["mean"] <= row["spearman"]["mean"] + 0.2 <= 1.2
+        assert len(row["kendall"]["values"]) == 2 and ("coverage_90" in row) == (row["predictor"] == "amc")
+    named = {row["predictor"]: row for row in found["rows"] if row["labels"] == 32}
+    assert named["mean"]["kendall"]["mean"] == 0 and named["amc"]["kendall"]["mean"] > 0.5
+    assert len(predictor_text(found).splitlines()) == 2 + len(found["rows"])
+
+
+def test_the_same_command_gives_the_same_figures(tmp_path: Path) -> None:
+    """Figures on stdout as JSON, progress on stderr, and twice the same."""
+    policies, accuracy = map(str, written(tmp_path))
+    command = ["bench", "predictor", "--policies", policies, "--accuracy", accuracy, "--labels", "12", "--seeds", "1"]
+    first, second = (CliRunner().invoke(app, [*command, "--json"]) for _ in range(2))
+    assert first.exit_code == 0 and json.loads(first.stdout) == json.loads(second.stdout)
+    assert "Predictors" in first.stderr
+
+
+def test_columns_and_units_are_told_from_their_values(tmp_path: Path) -> None:
+    """Columns up to 1 are pruned fractions and others bits; percentages and fractions are the same accuracies."""
+    first = load_measured(*written(tmp_path))
+    second = load_measured(*written(tmp_path, percent=False))
+    assert first.bits.tolist() == [False] * LAYERS + [True] * LAYERS
+    np.testing.assert_allclose(first.labels, second.labels)
+
+
+@pytest.mark.parametrize(
+    ("rows", "labels", "rule"),
+    [
+        (np.ones((20, 3, 2)), np.ones(20), r"must have the shape \(policies, columns\)"),
+        (np.ones((0, 3)), np.ones(0), "not empty"),
+        (np.ones((20, 3)), np.ones(19), r"one a policy, \(20,\)"),
+        (np.ones((9, 3)), np.ones(9), "at least 10 policies"),
+        (np.full((20, 3), np.nan), np.ones(20), "60 are NaN or infinite"),
+        (np.ones((20, 3)), np.full(20, 101.0), r"or in \[0, 100\] as percentages.*101 to 101"),
+        (np.linspace(0, 8, 60).reshape(20, 3), np.ones(20), "column 0 .* must hold bits from 1 to 32"),
+        (np.linspace(-1, 1, 60).reshape(20, 3), np.ones(20), "column 0 .* must hold pruned fractions from 0 to 1"),
+        (np.full((20, 3), "a"), np.ones(20), "must hold numbers, but holds <U1"),
+        (np.full((20, 3), {}, dtype=object), np.ones(20), "must be a .npy file of numbers.*allow_pickle=False"),
+    ],
+)
+def test_files_that_cannot_be_learned_from_are_refused(
+    tmp_path: Path, rows: np.ndarray, labels: np.ndarray, rule: str
+) -> None:
+    """Wrong shapes, too few, NaN, values out of range and pickles: one line with the rule and the file."""
+    np.save(tmp_path / "p.npy", rows, allow_pickle=True)
+    np.save(tmp_path / "a.npy", labels)
+    with pytest.raises(DataError, match=rule) as raised:
+        load_measured(tmp_path / "p.npy", tmp_path / "a.npy")
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no array", b"PK\x03\x04"])
+def test_what_is_no_array_is_refused(tmp_path: Path, content: bytes | None) -> None:
+    """A missing, an empty and a foreign file exit with 2 and one line."""
+    _, accuracy = written(tmp_path)
+    broken = tmp_path / "broken.npy"
+    if content is not None:
+        broken.write_bytes(content)
+    command = ["bench", "predictor", "--policies", str(broken), "--accuracy", str(accuracy), "--quiet"]
+    done = CliRunner().invoke(app, command)
+    assert isinstance(done.exception, DataError) and str(broken) in str(done.exception)
+
+
+@pytest.mark.parametrize("labels", ["3", "ten", "20;40", "-20"])
+def test_impossible_counts_are_refused(tmp_path: Path, labels: str) -> None:
+    """Counts of labels must be whole numbers from 4."""
+    policies, accuracy = map(str, written(tmp_path))
+    command = ["bench", "predictor", "--policies", policies, "--accuracy", accuracy, "--labels", labels]
+    done = CliRunner().invoke(app, command)
+    assert isinstance(done.exception, UsageError) and labels in str(done.exception)
+
+
+def test_without_scikit_learn_the_mend_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A missing extra is one line that names it."""
+    monkeypatch.setitem(sys.modules, "sklearn.ensemble", None)
+    with pytest.raises(UsageError, match=r"amc-compress\[bench\]"):
+        bench_predictor(load_measured(*written(tmp_path)), (), 1, Silent())
+
+
+def test_the_published_network_is_trained_as_published() -> None:
+    """Its written-out gradients give what autograd, Adam and a tenfold drop at 60 % of the epochs give."""
+    policies, accuracy = sigmoid_network(60, 9)
+    ours = SeerNetPredictor(epochs=30)
+    ours.fit(policies, accuracy)
+    network = ours._untrained(9)
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.2)
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [18], gamma=0.1)
+    for _ in range(30):
+        optimizer.zero_grad()
+        nn.functional.mse_loss(network(policies.float()).squeeze(1), accuracy.float()).backward()
+        optimizer.step()
+        schedule.step()
+    torch.testing.assert_close(ours.predict(policies)[0], network.double()(policies).squeeze(1), rtol=0, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("network", "least"), [("resnet20", 0.79), ("resnet18", 0.64)])
+def test_measured_networks_are_ordered(network: str, least: float) -> None:
+    """On SeerNet's measurements, five splits' Kendall stays above its bound and above every baseline's."""
+    found = bench_predictor(load_measured(*published(network)), (), 5, Silent())
+    kendall = {row["predictor"]: row["kendall"]["mean"] for row in found["rows"]}
+    assert kendall["amc"] > least and kendall["amc"] >= max(kendall.values()) - 0.01
