@@ -89,7 +89,9 @@ def _compress(recipe: Recipe, folder: Path, progress: Progress) -> None:
         study = search(dense, caps, reference.accuracy, folder, progress)
     with clock("select"):
         predictor = _learn(dense, study, reference.accuracy, folder, progress)
-        chosen = select(study, dense.measure, predictor, caps, recipe.search.candidates, recipe.seed)
+        chosen = select(
+            study, dense.measure, predictor, caps, recipe.search.candidates, recipe.seed, reference.accuracy
+        )
         policy = distributed.from_leader(len(dense.space), lambda: chosen.policy)
         uniform_trial = study.measure_one(baseline, dense.measure)
     ours, theirs = _Contender(dense, policy, folder), _Contender(dense, baseline, folder)

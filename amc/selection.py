@@ -1,4 +1,4 @@
-"""From a study to one policy: fit the predictor, climb it under the caps, measure the best few, keep the best."""
+"""From a study to one policy: fit, climb under the caps, measure the best few, fit again; then keep the best."""
 
 from __future__ import annotations
 
@@ -19,7 +19,19 @@ from amc.labels import labels_of
 from amc.study import Study
 from amc.trial import Measure, Trial
 from amc_predictor import EnsemblePredictor
-from amc_search import Candidates, Cap, CapUnreachable, Policies, Space, climb, is_feasible
+from amc_search import (
+    Candidates,
+    Cap,
+    CapUnreachable,
+    Certificate,
+    Learned,
+    Policies,
+    Space,
+    certify,
+    climb,
+    close,
+    is_feasible,
+)
 
 POOR_KENDALL = 0.4  # below it, the order of two policies is little better than a guess
 KAPPA = 1.0  # the bound climbed is mean - KAPPA x standard deviation
@@ -31,13 +43,13 @@ class Selection:
 
     Attributes:
         trial: the chosen policy's own measurement.
-        candidates: what the climb found, best first by prediction.
-        measured: the trials of those candidates.
+        candidates: what the last climb found, best first by prediction.
+        certificate: what an additive model of all trials says of the best policy, or None.
     """
 
     trial: Trial
     candidates: Candidates
-    measured: tuple[Trial, ...]
+    certificate: Certificate | None
 
     @property
     def policy(self) -> NDArray[np.int64]:
@@ -85,12 +97,44 @@ def select(
     caps: tuple[Cap, ...],
     number: int,
     seed: int,
+    dense_accuracy: float,
 ) -> Selection:
-    """Measure the best `number` candidates; the best measured policy under the caps wins, an earlier trial included."""
+    """Measure the best `number` candidates, in rounds that learn from each other; the best measured policy wins.
+
+    Args:
+        study: its trials count as well: an earlier one may win.
+        measure: what measures a candidate.
+        predictor: fitted on the study as it is.
+        caps: all hold.
+        number: of candidates, at most.
+        seed: of climbs and of the predictors of later rounds.
+        dense_accuracy: of the dense network, which is learned from.
+
+    Raises:
+        BudgetUnreachable: no legal policy fits.
+    """
+    fitted = [predictor]  # to be used once
+
+    def learn() -> Learned:
+        learner = fitted.pop() if fitted else fit_predictor(study.space, study.trials, dense_accuracy, seed)
+        return Learned(*_known(study, dense_accuracy), learner)
+
+    def measured(policies: list[NDArray[np.int64]]) -> None:
+        study.measure_all(policies, measure)
+
+    try:
+        found = close(study.space, caps, number, learn, measured, seed=seed, kappa=KAPPA)
+    except CapUnreachable as error:
+        raise unreachable(error) from None
+    certificate = certify(study.space, caps, *_known(study, dense_accuracy))
+    return Selection(best_of(study.trials, caps), found, certificate)
+
+
+def _known(study: Study, dense_accuracy: float) -> tuple[Policies, NDArray[np.float64]]:
+    """All measured policies and the dense one, (n, d), and their labels, (n,)."""
     trials = study.trials
-    found = best_candidates(predictor, study.space, caps, trials, seed)
-    measured = study.measure_all(list(found.policies[:number]), measure)
-    return Selection(best_of(study.trials, caps), found, tuple(measured))
+    policies = np.array([*(trial.policy for trial in trials), study.space.high], dtype=np.int64)
+    return policies, np.append(labels_of(trials), dense_accuracy)
 
 
 def best_of(trials: Sequence[Trial], caps: tuple[Cap, ...]) -> Trial:

@@ -196,7 +196,8 @@ def bench_labels(
     ] = None,
     policies: Annotated[int, typer.Option(min=1, help="For each cap.")] = 24,
     kinds: Annotated[
-        str, typer.Option(help="Of cheap labels: none, batchnorm, fold; with steps of distillation, e.g. fold+20x64@0.1.")
+        str,
+        typer.Option(help="Of cheap labels: none, batchnorm, fold; with steps of distillation, e.g. fold+20x64@0.1."),
     ] = "none,batchnorm,fold,fold+20,fold+50,fold+100",
     epochs: Annotated[float | None, typer.Option(help="Of the long fine-tune; left out: the recipe's.")] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Seeds of it, for a third of the policies or eight.")] = 2,

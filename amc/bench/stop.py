@@ -70,7 +70,7 @@ def _searched(dense: Dense, held_out: MemorySplit, progress: Progress) -> dict[s
         study.run(measure_of(dense, study), sampler, recipe.search.trials, progress)
         found = study.trials
         predictor = fit_predictor(dense.space, found, reference, recipe.seed)
-        chosen = select(study, dense.measure, predictor, caps, recipe.search.candidates, recipe.seed)
+        chosen = select(study, dense.measure, predictor, caps, recipe.search.candidates, recipe.seed, reference)
     images = sum(trial.images or len(dense.splits.measure) for trial in found)
     assert predictor.ranks is not None
     return {

@@ -2,8 +2,13 @@
 
 from amc_search.acquisition import ACQUISITIONS as ACQUISITIONS
 from amc_search.acquisition import ARMS as ARMS
+from amc_search.additive import Certificate as Certificate
+from amc_search.additive import certify as certify
 from amc_search.ascent import Candidates as Candidates
 from amc_search.ascent import climb as climb
+from amc_search.closing import Learned as Learned
+from amc_search.closing import Parts as Parts
+from amc_search.closing import close as close
 from amc_search.design import random_policies as random_policies
 from amc_search.design import starting_policies as starting_policies
 from amc_search.moves import Bound as Bound

@@ -1,7 +1,8 @@
 """What makes a policy worth measuring: the arms of the evolutionary sampler.
 
 Every arm is a score of a batch of policies, higher is better, in units where 1 is a large difference. An arm named
-in `ARMS` gets its share of every batch of proposals. The arm `random` has no score: it draws, it does not evolve.
+in `ARMS` gets its share of every batch of proposals. The arm `random` has no score: it draws, it does not evolve. Nor
+has `additive`: it is the one best policy of a sum over groups (`amc_search.additive`), exactly.
 """
 
 from __future__ import annotations
@@ -106,7 +107,7 @@ SCORES: dict[str, Callable[[Policies, Knowledge], Scores]] = {
 
 # Default shares of a batch. Exploitation leads, because the best predicted policies are the ones that will be asked
 # for; the random arm is never left out (section 2.2 of our notes: SeerNet's own score alone does worse than random).
-ARMS: dict[str, float] = {"merit": 0.6, "disagreement": 0.15, "distance": 0.1, "random": 0.15}
+ARMS: dict[str, float] = {"merit": 0.52, "additive": 0.12, "disagreement": 0.13, "distance": 0.09, "random": 0.14}
 
 # What `acquisition=` names. "seernet" is the paper's way, for comparison: its score alone, with our random share.
 ACQUISITIONS: dict[str, Mapping[str, float]] = {
@@ -122,11 +123,12 @@ def quotas(arms: Mapping[str, float], count: int, offset: float = 0.5) -> dict[s
     exact share on average, so that a small share is not lost in small batches.
 
     Raises:
-        ValueError: an arm has no score, a share is negative, or all are zero.
+        ValueError: an arm is unknown, a share is negative, or all are zero.
     """
-    unknown = sorted(set(arms) - {*SCORES, "random"})
+    known = sorted([*SCORES, "additive", "random"])
+    unknown = sorted(set(arms) - set(known))
     if unknown:
-        raise ValueError(f"arms must be among {sorted(SCORES)} or 'random', but got {unknown}")
+        raise ValueError(f"arms must be among {known}, but got {unknown}")
     total = sum(arms.values())
     if min(arms.values(), default=0.0) < 0 or not total > 0:
         raise ValueError(f"the shares of the arms must be >= 0 and not all 0, but got {dict(arms)}")

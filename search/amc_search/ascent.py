@@ -7,7 +7,9 @@ best is sought by climbing again from the best policies with one group dropped o
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -68,6 +70,8 @@ def climb(
     seed: int = 0,
     warm: Policies | None = None,
     top: int = 8,
+    barrier: bool = True,
+    polish: bool = True,
 ) -> Candidates:
     """The policies with the best lower confidence bound mean - kappa * std under all caps.
 
@@ -87,6 +91,8 @@ def climb(
         warm: (m, d) the best measured policies, best first; the first quarter of the starts at most. Over a cap they
             are shrunk.
         top: how many to return at most.
+        barrier: False takes the barrier out: every start climbs the bound alone and stops at the caps.
+        polish: False takes the moves of integers out: what was climbed is rounded down, and not filled or exchanged.
 
     Returns:
         1 to `top` candidates.
@@ -107,10 +113,13 @@ def climb(
     warm = space.low[None][:0] if warm is None else warm[: max(1, starts // 4)]
     known = np.concatenate([uniform(space, caps)[None], repair(warm, space, caps)])
     points = _inside(known, space, caps, starts, rng)
-    climbed = repair(_ascend(points, bound, caps, steps) * space.high, space, caps)
-    found = _best_first(np.concatenate([climbed, known]), bound)
+    ascend = partial(_ascend if barrier else _ascend_to_caps, bound=bound, caps=caps)
+    climbed = ascend(points, steps=steps) * space.high
+    if not polish:
+        return _ranked(np.concatenate([_rounded_down(climbed, space, caps), known]), bound, caps, top)
+    found = _best_first(np.concatenate([repair(climbed, space, caps), known]), bound)
     if space.may_drop.any():
-        found = _switch(found, bound, caps, steps)
+        found = _switch(found, bound, caps, partial(ascend, steps=max(1, steps // 2)))
     polished = _polish(found[: max(POLISHED, top)], bound, caps, rng)
     return _ranked(polished, bound, caps, top)
 
@@ -120,14 +129,21 @@ def _best_first(policies: Policies, bound: Bound) -> Policies:
     return policies[np.argsort(-bound(policies), kind="stable")]
 
 
-def _switch(found: Policies, bound: Bound, caps: tuple[Cap, ...], steps: int) -> Policies:
+def _rounded_down(counts: Reals, space: Space, caps: tuple[Cap, ...]) -> Policies:
+    """Counts (b, d) -> legal policies, nowhere above them but at smallest steps; those over a cap are left out."""
+    policies = np.clip(np.floor(counts / space.step + 1e-6) * space.step, space.low, space.high).astype(np.int64)
+    policies = np.where((counts > 0) & (policies == 0), space.step, policies)
+    return policies[use_of(policies, caps) <= 1]
+
+
+def _switch(found: Policies, bound: Bound, caps: tuple[Cap, ...], ascend: Callable[[Reals], Reals]) -> Policies:
     """Climb on from the best policies with one removable group dropped or taken back, as long as that finds better.
 
     Args:
         found: (k, d) legal and feasible, best first.
         bound: what is climbed.
         caps: all hold.
-        steps: of one climb at most.
+        ascend: fractions (b, d) -> fractions climbed to.
 
     Returns:
         Those and what was found, best first.
@@ -137,7 +153,7 @@ def _switch(found: Policies, bound: Bound, caps: tuple[Cap, ...], steps: int) ->
         _, patterns = np.unique(found > 0, axis=0, return_index=True)
         parents = found[np.sort(patterns)[:SWITCH_PARENTS]]
         variants = _best_first(switched(parents, space, caps, 1 - SLACK)[1], bound)[:SWITCH_CLIMBS]
-        climbed = repair(_ascend(variants / space.high, bound, caps, max(1, steps // 2)) * space.high, space, caps)
+        climbed = repair(ascend(variants / space.high) * space.high, space, caps)
         before = bound(found[:1])[0]
         found = _best_first(np.concatenate([found, climbed]), bound)
         if not bound(found[:1])[0] > before + TOLERANCE:
@@ -215,29 +231,57 @@ def _ascend(points: Reals, bound: Bound, caps: tuple[Cap, ...], steps: int) -> R
 
     Fractions are kept in range by clamping: between a step and 1, or at 0 where they start there.
     """
-    space = bound.space
-    x = torch.as_tensor(points).float()
-    high = torch.as_tensor(space.high, dtype=torch.float64)
-    kept = x > 0
-    lowest = torch.where(kept, torch.as_tensor(space.step / space.high).float(), torch.zeros(()))
+    high = torch.as_tensor(bound.space.high, dtype=torch.float64)
+    climber = _Climber(points, bound.space)
     with torch.no_grad():
-        unit = float(torch.nan_to_num(bound.of(x)).std(correction=0)) + 1e-4
-    first, second = torch.zeros_like(x), torch.zeros_like(x)
+        unit = float(torch.nan_to_num(bound.of(climber.x)).std(correction=0)) + 1e-4
     for step in range(steps):
         done = step / max(steps - 1, 1)
         weight = unit * BARRIER[0] * (BARRIER[1] / BARRIER[0]) ** done
-        x = x.detach().requires_grad_()
+        x = climber.x.requires_grad_()
         value = bound.of(x) + weight * _barrier(x.double() * high, caps).float()
         (gradient,) = torch.autograd.grad(value.sum(), x)
-        gradient = torch.nan_to_num(gradient, posinf=0.0, neginf=0.0)
-        first = BETA1 * first + (1 - BETA1) * gradient
-        second = BETA2 * second + (1 - BETA2) * gradient**2
-        unbiased = first / (1 - BETA1 ** (step + 1))
-        scale = (second / (1 - BETA2 ** (step + 1))).sqrt() + 1e-8
-        rate = LEARNING_RATE * 0.1**done
-        x = torch.clamp(x.detach() + rate * unbiased / scale, min=lowest, max=kept.float())
-    fractions: Reals = x.double().numpy()
+        climber.step(gradient, done)
+    fractions: Reals = climber.x.double().numpy()
     return fractions
+
+
+def _ascend_to_caps(points: Reals, bound: Bound, caps: tuple[Cap, ...], steps: int) -> Reals:
+    """Adam on the bound alone; a row stops at the last point that is under every cap."""
+    climber, reached = _Climber(points, bound.space), points.copy()
+    inside = np.ones(len(points), dtype=np.bool_)
+    for step in range(steps):
+        x = climber.x.requires_grad_()
+        value = bound.of(x)
+        if not value.requires_grad:
+            break
+        climber.step(torch.autograd.grad(value.sum(), x)[0], step / max(steps - 1, 1))
+        fractions = climber.x.double().numpy()
+        inside &= use_of(fractions * bound.space.high, caps) <= 1
+        reached[inside] = fractions[inside]
+    return reached
+
+
+class _Climber:
+    """Rows of kept fractions (b, d) on their way up, by Adam with a decaying rate."""
+
+    def __init__(self, points: Reals, space: Space) -> None:
+        self.x = torch.as_tensor(points).float()
+        self.first, self.second, self.steps = torch.zeros_like(self.x), torch.zeros_like(self.x), 0
+        kept = self.x > 0
+        self.highest = kept.float()
+        self.lowest = torch.where(kept, torch.as_tensor(space.step / space.high).float(), torch.zeros(()))
+
+    def step(self, gradient: Tensor, done: float) -> None:
+        """One step up; `done` is the share of the steps that came before."""
+        gradient = torch.nan_to_num(gradient, posinf=0.0, neginf=0.0)
+        self.steps += 1
+        self.first = BETA1 * self.first + (1 - BETA1) * gradient
+        self.second = BETA2 * self.second + (1 - BETA2) * gradient**2
+        unbiased = self.first / (1 - BETA1**self.steps)
+        scale = (self.second / (1 - BETA2**self.steps)).sqrt() + 1e-8
+        rate = LEARNING_RATE * 0.1**done
+        self.x = torch.clamp(self.x.detach() + rate * unbiased / scale, min=self.lowest, max=self.highest)
 
 
 def _barrier(counts: Tensor, caps: tuple[Cap, ...]) -> Tensor:

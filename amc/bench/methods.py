@@ -1,0 +1,124 @@
+"""The methods of a contest: ours, ours with one part taken out, and the rivals.
+
+Ours is what `amc compress` does, by the same parts: the sampler on an Optuna study (here in memory), the ensemble
+predictor, and the closing rounds of climbs whose best policies are measured. Every label counts against the budget.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import optuna
+import torch
+from numpy.typing import NDArray
+
+from amc.selection import KAPPA
+from amc_predictor import EnsemblePredictor, SeerNetPredictor
+from amc_predictor.networks import Training
+from amc_search import ACQUISITIONS, EvolutionarySampler, Learned, Parts, Policies, Predictor, close
+from amc_search.rivals import METHODS as RIVALS
+from amc_search.rivals.problem import Method, Problem
+from amc_search.rivals.seernet import seernet
+
+# Of the labels, what the closing rounds get; the sampler's trials get the rest.
+CLOSING = 0.25
+ARMS = ACQUISITIONS["informative"]
+
+
+@dataclass(frozen=True)
+class Switches:
+    """What of ours is at work.
+
+    Attributes:
+        ensemble: networks on what the predictor's process leaves over.
+        arms: of the sampler, name -> share.
+        closing: parts of the closing rounds.
+    """
+
+    ensemble: bool = True
+    arms: Mapping[str, float] = field(default_factory=lambda: dict(ARMS))
+    closing: Parts = field(default_factory=Parts)
+
+    def predictor(self, seed: int) -> EnsemblePredictor:
+        """A predictor not yet fitted."""
+        if self.ensemble:
+            return EnsemblePredictor(seed=seed)
+        return EnsemblePredictor(seed=seed, training=Training(steps=0))  # networks say nothing before they are trained
+
+
+def amc(problem: Problem, switches: Switches) -> None:
+    """Ours: informative trials by the evolutionary sampler, then rounds of climbs, as `amc compress` does.
+
+    Source: this project; after Wang et al., arXiv 2304.06393 (predict accuracy from policy, sample actively, climb).
+    """
+    make = partial(switches.predictor, problem.seed)
+    sampler = EvolutionarySampler(
+        problem.space, problem.caps, make, seed=problem.seed, arms=switches.arms, dense_accuracy=problem.dense_label
+    )
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.create_study(direction="maximize", sampler=sampler)
+    closing = max(1, round(CLOSING * problem.trials))
+    while problem.left > closing:
+        before = problem.left
+        trial = study.ask(sampler.search_space)
+        study.tell(trial, problem.measure(_policy_of(trial.params, problem)))
+        if problem.left == before:  # only repetitions are left
+            return
+    close(
+        problem.space, problem.caps, problem.left, partial(_learned, problem, make), partial(_measure, problem),
+        seed=problem.seed, kappa=KAPPA, parts=switches.closing,
+    )  # fmt: skip
+
+
+def _policy_of(params: dict[str, Any], problem: Problem) -> NDArray[np.int64]:
+    return np.array([params[name] for name in problem.space.names], dtype=np.int64)
+
+
+def _learned(problem: Problem, make: Any) -> Learned:
+    policies, labels = _known(problem)
+    predictor: Predictor = make()
+    predictor.fit(problem.space.fractions(policies), torch.as_tensor(labels).float())
+    return Learned(policies, labels, predictor)
+
+
+def _known(problem: Problem) -> tuple[Policies, NDArray[np.float64]]:
+    """The measured policies, and the dense one where its label is known."""
+    if problem.dense_label is None:
+        return problem.policies, problem.labels
+    return np.concatenate([problem.policies, problem.space.high[None]]), np.append(problem.labels, problem.dense_label)
+
+
+def _measure(problem: Problem, policies: list[NDArray[np.int64]]) -> None:
+    for policy in policies:
+        problem.measure(policy)
+
+
+def _without(arm: str) -> dict[str, float]:
+    return {name: share for name, share in ARMS.items() if name != arm}
+
+
+def _published(problem: Problem) -> None:
+    """SeerNet with its own predictor."""
+    seernet(problem, partial(SeerNetPredictor, seed=problem.seed))
+
+
+_published.__doc__ = seernet.__doc__
+
+OURS = Switches()
+ABLATIONS: dict[str, Switches] = {
+    "amc-no-ensemble": replace(OURS, ensemble=False),
+    **{f"amc-no-{arm}": replace(OURS, arms=_without(arm)) for arm in ("merit", "disagreement", "distance", "random")},
+    "amc-no-barrier": replace(OURS, closing=Parts(barrier=False)),
+    "amc-no-repair": replace(OURS, closing=Parts(polish=False)),
+    "amc-no-certificate": replace(OURS, arms=_without("additive"), closing=Parts(additive=False)),
+}
+METHODS: dict[str, Method] = {
+    **RIVALS,
+    "seernet": _published,
+    "amc": partial(amc, switches=OURS),
+    **{name: partial(amc, switches=switches) for name, switches in ABLATIONS.items()},
+}

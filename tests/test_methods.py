@@ -1,0 +1,42 @@
+import numpy as np
+import pytest
+
+from amc.bench.methods import ABLATIONS, METHODS
+from amc_search.rivals.problem import Problem, run
+from tests.search.test_additive import products_of
+from tests.search.world import Truth, assert_lawful, cap_at, chain
+
+LABELS = 16
+
+
+def searched(name: str) -> Problem:
+    """A method's search of a small additive world."""
+    space, cost = chain(6, 0, step=8)
+    truth = Truth.drawn(6, 0)
+    dense = float(truth(space.high, space))
+    caps = (cap_at(space, products_of(cost), 0.3),)
+    problem = Problem(space, caps, lambda p: float(truth(p, space)), trials=LABELS, seed=1, dense_label=dense)
+    return run(METHODS[name], problem)
+
+
+@pytest.mark.parametrize("name", ["amc", *(pytest.param(name, marks=pytest.mark.slow) for name in ABLATIONS)])
+def test_ours_spends_its_labels_on_legal_policies_and_beats_uniform_ratios(name: str) -> None:
+    """Whatever is taken out, every label is spent, the closing ones under the caps, and the best is above uniform's."""
+    problem = searched(name)
+    assert len(problem.policies) == LABELS and problem.left == 0
+    assert problem.space.is_legal(problem.policies).all()
+    assert_lawful(problem.policies[-LABELS // 4 :], problem.space, problem.caps)
+    assert problem.best()[1] > searched("uniform").best()[1]
+
+
+def test_a_search_is_determined_by_seed_and_labels() -> None:
+    """The same problem is searched the same way twice, so that a stored contest can be replayed."""
+    one, other = searched("amc"), searched("amc")
+    np.testing.assert_array_equal(one.policies, other.policies)
+
+
+def test_every_method_says_where_it_comes_from() -> None:
+    """A method's docstring, or that of what it is made of, names its source."""
+    for method in METHODS.values():
+        doc = getattr(method, "func", method).__doc__
+        assert doc and "Source:" in doc
