@@ -37,8 +37,8 @@ METRICS = {
     "{difference, low, high} (95 %); after_finetune is null where uniform was not fine-tuned",
     "certificate": "what a model that is a sum over groups says, in the search's labels: explained (cross-validated "
     "R^2 of the better half of the trials), near (whether that is enough to trust it), optimum (the best policy's "
-    "label), bound (no policy under the caps has a higher one), proven (the two agree), released (the released policy's), gap "
-    "(bound less released), seconds; null where there is none",
+    "label), bound (no policy under the caps has a higher one), proven (the two agree), released (the released "
+    "policy's), gap (bound less released), seconds; null where there is none",
     "protocol, digests": "the study's name; hashes of the dense weights and of the data",
 }
 
