@@ -76,16 +76,16 @@ def hopelessness(mean: Scores, knowledge: Knowledge) -> Scores:
 
 
 def seernet(policies: Policies, knowledge: Knowledge) -> Scores:
-    """Mean squared change of the prediction over the neighbours one step down in one group.
+    """Mean squared change of the prediction over the neighbours one level less pruned in one group.
 
-    SeerNet's fitness, arXiv 2304.06393 and its `search.py`: groups at their lowest step give no neighbour, a policy
-    without neighbours scores 0.
+    SeerNet's fitness, arXiv 2304.06393 and its `search.py`: whole groups give no neighbour, a policy without neighbours
+    scores 0.
     """
     space = knowledge.space
-    below = policies[:, None, :] - np.diag(space.step)
-    exists = policies > space.low
+    above = policies[:, None, :] + np.diag(space.step)
+    exists = policies < space.high
     here, _ = predict(knowledge.predictor, space, policies)
-    there, _ = predict(knowledge.predictor, space, np.maximum(below, space.low).reshape(-1, len(space)))
+    there, _ = predict(knowledge.predictor, space, np.minimum(above, space.high).reshape(-1, len(space)))
     change = np.where(exists, there.reshape(len(policies), -1) - here[:, None], 0.0)
     score: Scores = (change**2).sum(axis=-1) / np.maximum(exists.sum(axis=-1), 1) / knowledge.spread**2
     return score
