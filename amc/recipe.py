@@ -137,9 +137,9 @@ class SearchSection(Section):
         default=None, ge=1, description="pictures a trial is measured on; left out: the whole split"
     )
     batch_size: int = Field(default=250, ge=1, description="pictures in a batch of the measurement")
-    acquisition: Literal["informative", "seernet"] = Field(
+    acquisition: Literal["informative", "exploring", "seernet"] = Field(
         default="informative",
-        description="what the evolution looks for: ours, or the paper's (SeerNet, arXiv 2304.06393)",
+        description="what evolution looks for: ours, ours exploring more, or the paper's (SeerNet, arXiv 2304.06393)",
     )
     stop_early: bool = Field(
         default=True, description="end a trial once it is sure not to be among the best of what costs no more"

@@ -111,7 +111,8 @@ _published.__doc__ = seernet.__doc__
 OURS = Switches()
 ABLATIONS: dict[str, Switches] = {
     "amc-no-ensemble": replace(OURS, ensemble=False),
-    **{f"amc-no-{arm}": replace(OURS, arms=_without(arm)) for arm in ("merit", "disagreement", "distance", "random")},
+    **{f"amc-no-{arm}": replace(OURS, arms=_without(arm)) for arm in ("merit", "random")},
+    "amc-exploring": replace(OURS, arms=ACQUISITIONS["exploring"]),
     "amc-no-barrier": replace(OURS, closing=Parts(barrier=False)),
     "amc-no-repair": replace(OURS, closing=Parts(polish=False)),
     "amc-no-certificate": replace(OURS, arms=_without("additive"), closing=Parts(additive=False)),

@@ -106,12 +106,14 @@ SCORES: dict[str, Callable[[Policies, Knowledge], Scores]] = {
 }
 
 # Default shares of a batch. Exploitation leads, because the best predicted policies are the ones that will be asked
-# for; the random arm is never left out (section 2.2 of our notes: SeerNet's own score alone does worse than random).
-ARMS: dict[str, float] = {"merit": 0.52, "additive": 0.12, "disagreement": 0.13, "distance": 0.09, "random": 0.14}
+# for; the random arm is never left out: SeerNet's own score alone does worse than random.
+ARMS: dict[str, float] = {"merit": 0.72, "additive": 0.12, "random": 0.16}
 
-# What `acquisition=` names. "seernet" is the paper's way, for comparison: its score alone, with our random share.
+# What `acquisition=` names. "exploring" gives some of the merit's share to what the predictor doubts and to what is far
+# from all that was measured; "seernet" is the paper's way: its score alone, with our random share. Both for comparison.
 ACQUISITIONS: dict[str, Mapping[str, float]] = {
     "informative": ARMS,
+    "exploring": {**ARMS, "merit": 0.5, "disagreement": 0.13, "distance": 0.09},
     "seernet": {"seernet": 1 - ARMS["random"], "random": ARMS["random"]},
 }
 

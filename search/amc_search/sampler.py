@@ -79,7 +79,7 @@ class EvolutionarySampler(BaseSampler):
             startup: trials of the starting design; by default d, at least 10 and at most 32.
             batch: trials between two fits.
             arms: name -> share of a batch; by default those that `ACQUISITIONS` has under `acquisition`.
-            acquisition: "informative", or "seernet" for the paper's own score.
+            acquisition: "informative", or for comparison "exploring" or "seernet", the paper's own score.
             dense_accuracy: accuracy of the dense network where it is known; it is learned from and not measured again.
             labels: what is learned from the measured trials, (n,) in [0, 1]; by default their values.
 
