@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -21,7 +22,7 @@ from amc.evaluation import Evaluation, evaluate
 from amc.files import write_json
 from amc.progress import Progress, Silent
 from amc.recipe import Recipe
-from amc.release.metrics import Contest, run_metrics
+from amc.release.metrics import Contest, Standing, run_metrics
 from amc.release.publish import publish
 from amc.rounding import settle_rounding
 from amc.run import METRICS, POLICY, PREDICTOR, Run, claimed, open_folder, policy_table, save_release
@@ -102,7 +103,7 @@ def _compress(recipe: Recipe, folder: Path, progress: Progress) -> None:
             theirs.finetune("fine-tune the uniform baseline", progress)
     with clock("test"):
         test = _evaluate_all(dense, ours, theirs, progress)
-    contest = Contest(dense, reference, chosen, uniform_trial, ours.accuracy, theirs.accuracy, test)
+    contest = Contest(dense, reference, chosen, uniform_trial, ours.standing, theirs.standing, test)
     with clock("release"):
         save_release(folder, ours.model, dense)
         kept, sizes = (policy_table(dense.space.names, counts) for counts in (policy, dense.space.high))
@@ -149,6 +150,18 @@ class _Contender:
         self.model: nn.Module = copy.deepcopy(self.recovered)
         self.accuracy: float | None = None  # on the measure split, after fine-tuning
 
+    @cached_property
+    def before(self) -> Evaluation:
+        """On the whole measure split, before fine-tuning; a trial may have seen less of it."""
+        size = self.dense.recipe.search.batch_size
+        return evaluate(
+            self.recovered, self.dense.splits.measure, self.dense.compute, batch_size=size, task=self.dense.task
+        )
+
+    @property
+    def standing(self) -> Standing:
+        return Standing(self.before.accuracy, self.accuracy)
+
     def finetune(self, title: str, progress: Progress) -> None:
         recipe = self.dense.recipe
         name = hashlib.sha256(self.policy.tobytes()).hexdigest()[:12]
@@ -164,8 +177,15 @@ class _Contender:
             progress=progress,
             task=self.dense.task,
         )
-        if done.accuracies:
-            self.accuracy = done.best_accuracy
+        if not done.accuracies:
+            return
+        self.accuracy = done.best_accuracy
+        if self.accuracy < self.before.accuracy:
+            progress.say(
+                f"{title}: it did harm ({self.before.accuracy:.2%} before, {self.accuracy:.2%} after, on the measure "
+                "split), so the weights before it are kept; try a smaller finetune.lr, or more epochs"
+            )
+            self.model, self.accuracy = copy.deepcopy(self.recovered), self.before.accuracy
 
 
 def _evaluate_all(dense: Dense, ours: _Contender, theirs: _Contender, progress: Progress) -> dict[str, Evaluation]:

@@ -35,12 +35,20 @@ METRICS = {
     "released.removed": "names of the groups that keep 0 channels: the branches they stand in are gone",
     "comparison": "released minus uniform on the test pictures, in pairs: before_finetune and after_finetune, each "
     "{difference, low, high} (95 %); after_finetune is null where uniform was not fine-tuned",
-    "certificate": "what a model that is a sum over groups says, in the search's labels: explained (cross-validated "
-    "R^2 of the better half of the trials), near (whether that is enough to trust it), optimum (the best policy's "
-    "label), bound (no policy under the caps has a higher one), proven (the two agree), released (the released "
-    "policy's), gap (bound less released), seconds; null where there is none",
+    "certificate": "what a model that adds up what each group is worth says, in the search's labels: explained "
+    "(cross-validated R^2 of the better half of the trials), near (whether that is enough to trust it), seconds; and "
+    "only where it is near: optimum (its best policy's label), bound (no policy under the caps has a higher one), "
+    "proven (the two agree), released (the released policy's), gap (bound less released); null where there is none",
     "protocol, digests": "the study's name; hashes of the dense weights and of the data",
 }
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A network's accuracy on the whole measure split before and after fine-tuning; None where there was none."""
+
+    before: float
+    after: float | None
 
 
 @dataclass(frozen=True)
@@ -51,7 +59,7 @@ class Contest:
         reference: the dense network on the measure split.
         chosen: the policy released, measured before fine-tuning.
         uniform_trial: the uniform baseline, likewise.
-        released_accuracy, uniform_accuracy: on the measure split after fine-tuning; None where there was none.
+        released, uniform: how they stand.
         test: "dense", "released", "released_before_finetune", "uniform_before_finetune", and "uniform" if fine-tuned.
     """
 
@@ -59,8 +67,8 @@ class Contest:
     reference: Evaluation
     chosen: Selection
     uniform_trial: Trial
-    released_accuracy: float | None
-    uniform_accuracy: float | None
+    released: Standing
+    uniform: Standing
     test: dict[str, Evaluation]
 
 
@@ -99,12 +107,10 @@ def run_metrics(
         },
         "dense": _network(dense_costs, contest.reference.accuracy, test["dense"]),
         "released": {
-            **_contender(costs, contest.chosen.trial, contest.released_accuracy, test, "released"),
+            **_contender(costs, contest.released, test, "released"),
             "removed": removed_groups(dict(zip(dense.space.names, contest.chosen.trial.policy, strict=True))),
         },
-        "uniform": _contender(
-            dict(contest.uniform_trial.costs), contest.uniform_trial, contest.uniform_accuracy, test, "uniform"
-        ),
+        "uniform": _contender(dict(contest.uniform_trial.costs), contest.uniform, test, "uniform"),
         "comparison": compared,
         "certificate": _certificate(contest.chosen),
         "protocol": dense.protocol().digest,
@@ -112,13 +118,12 @@ def run_metrics(
     }
 
 
-def _contender(
-    costs: dict[str, float], trial: Trial, finetuned: float | None, test: dict[str, Evaluation], name: str
-) -> dict[str, Any]:
+def _contender(costs: dict[str, float], standing: Standing, test: dict[str, Evaluation], name: str) -> dict[str, Any]:
     before = test[f"{name}_before_finetune"]
+    measured = standing.before if standing.after is None else standing.after
     return {
-        **_network(costs, trial.accuracy if finetuned is None else finetuned, test.get(name, before)),
-        "measure_accuracy_before_finetune": trial.accuracy,
+        **_network(costs, measured, test.get(name, before)),
+        "measure_accuracy_before_finetune": standing.before,
         "test_accuracy_before_finetune": before.accuracy,
     }
 
@@ -138,15 +143,16 @@ def _certificate(chosen: Selection) -> dict[str, Any] | None:
     certificate = chosen.certificate
     if certificate is None:
         return None
+    told = {"explained": certificate.model.explained, "near": certificate.model.is_near, "seconds": certificate.seconds}
+    if not certificate.model.is_near:
+        return told
     return {
-        "explained": certificate.model.explained,
-        "near": certificate.model.is_near,
+        **told,
         "optimum": certificate.value,
         "bound": certificate.bound,
         "proven": certificate.is_proven,
         "released": certificate.model(chosen.policy),
         "gap": certificate.gap(chosen.policy),
-        "seconds": certificate.seconds,
     }
 
 

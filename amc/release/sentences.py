@@ -31,11 +31,13 @@ def certificate_sentence(metrics: Mapping[str, Any]) -> str:
         return ""
     if not found["near"]:
         return (
-            f"Not near-additive: a sum over groups explains {max(found['explained'], 0):.0%} of the better half of the "
-            "trials, too little to bound what was missed"
+            "No certificate: a model that adds up what each group is worth explains only "
+            f"{max(found['explained'], 0):.0%} of what tells the better trials apart, too little to "
+            "say how much a better policy could gain"
         )
-    best = "its proven best policy" if found["proven"] else "the most that any policy can reach"
+    best = "the best policy" if found["proven"] else "what any policy could reach"
     return (
-        f"To a sum over groups, which explains {found['explained']:.0%} of the better half of the trials, the released "
-        f"policy is {100 * found['gap']:.2f} points below {best} under the caps, before fine-tuning"
+        "Certificate: by a model that adds up what each group is worth, which explains "
+        f"{found['explained']:.0%} of what tells the better trials apart, the released policy is "
+        f"{100 * found['gap']:.2f} points below {best} under the caps, before fine-tuning"
     )
