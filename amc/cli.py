@@ -300,8 +300,10 @@ def recipes(json_: JsonOption = False) -> None:
     from amc.recipe import list_recipes
 
     found = list_recipes()
-    lines = [f"{name:<20}{about}" for name, about in found.items()]
-    lines += ["", "for `amc bench`:", *(f"{name:<20}{about}" for name, about in list_bench_recipes().items())]
+    benches = list_bench_recipes()
+    width = 2 + max(map(len, [*found, *benches]))
+    lines = [f"{name:<{width}}{about}" for name, about in found.items()]
+    lines += ["", "for `amc bench`:", *(f"{name:<{width}}{about}" for name, about in benches.items())]
     print_result(found if json_ else "\n".join(lines))
 
 

@@ -20,11 +20,11 @@ from amc.bench.contest import finals
 from amc.bench.contest.contest import Wanted, contest
 from amc.bench.contest.deadline import Deadline, Unfinished
 from amc.bench.contest.findings import Findings, figures
-from amc.bench.contest.goals import goals
-from amc.bench.contest.orders import read_order
+from amc.bench.contest.goals import goals, held
+from amc.bench.contest.orders import Order, read_order
 from amc.bench.contest.recipe import BenchRecipe, list_bench_recipes, load_bench_recipe
 from amc.bench.contest.searches import Search, Spec, read_search, specs_of
-from amc.bench.contest.statistics import interval, paired, places, spread
+from amc.bench.contest.statistics import Interval, Sample, interval, paired, places, spread
 from amc.bench.contest.store import Final, Labelled, LabelStore
 from amc.bench.contest.table import table_markdown, table_text
 from amc.dense import Dense
@@ -164,7 +164,10 @@ def test_a_contest_fills_its_folder(finished: Path, recipe: BenchRecipe) -> None
         tuned = found["figures"]["finals"][cap]
         assert set(tuned["methods"]) == {"amc", "other", "uniform"} and tuned["noise_of_data_order"] >= 0
         assert -1 <= found["figures"]["orders"][cap]["4"]["kendall"]["mean"] <= 1
-    assert {goal["verdict"] for goal in found["goals"]} <= {"met", "not met"} and len(found["goals"]) == 4
+    assert {goal["verdict"] for goal in found["goals"]} == {"cannot tell"} and len(found["goals"]) == 4
+    assert not any(goal["missing"] for goal in found["goals"])
+    plain = found["figures"]["searches"]["40%"]["4"]["uniform"]
+    assert (plain["n"], plain["low"], plain["deterministic"], plain["ours_minus"]["n"]) == (1, None, True, 2)
     assert found["machine"]["cores"] and found["machine"]["versions"]["torch"]
     page = (finished / "plots.html").read_text()
     assert "Plotly" in page and 'src="http' not in page and 'id="trials-1"' in page
@@ -228,11 +231,35 @@ def test_an_order_belongs_to_one_very_search(finished: Path) -> None:
 
 
 def test_a_report_measures_nothing(home: Path, recipe: BenchRecipe, counted: list[tuple[int, ...]]) -> None:
-    """Of an empty folder it says that no goal was measured."""
-    found = contest(recipe, home / "empty", Wanted(report_only=True))
+    """Of a bench just begun it says that no goal was measured."""
+    with pytest.raises(Unfinished):
+        contest(recipe, home / "begun", Wanted(minutes=0), methods=methods)
+    found = contest(recipe, home / "begun", Wanted(report_only=True))
     assert not counted and found["progress"]["searches"] == 0
     assert {goal["verdict"] for goal in found["goals"]} == {"not measured"}
-    assert "so far: 0 of 14 searches" in table_text(found)
+    text = table_text(found)
+    assert "so far: 0 of 14 searches" in text and "NOT MEASURED (0 of 12 searches)" in text
+
+
+def test_a_report_of_another_folder_is_refused(
+    home: Path, recipe: BenchRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A missing folder, an empty one, a run's: nothing is traced, nothing written. A bench of another network's too."""
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "recipe.toml").write_text("")
+    (tmp_path / "other" / "0123").mkdir(parents=True)
+    (tmp_path / "other" / "0123" / "labels.db").touch()
+    before = sorted(tmp_path.rglob("*"))
+    with monkeypatch.context() as patch:
+        patch.setattr(flow, "prepare", None)
+        for name in ("none", "empty", "run"):
+            with pytest.raises(RunError, match="holds nothing of it") as caught:
+                contest(recipe, tmp_path / name, Wanted(report_only=True))
+            assert caught.value.exit_code == 2 and "\n" not in str(caught.value)
+    with pytest.raises(RunError, match="holds nothing of it"):
+        contest(recipe, tmp_path / "other", Wanted(report_only=True))
+    assert sorted(path for path in tmp_path.rglob("*") if path.name != ".lock") == before
 
 
 def test_only_some_methods_run(home: Path, recipe: BenchRecipe) -> None:
@@ -241,6 +268,21 @@ def test_only_some_methods_run(home: Path, recipe: BenchRecipe) -> None:
     assert set(found["figures"]["searches"]["40%"]["4"]) == {"other"}
     with pytest.raises(UsageError, match="did you mean other"):
         contest(recipe, home / "some", Wanted(only=("othr",)), methods=methods)
+    with pytest.raises(UsageError, match="'tpe' is none of amc, other, uniform"):
+        contest(recipe, home / "some", Wanted(only=("tpe",)), methods=methods)
+    with pytest.raises(UsageError, match="--only cannot go with it"):
+        contest(recipe, home / "some", Wanted(only=("other",), report_only=True))
+
+
+def test_only_some_winners_are_fine_tuned(recipe: BenchRecipe, tmp_path: Path) -> None:
+    """`only` fine-tunes the winners of what it names: none where they are none of the recipe's."""
+    small = recipe.model_copy(update={"long": 0, "rank": 0})
+    contest(small, tmp_path, Wanted(only=("uniform",)), methods=methods)
+    kept = contest(small, tmp_path, Wanted(only=("other",)), methods=methods)["progress"]["finals"]
+    assert 0 < kept <= 2 * 2 * small.finetune_seeds  # under each cap uniform ratios and one winner
+    found = contest(small, tmp_path, Wanted(report_only=True))
+    assert set(found["figures"]["finals"]["40%"]["methods"]) == {"uniform", "other"}
+    assert found["figures"]["finals"]["40%"]["spread_of_random_policies"] is None
 
 
 def test_a_method_that_does_not_run_is_left_out(home: Path, recipe: BenchRecipe) -> None:
@@ -264,6 +306,8 @@ def test_what_cannot_be_compared_is_refused(home: Path, recipe: BenchRecipe, tmp
     strange = recipe.model_copy(update={"methods": ["amc", "rndom"]})
     with pytest.raises(UsageError, match=r"'rndom' is not; "):
         contest(strange, tmp_path / "a", methods=methods)
+    with pytest.raises(UsageError, match=r"small\.toml: a method"):
+        contest(strange, tmp_path / "a", methods=methods)
     with pytest.raises(BudgetUnreachable, match="must be reachable"):
         contest(recipe.model_copy(update={"caps": [["0.01%"]]}), tmp_path / "b", methods=methods)
     (tmp_path / "c").mkdir()
@@ -278,7 +322,11 @@ def test_what_cannot_be_compared_is_refused(home: Path, recipe: BenchRecipe, tmp
         ('recipe = "quickstart"', "caps"),
         ('recipe = "quickstart"\ncaps = []', "caps"),
         ('recipe = "quickstart"\ncaps = ["40%"]\ntrails = 3', "no key 'trails'; did you mean 'trials'"),
-        ('recipe = "quickstart"\ncaps = ["40"]', "a budget needs a unit"),
+        ('recipe = "quickstart"\ncaps = ["40"]', "broken.toml: a budget needs a unit"),
+        ('recipe = "quickstart"\ncaps = ["40%", "40.0%"]', "40% stands twice"),
+        ('recipe = "quickstart"\ncaps = ["40%"]\nmethods = ["amc", "tpe", "tpe"]', "tpe stands twice"),
+        ('recipe = "quickstart"\ncaps = ["40%"]\nfinetune = ["amc", "amc"]', "amc stands twice"),
+        ('recipe = "quickstart"\ncaps = ["40%"]\n[front]\ncaps = ["40%", "9"]', "broken.toml: a budget needs a unit"),
         ('recipe = "quickstart"\ncaps = ["40%"]\nlabel = "loss"', "likelihood"),
         ('recipe = "quickstart"\ncaps = ["40%"]\n[front]\ncaps = ["40%"]', "front.caps"),
         ('recipe = "quickstart"\ncaps = ["40%"]\n[front]\ncap = ["40%"]', "[front] has no key 'cap'"),
@@ -364,15 +412,24 @@ def test_intervals_are_students() -> None:
     """Of 1..5: mean 3, half-width 2.776 x 1.5811 / sqrt 5; a single value has none."""
     found = interval([1, 2, 3, 4, 5])
     assert found.mean == 3 and found.half == pytest.approx(1.9632, abs=1e-4) and found.n == 5
-    assert interval([2.0]).low is None and not interval([2.0]).is_above_zero
+    assert interval([2.0]).low is None
 
 
 def test_differences_are_taken_in_pairs() -> None:
     """Seeds that one side lacks are left out; a constant difference has no width."""
-    found = paired({0: 0.5, 1: 0.7, 2: 0.1}, {0: 0.25, 1: 0.45, 3: 9.0})
+    found = paired(Sample({0: 0.5, 1: 0.7, 2: 0.1}), Sample({0: 0.25, 1: 0.45, 3: 9.0}))
     assert found is not None and found.n == 2
-    assert (found.mean, found.low, found.high) == pytest.approx((0.25, 0.25, 0.25)) and found.is_above_zero
-    assert paired({0: 1.0}, {1: 1.0}) is None
+    assert (found.mean, found.low, found.high) == pytest.approx((0.25, 0.25, 0.25))
+    assert paired(Sample({0: 1.0}), Sample({1: 1.0})) is None and paired(Sample({}), Sample({}, True)) is None
+
+
+def test_a_deterministic_method_counts_once() -> None:
+    """It has no interval, and stands beside every seed of the other side; two of them make one difference."""
+    ours, same = Sample({0: 0.5, 1: 0.7, 2: 0.6}), Sample({0: 0.1, 1: 0.1}, fixed=True)
+    assert same.interval == Interval(0.1, None, None, 1)
+    found, twins = paired(ours, same), paired(same, same)
+    assert found is not None and found.n == 3 and found.mean == pytest.approx(0.5)
+    assert twins == Interval(0.0, None, None, 1)
 
 
 def test_equal_means_share_a_place() -> None:
@@ -389,7 +446,7 @@ def made(method: str, seed: int, labels: list[float], trials: int = 4, cap: str 
     n = len(labels)
     fits = {cap: [True] * n}
     spec = Spec(method, cap, trials, seed)
-    return Search(spec, [[i] for i in range(n)], labels, labels, [1.0] * n, [0.5] * (n + 1), fits)
+    return Search(spec, [[seed, i] for i in range(n)], labels, labels, [1.0] * n, [0.5] * (n + 1), fits)
 
 
 def small(**more: Any) -> BenchRecipe:
@@ -397,20 +454,82 @@ def small(**more: Any) -> BenchRecipe:
     return BenchRecipe.model_validate({**table, **more})
 
 
+def of_seeds(method: str, bests: list[float], trials: int = 4) -> list[Search]:
+    return [made(method, seed, [best], trials) for seed, best in enumerate(bests)]
+
+
 def test_goals_are_told_plainly() -> None:
-    """Better than the other with as many labels, worse than it with more."""
-    searches = [made("amc", s, [0.2, 0.6 + s / 100]) for s in (0, 1)]
-    searches += [made("tpe", s, [0.5, 0.4]) for s in (0, 1)] + [made("tpe", s, [0.7], 8) for s in (0, 1)]
-    short, long = goals(Findings(small(), searches))
-    assert short.met is True and "+0.1050" in short.by_cap["40%"] and "against tpe" in short.by_cap["40%"]
-    assert long.met is False and "-0.0950" in long.by_cap["40%"]
-    assert [goal.met for goal in goals(Findings(small(), searches[:2]))] == [None, None]
+    """Better than the other with as many labels, worse than it with more, each with its interval."""
+    searches = of_seeds("amc", [0.60, 0.61, 0.62]) + of_seeds("tpe", [0.5] * 3) + of_seeds("tpe", [0.7] * 3, 8)
+    recipe = small(seeds=3)
+    short, long = goals(Findings(recipe, searches + of_seeds("amc", [0.6] * 3, 8)))
+    assert short.verdict == "met" and short.by_cap["40%"] == "+0.1100 (+0.0852 to +0.1348, n 3) against tpe"
+    assert long.verdict == "not met" and "-0.0900" in long.by_cap["40%"]
+
+
+def test_a_bench_half_done_has_met_no_goal() -> None:
+    """Until the last search the verdict waits, and the differences so far are listed."""
+    searches = of_seeds("amc", [0.60, 0.61, 0.62]) + of_seeds("tpe", [0.5] * 3)
+    for recipe in (small(seeds=4, long=0), small(seeds=3, long=0, caps=["40%", "50%"])):
+        (goal,) = goals(Findings(recipe, searches))
+        assert goal.verdict == "not measured" and goal.missing.startswith("6 of ") and "+0.11" in goal.by_cap["40%"]
+    recipe = small(seeds=3, long=0, methods=["amc", "tpe", "gone"])
+    assert goals(Findings(recipe, searches))[0].missing == "6 of 9 searches"
+    assert goals(Findings(recipe, searches, left_out={"gone": {"40%": "no"}}))[0].verdict == "met"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "n", "equal", "better"),
+    [
+        (0.1, 0.2, 3, "met", "met"),
+        (0.1, 0.2, 2, "cannot tell", "cannot tell"),
+        (0.1, 0.1, 3, "cannot tell", "cannot tell"),
+        (-0.01, 0.2, 3, "cannot tell", "cannot tell"),
+        (0.0, 0.2, 3, "met", "cannot tell"),
+        (-0.2, 0.0, 3, "cannot tell", "not met"),
+        (-0.2, -0.1, 3, "not met", "not met"),
+        (None, None, 1, "cannot tell", "cannot tell"),
+    ],
+)
+def test_only_a_whole_interval_speaks(low: float | None, high: float | None, n: int, equal: str, better: str) -> None:
+    found = Interval(0.05, low, high, n)
+    assert (held(found, 0.0), held(found, 0.0, strictly=True)) == (equal, better)
+
+
+def test_the_order_is_judged_by_its_interval() -> None:
+    """Kendall of at least 0.8 is met by an interval above it, not met by one below, else nobody can tell."""
+    recipe = small(seeds=3, long=0, rank=5)
+    for values, verdict in (
+        ([0.9, 0.91, 0.92], "met"),
+        ([0.5, 0.51, 0.52], "not met"),
+        ([0.6, 0.8, 0.95], "cannot tell"),
+    ):
+        orders = [Order(Spec("amc", "40%", 4, s), 0, [], [], [], v, v) for s, v in enumerate(values)]
+        assert goals(Findings(recipe, [], orders))[-1].verdict == verdict
+        assert goals(Findings(recipe, [], orders[:2]))[-1].missing == "2 of 3 orders"
+
+
+def test_a_fine_tune_without_spread_and_noise_is_not_measured() -> None:
+    """What tells whether the choice of a policy matters must be there."""
+    searches = of_seeds("amc", [0.60, 0.61, 0.62]) + of_seeds("tpe", [0.5] * 3)
+    recipe = small(seeds=3, long=0, finetune=True)
+    tuned = {
+        method: {s: [Final(at + s / 1000, 0.1, 0.5, 1.0), Final(at, 0.1, 0.5, 1.0)] for s in range(3)}
+        for method, at in (("amc", 0.9), ("tpe", 0.8), ("uniform", 0.7))
+    }
+    tuned["amc"][0] = [Final(0.91, 0.1, 0.5, 1.0)] * 2
+    strangers = {"40%": [[Final(a, 0.1, 0.5, 1.0), Final(a + 0.01, 0.1, 0.5, 1.0)] for a in (0.5, 0.6)]}
+    assert goals(Findings(recipe, searches, [], {"40%": tuned}))[-1].verdict == "not measured"
+    assert goals(Findings(recipe, searches, [], {"40%": tuned}, strangers))[-1].verdict == "met"
+    late = goals(Findings(recipe, searches, [], {"40%": tuned}, strangers, unjudged=2))[-1]
+    assert (late.verdict, late.missing) == ("not measured", "2 fine-tunes are missing")
 
 
 def test_parts_of_ours_are_no_rivals() -> None:
     """A goal is about other methods: an ablation of ours may be better and changes nothing."""
-    searches = [made("amc", 0, [0.5]), made("amc-no-merit", 0, [0.9]), made("tpe", 0, [0.4])]
-    assert goals(Findings(small(long=0), searches))[0].met is True
+    searches = of_seeds("amc", [0.50, 0.51, 0.52]) + of_seeds("amc-no-merit", [0.9] * 3) + of_seeds("tpe", [0.4] * 3)
+    recipe = small(seeds=3, long=0, methods=["amc", "amc-no-merit", "tpe"])
+    assert goals(Findings(recipe, searches))[0].verdict == "met"
 
 
 def test_a_search_without_a_feasible_policy_found_nothing() -> None:
@@ -423,7 +542,7 @@ def test_tables_have_a_row_a_method_and_a_column_a_cap(finished: Path) -> None:
     """The same cells in Markdown and in plain text, with intervals and places, and every goal below."""
     record = json.loads((finished / "results.json").read_text())
     for text in (table_text(record), table_markdown(record)):
-        assert all(part in text for part in ("40%, 4", "60%+70%params, 6", "other", "±", "(1)", "MET: "))
+        assert all(part in text for part in ("40%, 4", "60%+70%params, 6", "other", "±", "(1)", "CANNOT TELL: "))
         assert "after an equal fine-tune" in text and "Kendall" in text
     (row,) = [line for line in table_markdown(record).splitlines() if line.startswith("| other | 0")]
     assert row.count("|") == 1 + 7
@@ -452,7 +571,7 @@ def test_one_study_of_ours_serves_several_caps(home: Path) -> None:
     assert 0 < rows["40%"]["ours"]["mean"] <= rows["70%"]["ours"]["mean"]
     (study,) = (home / "front").rglob("searches/amc/front-20-0.json")
     assert len(json.loads(study.read_text())["labels"]) == 20
-    assert found["goals"][-1]["met"] in (True, False) and "One study" in (home / "front" / "plots.html").read_text()
+    assert found["goals"][-2]["verdict"] == "cannot tell" and "One study" in (home / "front" / "plots.html").read_text()
 
 
 def test_the_command_line_takes_a_bench_recipe_for_a_command(

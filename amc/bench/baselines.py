@@ -15,10 +15,13 @@ from numpy.typing import NDArray
 
 from amc.errors import UsageError
 from amc_predictor import SeerNetPredictor
+from amc_predictor.seernet import train_network, untrained_network
 
 Array = NDArray[np.float64]
 STRENGTHS = np.logspace(-2, 5, 29)  # of ridges, chosen by leave-one-out
 LEFT = 0.01  # kept of a group at least, where a logarithm is taken
+HIDDEN = 15  # units of the published network's layers
+STEPS, RATE, DECAY = 2000, 0.01, 1.0  # of the same network, standardised
 
 
 class Regression(Protocol):
@@ -52,6 +55,33 @@ class Published:
     def predict(self, rows: Array) -> Array:
         found: Array = self.network.predict(torch.from_numpy(rows / self.unit))[0].numpy()
         return found
+
+
+class Standardised:
+    """The published network of as many units, given its chance: standardised inputs and labels, a mild rate, decay."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def fit(self, rows: Array, labels: Array) -> None:
+        self.mean, self.unit = rows.mean(0), rows.std(0)
+        self.unit[self.unit == 0] = 1.0
+        self.centre, self.spread = float(labels.mean()), float(labels.std()) or 1.0
+        self.network = untrained_network(rows.shape[1], HIDDEN, self.seed)
+        train_network(self.network, self._inputs(rows), self._tensor((labels - self.centre) / self.spread),
+                      STEPS, RATE, DECAY)  # fmt: skip
+
+    @torch.no_grad()
+    def predict(self, rows: Array) -> Array:
+        found: Array = self.network(self._inputs(rows)).squeeze(1).double().numpy()
+        return self.centre + self.spread * found
+
+    def _inputs(self, rows: Array) -> torch.Tensor:
+        return self._tensor((rows - self.mean) / self.unit)
+
+    @staticmethod
+    def _tensor(values: Array) -> torch.Tensor:
+        return torch.from_numpy(values).float()
 
 
 def baselines(bits: NDArray[np.bool_], most: float, seed: int) -> dict[str, Callable[[], Regression]]:
@@ -91,6 +121,7 @@ def baselines(bits: NDArray[np.bool_], most: float, seed: int) -> dict[str, Call
         "gaussian process": lambda: make_pipeline(StandardScaler(), GaussianProcessRegressor(**process)),
         "boosted trees": lambda: GradientBoostingRegressor(**trees),
         "published MLP": lambda: Published(bits, most, seed),
+        "MLP, standardised": lambda: Standardised(seed),
     }
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
+from amc.errors import UsageError
 from amc.options import JsonOption, QuietOption, RecipeOption, SetOption, print_result, recipe_of, settings_of
 
 
@@ -16,8 +18,16 @@ class CommandOrRecipe(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         if args and not args[0].startswith("-") and args[0] not in self.commands:
-            args = [RECIPE, *args]
+            _, command, rest = super().resolve_command(ctx, [RECIPE, *args])
+            return "", command, rest  # so that the usage line reads `amc bench [OPTIONS] {RECIPE}`
         return super().resolve_command(ctx, args)
+
+
+def finite(param: typer.CallbackParam, value: float | None) -> float | None:
+    """The value of a numeric flag; raises `UsageError` where it is NaN or infinite."""
+    if value is not None and not math.isfinite(value):
+        raise UsageError(f"{param.opts[0]} must be a finite number, but is {value}")
+    return value
 
 
 RECIPE = "RECIPE"  # the name under which `--help` lists what a bench recipe runs
@@ -34,9 +44,13 @@ ThreadsOption = Annotated[int, typer.Option(min=1, help="Threads of torch.")]
 
 @bench.command(RECIPE)
 def bench_contest(
-    recipe: Annotated[str, typer.Argument(help="A built-in bench recipe (`amc recipes`) or a TOML file.")],
+    recipe: Annotated[
+        str, typer.Argument(metavar="RECIPE", help="A built-in bench recipe (`amc recipes`) or a TOML file.")
+    ],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Left out: runs/bench/NAME.")] = None,
-    minutes: Annotated[float, typer.Option(min=0, help="Stop after so many, between two labels.")] = 45.0,
+    minutes: Annotated[
+        float, typer.Option(min=0, callback=finite, help="Stop after so many, between two labels.")
+    ] = 45.0,
     only: Annotated[
         list[str] | None, typer.Option(help="A method of the recipe; may be repeated. Left out: all.", metavar="METHOD")
     ] = None,
@@ -174,7 +188,7 @@ def bench_rounding(recipe: RecipeOption = None, set_: SetOption = None, json_: J
 def bench_recovery(
     recipe: RecipeOption = None,
     policies: Annotated[int, typer.Option(min=1, help="Random policies, at 25 to 80 % of the MACs.")] = 6,
-    epochs: Annotated[float, typer.Option(min=0, help="Of the short fine-tune.")] = 2.0,
+    epochs: Annotated[float, typer.Option(min=0, callback=finite, help="Of the short fine-tune.")] = 2.0,
     set_: SetOption = None,
     json_: JsonOption = False,
     quiet: QuietOption = False,
@@ -197,11 +211,18 @@ def bench_labels(
     policies: Annotated[int, typer.Option(min=1, help="For each cap.")] = 24,
     kinds: Annotated[
         str,
-        typer.Option(help="Of cheap labels: none, batchnorm, fold; with steps of distillation, e.g. fold+20x64@0.1."),
+        typer.Option(
+            help="Of cheap labels: none, batchnorm, fold; with steps of distillation, e.g. fold+20x64@0.1. The good "
+            "half of the policies is chosen by the labels fold and fold+20, which are taken besides."
+        ),
     ] = "none,batchnorm,fold,fold+20,fold+50,fold+100",
-    epochs: Annotated[float | None, typer.Option(help="Of the long fine-tune; left out: the recipe's.")] = None,
+    epochs: Annotated[
+        float | None, typer.Option(callback=finite, help="Of the long fine-tune; left out: the recipe's.")
+    ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Seeds of it, for a third of the policies or eight.")] = 2,
-    minutes: Annotated[float, typer.Option(min=0, help="Then exit 130; the same command goes on.")] = 45.0,
+    minutes: Annotated[
+        float, typer.Option(min=0, callback=finite, help="Then exit 130; the same command goes on.")
+    ] = 45.0,
     out: Annotated[str | None, typer.Option("--out", "-o", help="Left out: runs/labels/NAME.")] = None,
     set_: SetOption = None,
     json_: JsonOption = False,

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,10 @@ OURS = "amc"
 FEWEST = 10  # policies in a file: 8 to learn from, 2 to be judged on
 HELD = 0.2  # of the policies
 COVERAGE = 0.9
+CONSTANT = 1e-3  # of the labels' spread: predictions that differ by less are one, and their order is rounding
 FIGURES = ("rmse", "spearman", "kendall", "coverage_90")
+
+Figures = dict[str, float | None]  # of one fit on one split
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,8 @@ def load_measured(policies: Path, accuracy: Path) -> Measured:
     A column whose values are all at most 1 holds pruned fractions, any other one bits.
 
     Raises:
-        DataError: a file is missing, no array of numbers, of another shape, empty, or holds what is out of range.
+        DataError: a file is missing, no array of numbers, of another shape, empty, or holds what is out of range; or
+            all accuracies are equal.
     """
     rows, labels = _array(policies), _array(accuracy)
     if rows.ndim != 2 or rows.size == 0:
@@ -71,6 +76,8 @@ def load_measured(policies: Path, accuracy: Path) -> Measured:
             f"column {column} of {policies} must hold {rule}, but has values from {rows[:, column].min():g} to "
             f"{rows[:, column].max():g}"
         )
+    if labels.min() == labels.max():
+        raise DataError(f"accuracies must differ to be learned, but {accuracy} has {labels[0]:g} for every policy")
     return Measured(rows, labels / 100 if labels.max() > 1 else labels, bits)
 
 
@@ -86,8 +93,10 @@ def _array(path: Path) -> Array:
         raise DataError(f"{path} must be a .npy file of numbers, but: {reason}; write it with numpy.save") from None
     if found.dtype.kind not in "fiub":
         raise DataError(f"{path} must hold numbers, but holds {found.dtype}; write it with numpy.save")
-    if not np.isfinite(found).all():
-        raise DataError(f"{path} must hold finite numbers, but {int((~np.isfinite(found)).sum())} are NaN or infinite")
+    if broken := int((~np.isfinite(found)).sum()):
+        raise DataError(
+            f"{path} must hold finite numbers, but {broken} {'is' if broken == 1 else 'are'} NaN or infinite"
+        )
     return found.astype(np.float64)
 
 
@@ -107,7 +116,8 @@ def bench_predictor(measured: Measured, labels: Sequence[int], splits: int, prog
     """Fit every predictor on parts of random 80/20 splits and judge it on the held-out fifth.
 
     A split's smaller parts are the beginnings of its larger ones, and all predictors see the same policies. Counts of
-    labels that a split does not have are left out.
+    labels that a split does not have are left out, and told in `left_out`. Rank correlations of predictions that are
+    constant are None, and a mean is over the splits that have one.
 
     Args:
         measured: the policies.
@@ -118,7 +128,7 @@ def bench_predictor(measured: Measured, labels: Sequence[int], splits: int, prog
     count = len(measured.labels)
     held = max(2, round(HELD * count))
     sizes = [*(size for size in labels if size < count - held), count - held]
-    figures: dict[int, dict[str, list[dict[str, float]]]] = {size: {} for size in sizes}
+    figures: dict[int, dict[str, list[Figures]]] = {size: {} for size in sizes}
     stage = progress.stage("Predictors", splits * len(sizes))
     for split in range(splits):
         order = np.random.default_rng(split).permutation(count)
@@ -132,6 +142,7 @@ def bench_predictor(measured: Measured, labels: Sequence[int], splits: int, prog
         "columns": {"pruned": int((~measured.bits).sum()), "bits": int(measured.bits.sum())},
         "held_out": held,
         "splits": splits,
+        "left_out": [size for size in labels if size > count - held],
         "spread_of_labels": float(measured.labels.std()),
         "rows": [
             {"labels": size, "predictor": name, **_summary(rows)}
@@ -141,13 +152,11 @@ def bench_predictor(measured: Measured, labels: Sequence[int], splits: int, prog
     }
 
 
-def _judged(
-    measured: Measured, known: NDArray[np.int64], asked: NDArray[np.int64], seed: int
-) -> dict[str, dict[str, float]]:
+def _judged(measured: Measured, known: NDArray[np.int64], asked: NDArray[np.int64], seed: int) -> dict[str, Figures]:
     """Every predictor's figures on the policies asked, learned from those known."""
     rows, labels, bits = measured.rows, measured.labels, measured.bits
     truth = torch.from_numpy(labels[asked])
-    judge = partial(_figures, truth=truth)
+    judge = partial(_figures, truth=truth, least=CONSTANT * float(labels.std()))
     policies = torch.from_numpy(np.where(bits, rows, 1 - rows))
     ours = EnsemblePredictor(seed=seed, bits=np.flatnonzero(bits).tolist())
     ours.fit(policies[known], torch.from_numpy(labels[known]))
@@ -159,40 +168,59 @@ def _judged(
     return judged
 
 
-def _figures(mean: torch.Tensor, truth: torch.Tensor) -> dict[str, float]:
+def _figures(guess: torch.Tensor, truth: torch.Tensor, least: float) -> Figures:
+    constant = float(guess.max() - guess.min()) < least
+    ranked = not constant and bool(truth.min() < truth.max())
     return {
-        "rmse": float((mean - truth).square().mean().sqrt()),
-        "spearman": spearman(mean, truth),
-        "kendall": kendall(mean, truth),
+        "rmse": float((guess - truth).square().mean().sqrt()),
+        "spearman": spearman(guess, truth) if ranked else None,
+        "kendall": kendall(guess, truth) if ranked else None,
+        "constant": float(constant),
     }
 
 
-def _summary(rows: list[dict[str, float]]) -> dict[str, Any]:
-    """Mean and standard deviation over the splits of each figure, and the values."""
-    told: dict[str, Any] = {}
-    for figure in rows[0]:
-        values = np.array([row[figure] for row in rows])
-        spread = float(values.std(ddof=1)) if len(values) > 1 else 0.0
-        told[figure] = {"mean": float(values.mean()), "spread": spread, "values": values.tolist()}
+def _summary(rows: list[Figures]) -> dict[str, Any]:
+    """Of each figure the mean and standard deviation over the splits that have it, and the values; `constant`: fits."""
+    told: dict[str, Any] = {"constant": sum(row["constant"] == 1 for row in rows)}
+    for figure in (name for name in rows[0] if name != "constant"):
+        values = [row[figure] for row in rows]
+        known = [value for value in values if value is not None]
+        told[figure] = {
+            "mean": mean(known) if known else None,
+            "spread": stdev(known) if len(known) > 1 else None,
+            "values": values,
+        }
     return told
 
 
 def predictor_text(found: dict[str, Any]) -> str:
-    """A line a predictor and count of labels: mean over the splits, and its standard deviation behind the sign."""
+    """A line a predictor and count of labels: mean over the splits, and their standard deviation behind the sign."""
     columns = found["columns"]
     lines = [
         f"{found['policies']} policies of {columns['pruned']} pruned fractions and {columns['bits']} bits, "
         f"{found['held_out']} held out, {found['splits']} splits; RMSE in points; the labels' own spread is "
         f"{found['spread_of_labels'] * 100:.2f}",
-        f"{'labels':>6}  {'predictor':<17}{'RMSE':>13}{'Spearman':>15}{'Kendall':>15}{'in 90% interval':>18}",
+        f"{'labels':>6}  {'predictor':<17}{'RMSE':>15}{'Spearman':>15}{'Kendall':>15}{'in 90% interval':>18}",
     ]
     for row in found["rows"]:
         told = [_told(row.get(figure), 100 if figure == "rmse" else 1) for figure in FIGURES]
+        collapsed = f"  constant on {row['constant']} of {found['splits']}" if row["constant"] else ""
+        line = f"{row['labels']:>6}  {row['predictor']:<17}{told[0]:>15}{told[1]:>15}{told[2]:>15}{told[3]:>18}"
+        lines.append((line + collapsed).rstrip())
+    if any(row["constant"] for row in found["rows"]):
         lines.append(
-            f"{row['labels']:>6}  {row['predictor']:<17}{told[0]:>13}{told[1]:>15}{told[2]:>15}{told[3]:>18}".rstrip()
+            "Constant: fits that predict one accuracy for all; they order nothing, and RMSE alone counts them."
         )
+    if found["left_out"]:
+        missing = " and ".join(map(str, found["left_out"]))
+        lines.append(f"--labels {missing} left out: a split has {found['policies'] - found['held_out']} to learn from.")
     return "\n".join(lines)
 
 
 def _told(figure: dict[str, Any] | None, unit: float) -> str:
-    return "" if figure is None else f"{figure['mean'] * unit:.3f} +-{figure['spread'] * unit:.3f}"
+    if figure is None:
+        return ""
+    if figure["mean"] is None:
+        return "-"
+    spread = "-" if figure["spread"] is None else f"{figure['spread'] * unit:.3f}"
+    return f"{figure['mean'] * unit:.3f} +-{spread:>5}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import torch
@@ -9,15 +10,21 @@ from torch import Tensor, nn
 
 from amc_predictor.examples import checked_examples, checked_policies
 
+CHECKED = 100  # epochs between two checkpoints
+DROP = 0.6  # of the epochs, behind which the learning rate is a tenth
+
 
 class SeerNetPredictor:
     """One small network, no spread: `predict` returns a standard deviation of zero.
 
     Linear(d, 15)-ELU-Linear(15, 15)-ELU-Linear(15, 1), mean squared error on the raw accuracy, full batch, Adam at
-    `learning_rate`, ten times less after 60 % of `epochs`; nothing is standardised. Its training collapses to a
-    constant on some seeds.
+    `learning_rate`, ten times less after 60 % of `epochs`; nothing is standardised. Of the checkpoints every
+    `CHECKED` epochs the one of the least training error is kept, as upstream does. Upstream also weights the loss, in
+    name by counterfactuals; but it computes those weights after its only round of training, so that random ones are
+    used, drawn once and shuffled among the examples: here there are none. Training collapses to a constant on some
+    seeds.
 
-    Source: arXiv 2304.06393; ZiweiWangTHU/SeerNet 01e4cd4, MLP.py and regression.py.
+    Source: arXiv 2304.06393; ZiweiWangTHU/SeerNet 01e4cd4, PGD/regression: MLP.py, regression.py, cf_loss.py.
     """
 
     def __init__(self, hidden: int = 15, epochs: int = 5000, learning_rate: float = 0.2, seed: int = 0) -> None:
@@ -27,9 +34,8 @@ class SeerNetPredictor:
     def fit(self, policies: Tensor, accuracy: Tensor) -> None:
         """Learn from kept fractions (n, d) in [0, 1] and accuracies (n,) in [0, 1]."""
         inputs, labels = (values.float() for values in checked_examples(policies, accuracy))
-        network = self._untrained(inputs.shape[1])
-        with torch.no_grad():
-            self._train(network, inputs, labels)
+        network = untrained_network(inputs.shape[1], self.hidden, self.seed)
+        train_network(network, inputs, labels, self.epochs, self.learning_rate)
         self.network = network.double().requires_grad_(False)
 
     def predict(self, policies: Tensor) -> tuple[Tensor, Tensor]:
@@ -41,39 +47,56 @@ class SeerNetPredictor:
         mean: Tensor = self.network(checked_policies(policies, first.in_features)).squeeze(1).to(policies.dtype)
         return mean, torch.zeros_like(mean)
 
-    def _untrained(self, groups: int) -> nn.Sequential:
-        """The network at PyTorch's default initial weights, drawn from our own generator."""
-        generator = torch.Generator().manual_seed(self.seed)
-        sizes = (groups, self.hidden, self.hidden, 1)
-        modules: list[nn.Module] = []
-        for fan_in, fan_out in pairwise(sizes):
-            linear: nn.Linear = nn.utils.skip_init(nn.Linear, fan_in, fan_out)  # type: ignore[no-untyped-call]
-            with torch.no_grad():
-                for parameter in linear.parameters():
-                    parameter.uniform_(-(fan_in**-0.5), fan_in**-0.5, generator=generator)
-            modules += [linear, nn.ELU()]
-        return nn.Sequential(*modules[:-1])
 
-    def _train(self, network: nn.Sequential, inputs: Tensor, labels: Tensor) -> None:
-        """Full-batch Adam with the gradients written out: 5,000 steps of a tiny network are nearly all overhead."""
-        shapes = [parameter.shape for parameter in network.parameters()]
-        sizes = [shape.numel() for shape in shapes]
-        parameters = torch.cat([parameter.flatten() for parameter in network.parameters()])
-        parameters.grad = torch.zeros_like(parameters)
-        w1, b1, w2, b2, w3, b3 = (x.view(s) for x, s in zip(torch.split(parameters, sizes), shapes, strict=True))
-        slopes = [x.view(s) for x, s in zip(torch.split(parameters.grad, sizes), shapes, strict=True)]
-        optimizer = torch.optim.Adam([parameters], lr=self.learning_rate, fused=True)
-        for epoch in range(self.epochs):
-            if epoch == int(0.6 * self.epochs):
-                optimizer.param_groups[0]["lr"] *= 0.1
-            first = nn.functional.elu(torch.addmm(b1, inputs, w1.T))
-            second = nn.functional.elu(torch.addmm(b2, first, w2.T))
-            missed = (torch.addmm(b3, second, w3.T) - labels[:, None]) * (2 / len(labels))
-            back = (missed @ w3) * (second + 1).clamp_max(1)  # the slope of ELU, from its value
-            further = (back @ w2) * (first + 1).clamp_max(1)
-            for number, (behind, before) in enumerate(((further, inputs), (back, first), (missed, second))):
-                torch.mm(behind.T, before, out=slopes[2 * number])
-                torch.sum(behind, 0, out=slopes[2 * number + 1])
-            optimizer.step()
-        for parameter, learned in zip(network.parameters(), (w1, b1, w2, b2, w3, b3), strict=True):
-            parameter.copy_(learned)
+def untrained_network(groups: int, hidden: int, seed: int) -> nn.Sequential:
+    """Linear-ELU-Linear-ELU-Linear at PyTorch's default initial weights, drawn from a generator of our own."""
+    generator = torch.Generator().manual_seed(seed)
+    modules: list[nn.Module] = []
+    for fan_in, fan_out in pairwise((groups, hidden, hidden, 1)):
+        linear: nn.Linear = nn.utils.skip_init(nn.Linear, fan_in, fan_out)  # type: ignore[no-untyped-call]
+        with torch.no_grad():
+            for parameter in linear.parameters():
+                parameter.uniform_(-(fan_in**-0.5), fan_in**-0.5, generator=generator)
+        modules += [linear, nn.ELU()]
+    return nn.Sequential(*modules[:-1])
+
+
+@torch.no_grad()
+def train_network(
+    network: nn.Sequential, inputs: Tensor, labels: Tensor, epochs: int, learning_rate: float, weight_decay: float = 0.0
+) -> None:
+    """Full-batch AdamW on (n, d) -> (n,), the best checkpoint kept; without `weight_decay` it is Adam.
+
+    The gradients are written out: thousands of steps of a tiny network are nearly all overhead.
+    """
+    shapes = [parameter.shape for parameter in network.parameters()]
+    sizes = [shape.numel() for shape in shapes]
+    parameters = torch.cat([parameter.flatten() for parameter in network.parameters()])
+    parameters.grad = torch.zeros_like(parameters)
+    w1, b1, w2, b2, w3, b3 = (x.view(s) for x, s in zip(torch.split(parameters, sizes), shapes, strict=True))
+    slopes = [x.view(s) for x, s in zip(torch.split(parameters.grad, sizes), shapes, strict=True)]
+
+    def layers() -> tuple[Tensor, Tensor, Tensor]:
+        """The hidden layers, and by how much each label is missed."""
+        first = nn.functional.elu(torch.addmm(b1, inputs, w1.T))
+        second = nn.functional.elu(torch.addmm(b2, first, w2.T))
+        return first, second, torch.addmm(b3, second, w3.T) - labels[:, None]
+
+    optimizer = torch.optim.AdamW([parameters], lr=learning_rate, weight_decay=weight_decay, fused=True)
+    best, least = parameters.clone(), math.inf
+    for epoch in range(epochs):
+        if epoch == int(DROP * epochs):
+            optimizer.param_groups[0]["lr"] *= 0.1
+        first, second, missed = layers()
+        missed *= 2 / len(labels)
+        back = (missed @ w3) * (second + 1).clamp_max(1)  # the slope of ELU, from its value
+        further = (back @ w2) * (first + 1).clamp_max(1)
+        for number, (behind, before) in enumerate(((further, inputs), (back, first), (missed, second))):
+            torch.mm(behind.T, before, out=slopes[2 * number])
+            torch.sum(behind, 0, out=slopes[2 * number + 1])
+        optimizer.step()
+        if (epoch + 1) % CHECKED == 0 or epoch + 1 == epochs:
+            error = float(layers()[-1].square().mean())
+            if error < least:
+                best, least = parameters.clone(), error
+    torch.nn.utils.vector_to_parameters(best, network.parameters())

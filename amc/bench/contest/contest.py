@@ -17,17 +17,17 @@ from typing import Any
 from amc.bench.contest import finals
 from amc.bench.contest.arena import Arena
 from amc.bench.contest.deadline import Deadline, Paused, Unfinished
-from amc.bench.contest.findings import Findings
+from amc.bench.contest.findings import Findings, LeftOut
 from amc.bench.contest.fronts import front_method
 from amc.bench.contest.orders import Order, is_ordered, order, read_order
 from amc.bench.contest.plots import plots_page
 from amc.bench.contest.recipe import BenchRecipe
-from amc.bench.contest.results import LeftOut, results
+from amc.bench.contest.results import results
 from amc.bench.contest.searches import FRONT, Search, Spec, front_caps, read_search, search, specs_of
 from amc.bench.contest.store import LabelStore
 from amc.bench.contest.table import table_markdown
 from amc.dense import Dense, prepare
-from amc.errors import ModelError, UsageError
+from amc.errors import ModelError, RunError, UsageError
 from amc.files import write_json, write_text
 from amc.folder import read_json
 from amc.progress import Progress, Silent
@@ -36,6 +36,7 @@ from amc_search.rivals.extra import MissingExtra
 from amc_search.rivals.problem import Method
 
 RESULTS, TABLE, PLOTS, LEFT_OUT = "results.json", "table.md", "plots.html", "left-out.json"
+LABELS = "labels.db"
 
 
 @dataclass(frozen=True)
@@ -78,11 +79,16 @@ def contest(
     """
     wanted, progress = wanted or Wanted(), progress or Silent()
     deadline = deadline or Deadline(wanted.minutes)
+    _check(recipe, wanted)
+    if wanted.report_only:
+        _check_begun(out, "*", recipe)
     job = recipe.compress_recipe()
     with claimed(out):
-        dense = prepare(job, out, progress)
+        dense = prepare(job, out, progress, store=not wanted.report_only)
         folder = out / dense.protocol().digest
-        store = LabelStore(folder / "labels.db")
+        if wanted.report_only:
+            _check_begun(out, folder.name, recipe)
+        store = LabelStore(folder / LABELS)
         try:
             arena = Arena(recipe, dense, store, deadline)
             known = {} if wanted.report_only else (methods or product_methods)(dense)
@@ -95,6 +101,26 @@ def contest(
             return work.report(out)
         finally:
             store.close()
+
+
+def _check(recipe: BenchRecipe, wanted: Wanted) -> None:
+    if wanted.only and wanted.report_only:
+        raise UsageError("--report tells of every method that is there, so --only cannot go with it; leave one out")
+    for name in wanted.only:
+        if name not in recipe.named_methods:
+            near = difflib.get_close_matches(name, recipe.named_methods, 1)
+            raise UsageError(
+                f"--only must name a method of {recipe.origin}, but {name!r} is none of "
+                f"{', '.join(recipe.named_methods)}" + (f"; did you mean {near[0]}?" if near else "")
+            )
+
+
+def _check_begun(out: Path, protocol: str, recipe: BenchRecipe) -> None:
+    if not any(out.glob(f"{protocol}/{LABELS}")):
+        raise RunError(
+            f"--report needs a folder in which {recipe.origin} was begun, but {out} holds nothing of it; "
+            "give its --out, or leave --report out"
+        )
 
 
 def product_methods(dense: Dense) -> dict[str, Method]:
@@ -133,29 +159,23 @@ class _Work:
     def report(self, out: Path) -> dict[str, Any]:
         """Compute all figures from what is there and write them."""
         found = self._findings()
-        record = results(found, self.arena, self.left_out)
+        record = results(found, self.arena)
         write_json(out / RESULTS, record)
         write_text(out / TABLE, table_markdown(record))
         write_text(out / PLOTS, plots_page(found, record))
         return record
 
     def _check_methods(self) -> None:
-        named = [*self.recipe.named_methods, *self.wanted.only]
-        for name in named:
+        for name in self.recipe.named_methods:
             if name not in self.methods:
                 near = difflib.get_close_matches(name, self.methods, 1)
                 hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(self.methods)}"
-                raise UsageError(f"a method of a contest must be known, but {name!r} is not; {hint}")
-        strangers = [name for name in self.wanted.only if name not in self.recipe.named_methods]
-        if strangers:
-            raise UsageError(
-                f"--only must name methods of the recipe, but {strangers[0]!r} is not one of "
-                f"{', '.join(self.recipe.named_methods)}"
-            )
+                raise UsageError(f"{self.recipe.origin}: a method must be known, but {name!r} is not; {hint}")
 
     def _search(self) -> list[Search]:
-        self.left_out = {}  # what did not run may run now
-        (self.folder / LEFT_OUT).unlink(missing_ok=True)
+        again = {spec.method for spec in self.specs}  # what did not run may run now
+        self.left_out = {method: caps for method, caps in self.left_out.items() if method not in again}
+        write_json(self.folder / LEFT_OUT, self.left_out)
         stage = self.progress.stage("labels asked for", sum(spec.trials for spec in self.specs))
         found = []
         for spec in self.specs:
@@ -187,7 +207,7 @@ class _Work:
 
     def _finetune(self, found: list[Search]) -> None:
         finals.judge_dense(self.arena)
-        policies = finals.field(self.arena, found)
+        policies = finals.field(self.arena, found, self.wanted.only)
         for data_seed in range(self.recipe.finetune_seeds):
             for number, policy in enumerate(policies, start=1):
                 if self.arena.store.final(policy, data_seed) is None:
@@ -205,7 +225,8 @@ class _Work:
         tuned, strangers = finals.read_finals(self.arena, searches)
         return Findings(
             self.recipe, searches, [one for one in orders if one is not None], tuned, strangers,
-            self.arena.store.final(self.arena.dense.space.high, finals.UNTRAINED),
+            self.arena.store.final(self.arena.dense.space.high, finals.UNTRAINED), self.left_out,
+            finals.missing(self.arena, searches),
         )  # fmt: skip
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from time import perf_counter
 from zlib import crc32
@@ -44,12 +44,17 @@ def strangers(arena: Arena, cap: str) -> list[Policy]:
     return list(distinct(random_policies(arena.dense.space, arena.caps[cap], 4 * count, rng))[:count]) if count else []
 
 
-def field(arena: Arena, searches: Iterable[Search]) -> list[Policy]:
-    """All policies to fine-tune, each once: uniform ratios and strangers of each cap, then the winners."""
+def field(arena: Arena, searches: Iterable[Search], only: Collection[str] = ()) -> list[Policy]:
+    """All policies to fine-tune, each once: uniform ratios and strangers of each cap, then the winners.
+
+    Where `only` names methods, no strangers, and uniform ratios if it names them.
+    """
     searches = list(searches)
     wanted: list[Policy] = []
     for cap in arena.recipe.cap_names:
-        wanted += [uniform(arena.dense.space, arena.caps[cap]), *strangers(arena, cap)]
+        if not only or UNIFORM in only:
+            wanted.append(uniform(arena.dense.space, arena.caps[cap]))
+        wanted += [] if only else strangers(arena, cap)
         wanted += [policy for found in contenders(arena.recipe, searches, cap).values() for policy in found.values()]
     return list({policy.tobytes(): policy for policy in wanted}.values())
 
@@ -67,6 +72,12 @@ def read_finals(
         finals[cap] = {m: kept for m, of in known.items() if (kept := {s: f for s, f in of.items() if f})}
         others[cap] = [found for policy in strangers(arena, cap) if (found := _known(arena, policy))]
     return {cap: of for cap, of in finals.items() if of}, others
+
+
+def missing(arena: Arena, searches: Iterable[Search]) -> int:
+    """How many fine-tunes of the field are not there yet."""
+    policies = field(arena, searches) if arena.recipe.winners_of else []
+    return sum(arena.store.final(p, seed) is None for p in policies for seed in range(arena.recipe.finetune_seeds))
 
 
 def _known(arena: Arena, policy: Policy) -> list[Final]:

@@ -11,11 +11,12 @@ import numpy as np
 from amc.bench.contest.arena import label_of
 from amc.bench.contest.orders import Order
 from amc.bench.contest.recipe import OURS, UNIFORM, BenchRecipe
-from amc.bench.contest.searches import FRONT, Search, front_caps
-from amc.bench.contest.statistics import Interval, interval, paired, places, spread
+from amc.bench.contest.searches import FRONT, Search, Spec, front_caps, specs_of
+from amc.bench.contest.statistics import Interval, Sample, interval, paired, places, spread
 from amc.bench.contest.store import Final
 
 Row = dict[str, Any]
+LeftOut = dict[str, dict[str, str]]  # method -> cap -> why it does not run there
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class Findings:
         finals: cap -> method -> seed of the search -> its winner's finals, one an order of the data.
         strangers: cap -> one list a random policy, likewise.
         dense: the dense network on the test split.
+        left_out: what cannot run.
+        unjudged: fine-tunes still missing, of the winners and the random policies that there are.
     """
 
     recipe: BenchRecipe
@@ -36,21 +39,35 @@ class Findings:
     finals: dict[str, dict[str, dict[int, list[Final]]]] = field(default_factory=dict)
     strangers: dict[str, list[list[Final]]] = field(default_factory=dict)
     dense: Final | None = None
+    left_out: LeftOut = field(default_factory=dict)
+    unjudged: int = 0
 
-    def bests(self, cap: str, trials: int) -> dict[str, dict[int, float]]:
-        """Method -> seed -> best label under a cap, of the searches made for it."""
-        found: dict[str, dict[int, float]] = {}
-        for one in self.of(cap, trials):
-            found.setdefault(one.spec.method, {})[one.spec.seed] = one.best()
-        return found
+    @property
+    def wanted(self) -> list[Spec]:
+        """All searches of the recipe, but for those that cannot run."""
+        return [spec for spec in specs_of(self.recipe) if spec.cap not in self.left_out.get(spec.method, {})]
+
+    def bests(self, cap: str, trials: int) -> dict[str, Sample]:
+        """Method -> best label under a cap by seed, of the searches made for it."""
+        searches = self.of(cap, trials)
+        return {
+            method: _bests([one for one in searches if one.spec.method == method], cap)
+            for method in dict.fromkeys(one.spec.method for one in searches)
+        }
 
     def of(self, cap: str, trials: int) -> list[Search]:
         """The searches made for a cap."""
         return [one for one in self.searches if (one.spec.cap, one.spec.trials) == (cap, trials)]
 
-    def front_bests(self, cap: str) -> dict[int, float]:
-        """Seed -> best label under a cap, of our studies that serve several."""
-        return {one.spec.seed: one.best(cap) for one in self.searches if one.spec.cap == FRONT}
+    def front_bests(self, cap: str) -> Sample:
+        """Best label under a cap by seed, of our studies that serve several."""
+        return _bests([one for one in self.searches if one.spec.cap == FRONT], cap)
+
+
+def _bests(searches: Sequence[Search], cap: str) -> Sample:
+    """Of one method's searches; it is deterministic where several seeds measured the very same policies in turn."""
+    fixed = len(searches) > 1 and all(one.policies == searches[0].policies for one in searches)
+    return Sample({one.spec.seed: one.best(cap) for one in searches}, fixed)
 
 
 def is_ours(method: str) -> bool:
@@ -74,14 +91,14 @@ def figures(found: Findings) -> Row:
 
 def _search_rows(found: Findings, cap: str, trials: int) -> dict[str, Row]:
     bests = found.bests(cap, trials)
-    place = places({method: float(np.mean(list(of.values()))) for method, of in bests.items()})
+    place = places({method: of.interval.mean for method, of in bests.items()})
     rows: dict[str, Row] = {}
-    for method, by_seed in bests.items():
+    for method, sample in bests.items():
         runs = [one for one in found.of(cap, trials) if one.spec.method == method]
         rows[method] = {
-            **_told(interval(list(by_seed.values()))),
+            **_sampled(sample),
             "place": place[method],
-            "best": {str(seed): best for seed, best in by_seed.items()},
+            "best": {str(seed): best for seed, best in sample.by_seed.items()},
             "accuracy": float(np.mean([one.winner_accuracy() for one in runs])),
             "labels": float(np.mean([len(one.labels) for one in runs])),
             "label_seconds": float(np.mean([sum(one.label_seconds) for one in runs])),
@@ -91,7 +108,7 @@ def _search_rows(found: Findings, cap: str, trials: int) -> dict[str, Row]:
     return rows
 
 
-def _difference(bests: Mapping[str, Mapping[int, float]], method: str) -> Row | None:
+def _difference(bests: Mapping[str, Sample], method: str) -> Row | None:
     if method == OURS or OURS not in bests:
         return None
     found = paired(bests[OURS], bests[method])
@@ -101,28 +118,26 @@ def _difference(bests: Mapping[str, Mapping[int, float]], method: str) -> Row | 
 def _final_rows(found: Findings, cap: str) -> Row:
     """Scores on test by method: the mean over data orders of each winner, then over winners."""
     policies, noise = spread(scores(found, found.strangers.get(cap, [])))
-    by_seed = final_means(found, cap)
+    means = final_means(found, cap)
     rows: dict[str, Row] = {}
     for method, finals in found.finals[cap].items():
         rows[method] = {
-            **_told(interval(list(by_seed[method].values()))),
-            "test_accuracy": _mean_of(finals, "test_accuracy"),
-            "test_loss": _mean_of(finals, "test_loss"),
+            **_sampled(means[method]),
+            "test_accuracy": _mean_of(finals, "test_accuracy", means[method].fixed),
+            "test_loss": _mean_of(finals, "test_loss", means[method].fixed),
             "seconds": float(np.mean([final.seconds for of in finals.values() for final in of])),
-            "ours_minus": _difference(by_seed, method),
+            "ours_minus": _difference(means, method),
         }
     return {"methods": rows, "spread_of_random_policies": policies, "noise_of_data_order": noise}
 
 
-def final_means(found: Findings, cap: str) -> dict[str, dict[int, float]]:
-    """Method -> seed of the search -> mean score over data orders; uniform ratios stand beside every seed."""
-    means = {
-        method: {seed: float(np.mean(of)) for seed, of in zip(finals, scores(found, finals.values()), strict=True)}
-        for method, finals in found.finals[cap].items()
-    }
-    if UNIFORM in means:
-        same = next(iter(means[UNIFORM].values()))
-        means[UNIFORM] = dict.fromkeys(sorted({seed for of in means.values() for seed in of}), same)
+def final_means(found: Findings, cap: str) -> dict[str, Sample]:
+    """Method -> mean score over data orders by seed of the search."""
+    bests = found.bests(cap, found.recipe.trials)
+    means = {}
+    for method, finals in found.finals[cap].items():
+        by_seed = {seed: float(np.mean(of)) for seed, of in zip(finals, scores(found, finals.values()), strict=True)}
+        means[method] = Sample(by_seed, method == UNIFORM or (method in bests and bests[method].fixed))
     return means
 
 
@@ -132,8 +147,9 @@ def scores(found: Findings, finals: Iterable[Sequence[Final]]) -> list[list[floa
     return [[label_of(judge, final.test_accuracy, final.test_loss) for final in of] for of in finals]
 
 
-def _mean_of(finals: Mapping[int, Sequence[Final]], what: str) -> Row:
-    return _told(interval([float(np.mean([getattr(final, what) for final in of])) for of in finals.values()]))
+def _mean_of(finals: Mapping[int, Sequence[Final]], what: str, fixed: bool) -> Row:
+    by_seed = {seed: float(np.mean([getattr(final, what) for final in of])) for seed, of in finals.items()}
+    return _told(Sample(by_seed, fixed).interval)
 
 
 def _order_rows(orders: Sequence[Order]) -> Row:
@@ -154,14 +170,19 @@ def _front_row(found: Findings, cap: str) -> Row:
     ours = found.front_bests(cap)
     bests = found.bests(cap, found.recipe.front.trials)
     others = {method: of for method, of in bests.items() if not is_ours(method)}
-    row: Row = {"ours": _told(interval(list(ours.values()))) if ours else None, "others": {}}
+    row: Row = {"ours": _sampled(ours) if ours.by_seed else None, "others": {}}
     for method, of in others.items():
         difference = paired(ours, of)
         row["others"][method] = {
-            **_told(interval(list(of.values()))),
+            **_sampled(of),
             "ours_minus": _told(difference) if difference else None,
         }
     return row
+
+
+def _sampled(sample: Sample) -> Row:
+    """`deterministic`: n is 1, and in differences this one search stands beside every seed of the other side."""
+    return {**_told(sample.interval), "deterministic": sample.fixed}
 
 
 def _told(found: Interval) -> Row:

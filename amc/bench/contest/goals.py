@@ -1,18 +1,30 @@
-"""What the product claims of its search, each held against the figures: met, not met, or not measured."""
+"""What the product claims of its search, each held against the 95 % intervals of the figures."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
 
 from amc.bench.contest.findings import Findings, final_means, is_ours, scores
-from amc.bench.contest.recipe import OURS
-from amc.bench.contest.searches import front_caps
-from amc.bench.contest.statistics import Interval, interval, paired, spread
+from amc.bench.contest.recipe import OURS, UNIFORM
+from amc.bench.contest.searches import FRONT, Spec, front_caps
+from amc.bench.contest.statistics import Interval, Sample, interval, paired, spread
 
 KENDALL = 0.8
-Bests = Mapping[str, Mapping[int, float]]
+MARGIN = 0.005  # of the other's label: what "at least equal" allows; of a likelihood, 0.005 nats of loss
+FEWEST = 3  # seeds that an interval must rest on
+Verdict = Literal["not met", "not measured", "cannot tell", "met"]
+WORST_FIRST: tuple[Verdict, ...] = ("not met", "not measured", "cannot tell", "met")
+Samples = Mapping[str, Sample]
+
+
+@dataclass(frozen=True)
+class Held:
+    """A claim under one cap: its verdict, and what was found in words."""
+
+    verdict: Verdict
+    words: str
 
 
 @dataclass(frozen=True)
@@ -20,17 +32,14 @@ class Goal:
     """A claim.
 
     Attributes:
-        met: None where it was not measured.
-        by_cap: what was found under each cap, in words.
+        missing: how far what it rests on has come; empty where all is there.
+        by_cap: what was found under each cap so far, in words.
     """
 
     claim: str
-    met: bool | None
+    verdict: Verdict
+    missing: str
     by_cap: dict[str, str]
-
-    @property
-    def verdict(self) -> str:
-        return {True: "met", False: "not met", None: "not measured"}[self.met]
 
 
 def goals(found: Findings) -> list[Goal]:
@@ -48,113 +57,139 @@ def goals(found: Findings) -> list[Goal]:
     return wanted
 
 
-def goal_record(goal: Goal) -> dict[str, Any]:
-    """A goal as `results.json` holds it."""
-    return {**asdict(goal), "verdict": goal.verdict}
+def held(found: Interval, least: float, *, strictly: bool = False) -> Verdict:
+    """Whether a mean is at least (or above) a number: only what the whole interval says, from enough seeds."""
+    if found.n < FEWEST or found.low is None or found.high is None or found.low == found.high:
+        return "cannot tell"
+    if found.low > least or (found.low == least and not strictly):
+        return "met"
+    return "not met" if found.high < least or (found.high == least and strictly) else "cannot tell"
 
 
 def _short(found: Findings) -> Goal:
-    recipe = found.recipe
-    claim = f"{recipe.trials} labels: ours better than every other with {recipe.trials}, under every cap"
-    verdicts = {}
-    for cap in recipe.cap_names:
-        bests = found.bests(cap, recipe.trials)
-        verdicts[cap] = _against_nearest(bests, _others(bests))
-    return _together(claim, verdicts, lambda difference: difference.mean > 0)
+    trials = found.recipe.trials
+    claim = f"{trials} labels: ours better than every other with {trials}, under every cap"
+    by_cap = {}
+    for cap in found.recipe.cap_names:
+        bests = found.bests(cap, trials)
+        by_cap[cap] = _against_all(bests.get(OURS), _others(bests), 0.0, strictly=True)
+    return _together(claim, by_cap, _unsearched(found, [s for s in found.wanted if _is_short(s, found)]))
 
 
 def _long(found: Findings) -> Goal:
     recipe = found.recipe
-    claim = f"ours with {recipe.trials} labels at least equal to the best other with {recipe.long}, under every cap"
-    verdicts = {}
-    for cap in recipe.cap_names:
-        mine = {OURS: found.bests(cap, recipe.trials).get(OURS, {})}
-        others = _others(found.bests(cap, recipe.long))
-        verdicts[cap] = _against_best({OURS: mine[OURS]}, others)
-    return _together(claim, verdicts, lambda difference: difference.mean >= 0)
+    claim = (
+        f"ours with {recipe.trials} labels at least equal (less {MARGIN:.1%}) to the best other with {recipe.long}, "
+        "under every cap"
+    )
+    by_cap = {
+        cap: _against_best(found.bests(cap, recipe.trials).get(OURS), _others(found.bests(cap, recipe.long)))
+        for cap in recipe.cap_names
+    }
+    wanted = [s for s in found.wanted if _is_short(s, found) and s.method == OURS]
+    wanted += [s for s in found.wanted if s.cap in recipe.cap_names and s.trials == recipe.long]
+    return _together(claim, by_cap, _unsearched(found, wanted))
 
 
 def _after_finetune(found: Findings) -> Goal:
+    recipe = found.recipe
     claim = (
         "after an equal fine-tune, ours better on test where random policies spread more than the data's order does, "
-        "never worse elsewhere"
+        "never worse (less that noise) elsewhere"
     )
-    by_cap, met = {}, []
-    for cap in found.recipe.cap_names:
-        if cap not in found.finals:
-            continue
-        means = final_means(found, cap)
+    by_cap: dict[str, Held | None] = {}
+    for cap in recipe.cap_names:
+        means = final_means(found, cap) if cap in found.finals else {}
         between, noise = spread(scores(found, found.strangers.get(cap, [])))
-        matters = between is not None and noise is not None and between > noise
-        name, difference = _against_nearest(means, _others(means))
-        if difference is None:
+        if between is None or noise is None:
+            told = _against_all(means.get(OURS), _others(means), 0.0)
+            words = f"{told.words}; spread and noise are not measured" if told is not None else "no spread and noise"
+            by_cap[cap] = Held("not measured", words)
             continue
-        worst = [paired(means[OURS], of) for of in _others(means).values()]
-        never_worse = all(one is None or (one.mean if one.high is None else one.high) >= 0 for one in worst)
-        met.append(difference.mean > 0 if matters else never_worse)
-        known = "" if between is None or noise is None else f"; spread {between:.4f}, noise {noise:.4f}"
-        by_cap[cap] = f"{_words(name, difference)}{known}"
-    complete = len(by_cap) == len(found.recipe.cap_names)
-    return Goal(claim, all(met) if complete else None, by_cap)
+        matters = between > noise
+        told = _against_all(means.get(OURS), _others(means), 0.0 if matters else -noise, strictly=matters)
+        by_cap[cap] = told and Held(told.verdict, f"{told.words}; spread {between:.4f}, noise {noise:.4f}")
+    judged = [s for s in found.wanted if _is_short(s, found) and s.method in {*recipe.winners_of} - {UNIFORM}]
+    judged = [s for s in judged if s.seed < (recipe.finetune_searches or recipe.seeds)]
+    missing = _unsearched(found, judged) or (f"{found.unjudged} fine-tunes are missing" if found.unjudged else "")
+    return _together(claim, by_cap, missing)
 
 
 def _front(found: Findings) -> Goal:
     assert found.recipe.front is not None
-    trials, caps = found.recipe.front.trials, front_caps(found.recipe)
+    front, caps = found.recipe.front, front_caps(found.recipe)
     claim = (
-        f"one study of {trials} labels for {len(caps)} caps, each at least as good as {trials} labels of the best "
-        "other for that cap alone"
+        f"one study of {front.trials} labels for {len(caps)} caps, each at least as good (less {MARGIN:.1%}) as "
+        f"{front.trials} labels of the best other for that cap alone"
     )
-    verdicts = {cap: _against_best({OURS: found.front_bests(cap)}, _others(found.bests(cap, trials))) for cap in caps}
-    return _together(claim, verdicts, lambda difference: difference.mean >= 0)
+    by_cap = {cap: _against_best(found.front_bests(cap), _others(found.bests(cap, front.trials))) for cap in caps}
+    wanted = [s for s in found.wanted if s.cap == FRONT or (s.cap in caps and s.trials == front.trials)]
+    return _together(claim, by_cap, _unsearched(found, wanted))
 
 
 def _order(found: Findings) -> Goal:
-    recipe, by_cap, met = found.recipe, {}, []
-    for cap in recipe.cap_names:
-        mine = [one.kendall for one in found.orders if (one.spec.cap, one.spec.trials) == (cap, recipe.trials)]
+    claim = f"Kendall of our predictor on fresh random policies near each cap at least {KENDALL}"
+    wanted = [s for s in found.wanted if _is_short(s, found) and s.method == OURS]
+    known = {one.spec: one.kendall for one in found.orders if one.spec in wanted}
+    by_cap: dict[str, Held | None] = dict.fromkeys(found.recipe.cap_names)
+    for cap in by_cap:
+        mine = [value for spec, value in known.items() if spec.cap == cap]
         if mine:
             mean = interval(mine)
-            by_cap[cap] = f"Kendall {mean.mean:.2f}" + ("" if mean.half is None else f" ± {mean.half:.2f}")
-            met.append(mean.mean >= KENDALL)
-    complete = len(by_cap) == len(recipe.cap_names)
-    claim = f"Kendall of our predictor on fresh random policies near each cap at least {KENDALL}"
-    return Goal(claim, all(met) if complete else None, by_cap)
+            by_cap[cap] = Held(held(mean, KENDALL), f"Kendall {mean.mean:.2f}{_ends(mean, '.2f')}")
+    return _together(claim, by_cap, _of(len(known), len(wanted), "orders"))
 
 
-def _others(bests: Bests) -> Bests:
-    return {method: of for method, of in bests.items() if not is_ours(method)}
+def _is_short(spec: Spec, found: Findings) -> bool:
+    """Whether a search is one of as many labels as ours has under the recipe's caps, and no part of ours."""
+    is_rival_or_ours = spec.method == OURS or not is_ours(spec.method)
+    return is_rival_or_ours and spec.cap in found.recipe.cap_names and spec.trials == found.recipe.trials
 
 
-def _against_nearest(bests: Bests, others: Bests) -> tuple[str, Interval | None]:
-    """The other whose paired difference to ours is the smallest, and that difference."""
-    differences = {method: paired(bests.get(OURS, {}), of) for method, of in others.items()}
-    known = {method: one for method, one in differences.items() if one is not None}
+def _unsearched(found: Findings, wanted: Iterable[Spec]) -> str:
+    needed = {spec for spec in wanted if spec.method == OURS or not is_ours(spec.method)}
+    return _of(len(needed & {one.spec for one in found.searches}), len(needed), "searches")
+
+
+def _of(done: int, wanted: int, what: str) -> str:
+    return "" if done == wanted > 0 else f"{done} of {wanted} {what}"
+
+
+def _others(samples: Samples) -> Samples:
+    return {method: of for method, of in samples.items() if not is_ours(method)}
+
+
+def _against_all(ours: Sample | None, others: Samples, least: float, *, strictly: bool = False) -> Held | None:
+    """The worst of the verdicts on ours minus each other, and of equals the one with the smallest difference."""
+    differences = {name: paired(ours, of) for name, of in others.items()} if ours else {}
+    known = [(name, one, held(one, least, strictly=strictly)) for name, one in differences.items() if one is not None]
     if not known:
-        return "", None
-    nearest = min(known, key=lambda method: known[method].mean)
-    return nearest, known[nearest]
+        return None
+    name, one, verdict = min(known, key=lambda told: (WORST_FIRST.index(told[2]), told[1].mean))
+    return Held(verdict, _words(name, one))
 
 
-def _against_best(ours: Bests, others: Bests) -> tuple[str, Interval | None]:
-    """The other with the best mean over its seeds, and ours minus it."""
-    if not others or not ours[OURS]:
-        return "", None
-    best = max(others, key=lambda method: interval(list(others[method].values())).mean)
-    return best, paired(ours[OURS], others[best])
+def _against_best(ours: Sample | None, others: Samples) -> Held | None:
+    """Ours minus the other with the best mean."""
+    if not others:
+        return None
+    best = max(others, key=lambda method: others[method].interval.mean)
+    return _against_all(ours, {best: others[best]}, -MARGIN * others[best].interval.mean)
 
 
-def _together(
-    claim: str, verdicts: Mapping[str, tuple[str, Interval | None]], holds: Callable[[Interval], bool]
-) -> Goal:
-    """Met where it holds under every cap; not measured where a cap is missing and none speaks against it."""
-    known = {cap: (name, found) for cap, (name, found) in verdicts.items() if found is not None}
-    by_cap = {cap: _words(name, found) for cap, (name, found) in known.items()}
-    held = [holds(found) for _, found in known.values()]
-    complete = len(known) == len(verdicts)
-    return Goal(claim, (all(held) if complete or not all(held) else None) if held else None, by_cap)
+def _together(claim: str, by_cap: Mapping[str, Held | None], missing: str) -> Goal:
+    """The worst verdict under any cap; of what is not whole, none but that it was not measured."""
+    known = {cap: told for cap, told in by_cap.items() if told is not None}
+    complete = not missing and len(known) == len(by_cap)
+    verdict = min((told.verdict for told in known.values()), key=WORST_FIRST.index) if complete else "not measured"
+    return Goal(claim, verdict, missing, {cap: told.words for cap, told in known.items()})
 
 
 def _words(name: str, difference: Interval) -> str:
-    ends = "" if difference.low is None else f" ({difference.low:+.4f} to {difference.high:+.4f})"
-    return f"{difference.mean:+.4f}{ends} against {name}"
+    return f"{difference.mean:+.4f}{_ends(difference, '+.4f')} against {name}"
+
+
+def _ends(found: Interval, form: str) -> str:
+    """The interval and how many seeds it rests on."""
+    ends = "no interval" if found.low is None or found.high is None else f"{found.low:{form}} to {found.high:{form}}"
+    return f" ({ends}, n {found.n})"

@@ -13,7 +13,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, JsonValue, ValidationError, field_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    JsonValue,
+    PrivateAttr,
+    ValidationError,
+    field_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from amc.budget import Budget, parse_budgets
 from amc.errors import UsageError
@@ -29,13 +38,28 @@ def _as_list(value: object) -> object:
 
 
 Budgets = Annotated[list[str], Field(min_length=1), BeforeValidator(_as_list)]  # of one cap: all hold
-Methods = Annotated[list[str], Field(description="names of methods")]
+
+
+def _each_once(names: list[str]) -> list[str]:
+    for name in names:
+        if names.count(name) > 1:
+            raise PydanticCustomError("twice", "each may stand once, but {name} stands twice", {"name": name})
+    return names
+
+
+def _well_formed(caps: list[list[str]]) -> list[list[str]]:
+    _each_once([cap_name(cap) for cap in caps])  # a UsageError passes through pydantic as it is
+    return caps
+
+
+Methods = Annotated[list[str], Field(description="names of methods"), AfterValidator(_each_once)]
+Caps = Annotated[list[Budgets], AfterValidator(_well_formed)]
 
 
 class FrontSection(Section):
     """One study of ours for several caps, against studies made for each cap alone."""
 
-    caps: list[Budgets] = Field(min_length=2, description="that one study of ours serves")
+    caps: Caps = Field(min_length=2, description="that one study of ours serves")
     trials: int = Field(default=128, ge=16, description="labels of our one study, and of each study of the others")
     seeds: int = Field(default=3, ge=1, description="of either")
     methods: Methods = Field(default=["tpe", "evolution"], description="that make a study for each cap alone")
@@ -48,7 +72,7 @@ class BenchRecipe(Section):
     about: str = Field(default="", description="one line about it")
     recipe: str = Field(min_length=1, description="an ordinary recipe: network, data, recovery, fine-tune")
     settings: dict[str, JsonValue] = Field(default={}, alias="set", description="keys of that recipe, changed")
-    caps: list[Budgets] = Field(min_length=1, description="each a budget, or a list of budgets that all hold")
+    caps: Caps = Field(min_length=1, description="each a budget, or a list of budgets that all hold")
     label: Label = Field(default="likelihood", description="likelihood (exp of minus the calibrated loss) or accuracy")
     trials: int = Field(default=64, ge=1, description="labels of a search")
     seeds: int = Field(default=5, ge=1, description="searches of each method under each cap")
@@ -66,12 +90,17 @@ class BenchRecipe(Section):
     rank: int = Field(default=0, ge=0, description="random policies near each cap to test our predictor's order on")
     front: FrontSection | None = Field(default=None, description="one study for several caps")
 
-    @field_validator("caps")
+    _file: str = PrivateAttr("")
+
+    @field_validator("finetune")
     @classmethod
-    def _caps_are_well_formed(cls, value: list[list[str]]) -> list[list[str]]:
-        for cap in value:
-            parse_budgets(cap)  # a UsageError passes through pydantic as it is
-        return value
+    def _finetuned_once(cls, value: bool | list[str]) -> bool | list[str]:
+        return value if isinstance(value, bool) else _each_once(value)
+
+    @property
+    def origin(self) -> str:
+        """What errors call it."""
+        return f"bench recipe {self._file or self.name}"
 
     @property
     def all_caps(self) -> dict[str, tuple[Budget, ...]]:
@@ -122,9 +151,13 @@ def load_bench_recipe(name_or_path: str | Path) -> BenchRecipe:
         raise UsageError(f"{origin} must be readable UTF-8 and TOML, but: {reason}") from None
     table.setdefault("name", path.stem)
     try:
-        return BenchRecipe.model_validate(table)
+        recipe = BenchRecipe.model_validate(table)
     except ValidationError as error:
         raise UsageError(f"{origin}: {_explained(error)}") from None
+    except UsageError as error:
+        raise UsageError(f"{origin}: {error}") from None
+    recipe._file = name
+    return recipe
 
 
 def list_bench_recipes() -> dict[str, str]:

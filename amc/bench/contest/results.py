@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from amc.bench.contest.arena import Arena
 from amc.bench.contest.findings import Findings, figures
-from amc.bench.contest.goals import goal_record, goals
+from amc.bench.contest.goals import goals
 from amc.bench.contest.machine import machine
-from amc.bench.contest.searches import specs_of
 
 FORMAT = "amc-contest/1"
-LeftOut = dict[str, dict[str, str]]  # method -> cap -> why it does not run there
 
 
-def results(found: Findings, arena: Arena, left_out: LeftOut) -> dict[str, Any]:
+def results(found: Findings, arena: Arena) -> dict[str, Any]:
     """The whole record, JSON-able."""
     recipe, store = found.recipe, arena.store
-    wanted = [spec for spec in specs_of(recipe) if spec.cap not in left_out.get(spec.method, {})]
     return {
         "format": FORMAT,
         "name": recipe.name,
@@ -29,7 +27,7 @@ def results(found: Findings, arena: Arena, left_out: LeftOut) -> dict[str, Any]:
         "task": _task(found, arena),
         "progress": {
             "searches": len(found.searches),
-            "searches_wanted": len(wanted),
+            "searches_wanted": len(found.wanted),
             "labels": len(store),
             "finals": sum(final.seconds > 0 for final in store.finals),
         },
@@ -38,9 +36,9 @@ def results(found: Findings, arena: Arena, left_out: LeftOut) -> dict[str, Any]:
             "methods": sum(one.own_seconds[-1] for one in found.searches),
             "finals": sum(final.seconds for final in store.finals),
         },
-        "left_out": left_out,
+        "left_out": found.left_out,
         "figures": figures(found),
-        "goals": [goal_record(goal) for goal in goals(found)],
+        "goals": [asdict(goal) for goal in goals(found)],
     }
 
 

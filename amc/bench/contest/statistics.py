@@ -24,11 +24,6 @@ class Interval:
         """Half of the interval's width."""
         return None if self.high is None else self.high - self.mean
 
-    @property
-    def is_above_zero(self) -> bool:
-        """Whether the whole interval is."""
-        return self.low is not None and self.low > 0
-
 
 def interval(values: Sequence[float]) -> Interval:
     """Of n >= 1 finite values."""
@@ -39,10 +34,36 @@ def interval(values: Sequence[float]) -> Interval:
     return Interval(mean, mean - half, mean + half, n)
 
 
-def paired(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Interval | None:
-    """Ours minus theirs over the seeds that both have; None where they share none."""
-    common = sorted(ours.keys() & theirs.keys())
-    return interval([ours[seed] - theirs[seed] for seed in common]) if common else None
+@dataclass(frozen=True)
+class Sample:
+    """A number a seed.
+
+    Attributes:
+        fixed: of a deterministic method: every seed repeats one and the same search, which counts once.
+    """
+
+    by_seed: Mapping[int, float]
+    fixed: bool = False
+
+    @property
+    def interval(self) -> Interval:
+        """Over the searches that differ. There is at least one."""
+        values = list(self.by_seed.values())
+        return interval(values[:1] if self.fixed else values)
+
+
+def paired(ours: Sample, theirs: Sample) -> Interval | None:
+    """Ours minus theirs over the seeds that both have, of which one that is fixed has all; None where there is none."""
+    if not ours.by_seed or not theirs.by_seed:
+        return None
+    if ours.fixed and theirs.fixed:
+        return interval([ours.interval.mean - theirs.interval.mean])
+    seeds = set.intersection(*(set(side.by_seed) for side in (ours, theirs) if not side.fixed))
+    return interval([_at(ours, seed) - _at(theirs, seed) for seed in sorted(seeds)]) if seeds else None
+
+
+def _at(sample: Sample, seed: int) -> float:
+    return sample.interval.mean if sample.fixed else sample.by_seed[seed]
 
 
 def places(means: Mapping[str, float]) -> dict[str, int]:

@@ -80,7 +80,8 @@ def goal_lines(results: dict[str, Any]) -> list[str]:
     """Each claim with its verdict, and a line a cap."""
     lines = []
     for goal in results["goals"]:
-        lines.append(f"{goal['verdict'].upper()}: {goal['claim']}")
+        missing = f" ({goal['missing']})" if goal["missing"] else ""
+        lines.append(f"{goal['verdict'].upper()}{missing}: {goal['claim']}")
         lines += [f"  {cap}: {words}" for cap, words in goal["by_cap"].items()]
     return lines
 
@@ -149,15 +150,15 @@ def _placed(cell: dict[str, Any] | None) -> str:
 def _value(cell: dict[str, Any] | None, digits: int = 4) -> str:
     if cell is None:
         return MISSING
-    half = "" if cell["high"] is None else f" ± {cell['high'] - cell['mean']:.{digits}f}"
-    return f"{cell['mean']:.{digits}f}{half}"
+    half = MISSING if cell["high"] is None else f"{cell['high'] - cell['mean']:.{digits}f}"
+    return f"{cell['mean']:.{digits}f} ± {half}"
 
 
 def _percent(cell: dict[str, Any] | None) -> str:
     if cell is None:
         return MISSING
-    half = "" if cell["high"] is None else f" ± {100 * (cell['high'] - cell['mean']):.2f}"
-    return f"{100 * cell['mean']:.2f}{half} %"
+    half = MISSING if cell["high"] is None else f"{100 * (cell['high'] - cell['mean']):.2f}"
+    return f"{100 * cell['mean']:.2f} ± {half} %"
 
 
 def _meaning(label: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -15,14 +16,15 @@ from numpy.typing import NDArray
 
 from amc.bench.contest.deadline import Deadline, Paused, PausingProgress, Unfinished
 from amc.bench.labels.findings import found_for_cap, verdict
-from amc.bench.labels.kinds import Distance, Kind, Labeller, looked_at, parse_kinds
+from amc.bench.labels.kinds import JUDGED, JUDGES, Distance, Kind, Labeller, looked_at, parse_kinds
 from amc.bench.labels.plan import chosen_policies, mean_ranks
 from amc.bench.labels.store import LabelStore
 from amc.budget import Budget
 from amc.dense import Dense, prepare
-from amc.errors import BudgetUnreachable, ModelError, UsageError
+from amc.errors import ModelError, UsageError
 from amc.progress import Progress, Silent
 from amc.recipe import Recipe
+from amc.selection import unreachable
 from amc.training import train
 from amc_search import CapUnreachable
 
@@ -30,7 +32,6 @@ FEWEST = 6  # policies: fewer order nothing
 REPEATED = 8  # policies, at least, that are fine-tuned once more for each repeat
 SHARE = 1 / 3  # of the policies, where that is more
 WRECKED = 1e3  # loss and distance, nats, of a network whose outputs are not finite
-JUDGES = (Kind("fold", "fold"), Kind("fold+20", "fold", 20))  # by what good policies are told for the plan
 
 Policy = NDArray[np.int64]
 
@@ -57,14 +58,25 @@ class Wanted:
         """Raises `UsageError` where a number or a kind is against its rule."""
         if policies < FEWEST:
             raise UsageError(f"labels are compared on at least {FEWEST} policies, but {policies} are asked for")
-        if epochs <= 0:
-            raise UsageError(f"the long fine-tune must have some epochs, but has {epochs:g}; give --epochs")
+        if not (math.isfinite(epochs) and epochs > 0):
+            raise UsageError(
+                f"the long fine-tune must have some epochs, a finite number, but has {epochs:g}; give --epochs"
+            )
         return cls(caps, parse_kinds(kinds), policies, epochs, repeats)
 
     @property
     def repeated(self) -> int:
         """How many policies are fine-tuned with more than one seed."""
         return min(self.policies, max(REPEATED, round(SHARE * self.policies)))
+
+    def seeds(self, policies: int) -> list[range]:
+        """The seeds of each policy's long fine-tunes, where a cap has so many policies."""
+        again = {int(i) for i in np.linspace(0, policies - 1, self.repeated).round()}
+        return [range(self.repeats if index in again else 1) for index in range(policies)]
+
+    def labels(self, policies: int) -> int:
+        """How many labels are compared at a cap that has so many policies; a plan's own are not counted."""
+        return policies * len(self.kinds) + sum(map(len, self.seeds(policies)))
 
 
 def bench_labels(recipe: Recipe, wanted: Wanted, out: Path, minutes: float, progress: Progress) -> dict[str, Any]:
@@ -81,7 +93,8 @@ def bench_labels(recipe: Recipe, wanted: Wanted, out: Path, minutes: float, prog
         caps = {name: work.cap(name, budgets) for name, budgets in wanted.caps.items()}
     except Paused:
         raise Unfinished(
-            f"{minutes:g} minutes are over and {work.done} labels were taken; the same command goes on"
+            f"{minutes:g} minutes are over and {work.done} of {work.total} labels are done (taken now, those for "
+            f"choosing policies among them: {work.taken}); the same command goes on"
         ) from None
     return {
         "recipe": recipe.name,
@@ -98,11 +111,18 @@ def bench_labels(recipe: Recipe, wanted: Wanted, out: Path, minutes: float, prog
 
 
 class _Work:
-    """One comparison at work."""
+    """One comparison at work.
+
+    Attributes:
+        total: labels to compare.
+        done: of these, now or earlier.
+        taken: now, those for choosing policies with them.
+    """
 
     def __init__(self, recipe: Recipe, wanted: Wanted, out: Path, deadline: Deadline, progress: Progress) -> None:
         self.recipe, self.wanted, self.out, self.deadline, self.progress = recipe, wanted, out, deadline, progress
-        self.done = 0
+        self.total = len(wanted.caps) * wanted.labels(wanted.policies)
+        self.done = self.taken = 0
         folding = recipe.recovery.model_copy(update={"fold": True})  # kinds differ in it; the long ones are as asked
         self.dense: Dense = prepare(recipe.model_copy(update={"recovery": folding}), out, progress)
         self.store = LabelStore(out / "labels.db", self._conditions)
@@ -127,19 +147,19 @@ class _Work:
     def cap(self, name: str, budgets: tuple[Budget, ...]) -> dict[str, Any]:
         """What is found for one cap, once all its labels are taken."""
         policies = self._plan(name, budgets)
+        self.total += self.wanted.labels(len(policies)) - self.wanted.labels(self.wanted.policies)
         kinds = self.wanted.kinds
-        stage = self.progress.stage(f"{name}: cheap labels", len(kinds) * len(policies))
+        told = self._told(f"{name}: cheap labels", len(kinds) * len(policies))
         cheap = [  # kinds in turn, so that what else runs on the machine delays them all alike
-            {kind.name: self._labels(kind, policy, stage.advance) for kind in kinds} for policy, _ in policies
+            {kind.name: self._labels(kind, policy, told) for kind in kinds} for policy, _ in policies
         ]
-        again = {int(i) for i in np.linspace(0, len(policies) - 1, self.wanted.repeated).round()}
-        seeds = [range(self.wanted.repeats if index in again else 1) for index in range(len(policies))]
-        stage = self.progress.stage(f"{name}: long fine-tunes", sum(map(len, seeds)))
+        seeds = self.wanted.seeds(len(policies))
+        told = self._told(f"{name}: long fine-tunes", sum(map(len, seeds)))
         long: list[list[dict[str, Any]]] = [[] for _ in policies]
         for seed in range(self.wanted.repeats):
             for index, (policy, _) in enumerate(policies):
                 if seed in seeds[index]:
-                    long[index].append(self._long(policy, seed, stage.advance))
+                    long[index].append(self._long(policy, seed, told))
         dense = self.dense.dense_costs(budgets)
         shares = [
             {b.unit: self.dense.costs_of(policy, budgets)[b.unit] / dense[b.unit] for b in budgets}
@@ -151,15 +171,25 @@ class _Work:
         ]  # fmt: skip
         return found_for_cap(name, rows)
 
+    def _told(self, title: str, labels: int) -> Callable[[], None]:
+        """A stage, and what counts a label of it as done."""
+        stage = self.progress.stage(title, labels)
+
+        def told() -> None:
+            self.done += 1
+            stage.advance()
+
+        return told
+
     def _plan(self, name: str, budgets: tuple[Budget, ...]) -> list[tuple[Policy, str]]:
         known = self.store.plan(name, self.wanted.policies)
         if known is None:
-            self.progress.say(f"{name}: choosing policies by the labels {' and '.join(kind.name for kind in JUDGES)}")
+            self.progress.say(f"{name}: choosing policies, half of them good ones, by the labels {JUDGED}")
             caps = self.dense.caps(budgets)
             try:
                 known = chosen_policies(self.dense.space, caps, self.wanted.policies, self.recipe.seed, self._judge)
             except CapUnreachable as error:
-                raise BudgetUnreachable(str(error)) from None
+                raise unreachable(error) from None
             if len(known) < FEWEST:
                 raise UsageError(f"{name} must leave {FEWEST} policies to choose from, but leaves {len(known)}")
             self.store.keep_plan(name, self.wanted.policies, known)
@@ -230,4 +260,4 @@ class _Work:
 
     def _keep(self, policy: Policy, kind: str, record: dict[str, Any], seed: int = 0) -> None:
         self.store.keep(policy, kind, record, seed)
-        self.done += 1
+        self.taken += 1

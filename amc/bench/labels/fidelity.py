@@ -18,6 +18,7 @@ Reals = NDArray[np.float64]
 Draws = NDArray[np.int64]  # (b, n) policies drawn with replacement
 
 TOP = 5
+ENOUGH_FOR_TOP = 2 * TOP  # policies: of fewer, the top is most of them
 DRAWS = 1000
 COVERAGE = 0.95
 MATTERS, HARDLY = 3.0, 1.5  # of the ratio of the labels' spread to their seed noise

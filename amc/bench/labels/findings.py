@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from amc.bench.labels.fidelity import (
+    ENOUGH_FOR_TOP,
     MATTERS,
     Reals,
     drawn,
@@ -25,11 +26,13 @@ from amc.labels import denoised
 
 ENOUGH = 0.7  # of Kendall's tau
 LOSS, ACCURACY, DISTANCE, DENOISED = "loss", "accuracy", "distance", "denoised"
+WIDE = 0.5  # of Kendall's 95 % interval
 RULE = (
-    "At the caps where the policy matters (at all, where it matters at none): of the labels whose Kendall with the "
+    "At the caps where the policy matters: of the labels whose Kendall with the "
     f"long label is at least {ENOUGH} at each of these, the one of the fewest seconds; if there is none, likewise of "
     "those whose mean Kendall is below the best one's by no more than a standard error of the difference. Of one "
-    "kind's metrics, the best."
+    f"kind's metrics, the best. No winner of fewer than {ENOUGH_FOR_TOP} policies, of a spread below {MATTERS:g} times "
+    f"the seeds' noise, with an interval of Kendall wider than {WIDE:g}, or where all labels are as near."
 )
 
 Row = dict[str, Any]  # of a policy: "origin", "long": records by seed, "cheap": records by kind
@@ -42,13 +45,15 @@ def found_for_cap(name: str, rows: list[Row]) -> Finding:
     Returns:
         `truth`: which long label comes first, "loss" unless the task gives none; `spread`: of either long label, see
         `Spread`; `labels`: one entry a kind and metric, with median seconds a label and, for the first long label and
-        for accuracy, Kendall and top-5 regret, and `kendall_good`: among the policies that are good by cheap labels;
+        for accuracy, Kendall and top-5 regret (None of too few
+        policies), and `kendall_good`: among the policies that are good by cheap labels;
         `rows`: all that was measured.
     """
     truth = LOSS if any(record["loss"] for row in rows for record in row["long"]) else ACCURACY
     draws, good = drawn(len(rows)), np.array([row["origin"] == GOOD for row in rows])
     first, accuracy = long_labels(rows, truth), long_labels(rows, ACCURACY)
     labels = []
+    judge_top = len(rows) >= ENOUGH_FOR_TOP
     for kind in rows[0]["cheap"]:
         for metric, cheap in cheap_labels(rows, kind).items():
             labels.append({
@@ -56,9 +61,9 @@ def found_for_cap(name: str, rows: list[Row]) -> Finding:
                 "metric": metric,
                 "seconds": median(row["cheap"][kind]["seconds"] for row in rows),
                 "kendall": asdict(estimated_kendall(cheap, first, draws)),
-                "regret": asdict(estimated_regret(cheap, first, draws)),
+                "regret": asdict(estimated_regret(cheap, first, draws)) if judge_top else None,
                 "kendall_accuracy": asdict(estimated_kendall(cheap, accuracy, draws)),
-                "regret_accuracy": asdict(estimated_regret(cheap, accuracy, draws)),
+                "regret_accuracy": asdict(estimated_regret(cheap, accuracy, draws)) if judge_top else None,
                 "kendall_good": kendall(cheap[good], first[good]) if good.sum() > 1 else None,
             })  # fmt: skip
     return {
@@ -94,10 +99,16 @@ def verdict(caps: Sequence[Finding]) -> dict[str, Any]:
 
     Returns:
         `kind`, `metric`, `seconds`, `kendall` (mean over `caps`, the names of those that count), `enough`: whether it
-        has `ENOUGH` at each of them; `matters`: whether the policy matters at these; `rule`.
+        has `ENOUGH` at each of them; all None, and `reason` a text, where no winner can be told; `rule`.
     """
-    told = [cap for cap in caps if (cap["spread"][cap["truth"]]["ratio"] or {"value": 0})["value"] >= MATTERS]
-    counted = told or list(caps)
+    nobody = dict.fromkeys(("kind", "metric", "seconds", "kendall", "enough"))
+    counted = [cap for cap in caps if _ratio(cap) >= MATTERS]
+    told: dict[str, Any] = {**nobody, "reason": None, "caps": [cap["cap"] for cap in counted], "rule": RULE}
+    fewest = min(len(cap["rows"]) for cap in caps)
+    if fewest < ENOUGH_FOR_TOP:
+        return {**told, "reason": f"{fewest} policies a cap are too few; give --policies {ENOUGH_FOR_TOP} or more"}
+    if not counted:
+        return {**told, "reason": _why_nothing_counts(caps)}
     names = [(label["kind"], label["metric"]) for label in counted[0]["labels"]]
     each: Reals = np.array(
         [[label["kendall"]["value"] for label in cap["labels"]] for cap in counted]
@@ -105,18 +116,36 @@ def verdict(caps: Sequence[Finding]) -> dict[str, Any]:
     seconds = np.array([[label["seconds"] for label in cap["labels"]] for cap in counted]).mean(0)
     enough = each.min(0) >= ENOUGH
     allowed = enough if enough.any() else _near_best(counted, each.mean(0), names)
+    if allowed.all() and not enough.any():
+        return {**told, "reason": "the labels' Kendalls differ by no more than a standard error; give more --policies"}
     cheapest = allowed & (seconds <= np.where(allowed, seconds, np.inf).min())
     place = int(np.argmax(np.where(cheapest, each.mean(0), -np.inf)))
+    for cap in counted:
+        tau = cap["labels"][place]["kendall"]
+        if tau["high"] - tau["low"] > WIDE:
+            wide = f"the interval of its Kendall at {cap['cap']} is wide, {tau['low']:.2f} to {tau['high']:.2f}"
+            return {**told, "reason": f"{' '.join(names[place])} comes first, but {wide}; give more --policies"}
     return {
+        **told,
         "kind": names[place][0],
         "metric": names[place][1],
         "seconds": float(seconds[place]),
         "kendall": float(each[:, place].mean()),
-        "caps": [cap["cap"] for cap in counted],
         "enough": bool(enough[place]),
-        "matters": bool(told),
-        "rule": RULE,
     }
+
+
+def _ratio(cap: Finding) -> float:
+    """Of the spread of a cap's long labels to their noise; 0 where noise is unknown."""
+    ratio = cap["spread"][cap["truth"]]["ratio"]
+    return float(ratio["value"]) if ratio else 0.0
+
+
+def _why_nothing_counts(caps: Sequence[Finding]) -> str:
+    if all(cap["spread"][cap["truth"]]["ratio"] is None for cap in caps):
+        return "no policy was fine-tuned twice, so that the spread cannot be held against chance; give --repeats 2"
+    most = max(map(_ratio, caps))
+    return f"the long labels' spread is {most:.1f} times their seed noise at most, and must be {MATTERS:g} times"
 
 
 def _near_best(caps: Sequence[Finding], means: Reals, names: list[tuple[str, str]]) -> NDArray[np.bool_]:

@@ -69,6 +69,10 @@ def parse_kinds(text: str) -> tuple[Kind, ...]:
     return tuple(kinds)
 
 
+JUDGES = parse_kinds("fold,fold+20")  # by which good policies are told for the plan, whatever kinds are compared
+JUDGED = " and ".join(kind.name for kind in JUDGES)
+
+
 class Distance:
     """How far a network's outputs on the measure split are from the dense one's, which are computed once.
 

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from amc.bench.contest.machine import machine
+from amc.bench.labels.fidelity import ENOUGH_FOR_TOP, TOP
 from amc.bench.labels.findings import ACCURACY, Finding, cheap_labels, long_labels
+from amc.bench.labels.kinds import JUDGED
 from amc.bench.labels.plan import GOOD
 from amc.files import write_json, write_text
 from amc.release.comparison import seconds_text
@@ -16,6 +18,14 @@ from amc.release.plots import DENSE, OURS, UNIFORM, Plot
 
 HEADS = ["label", "metric", "Kendall", "95 %", "of the good", "top-5 regret", "95 %", "Kendall, accuracy",
          "regret, points", "s a label"]  # fmt: skip
+NOTES = (
+    "Kendall: tau-b of the cheap label with the long one; 95 %: its interval over policies drawn anew.",
+    f"Of the good: Kendall among the half of the policies that were chosen as good, by the labels {JUDGED}.",
+    "Denoised: accuracy drawn towards its curve over the loss of all policies here, as the search's own labels are.",
+    "Distance: divergence of the outputs from the dense network's on the measure split, as the task distils.",
+    f"Top-5 regret: the best long label of all less the best of the {TOP} policies that the cheap label puts first; "
+    f"- of fewer than {ENOUGH_FOR_TOP} policies.",
+)
 ORIGINS = {"uniform": ("uniform ratios", UNIFORM), "random": ("random", DENSE), GOOD: ("good by cheap labels", OURS)}
 UNITS = {"loss": "nats", ACCURACY: "of 1"}
 
@@ -38,7 +48,7 @@ def labels_text(found: dict[str, Any]) -> str:
             for row in rows
         ]
         parts += ["", *_about(cap), "", *(line.rstrip() for line in lines)]
-    return "\n".join([*parts, "", *_verdict(found), f"Plots: {found['folder']}/labels.html"])
+    return "\n".join([*parts, "", *NOTES, "", *_verdict(found), f"Plots: {found['folder']}/labels.html"])
 
 
 def labels_markdown(found: dict[str, Any]) -> str:
@@ -47,7 +57,7 @@ def labels_markdown(found: dict[str, Any]) -> str:
     for cap in found["caps"].values():
         parts += ["", f"## At most {cap['cap']}", "", *_about(cap), "", "| " + " | ".join(HEADS) + " |"]
         parts += ["|---|---|" + "---:|" * (len(HEADS) - 2), *("| " + " | ".join(row) + " |" for row in _table(cap))]
-    return "\n".join([*parts, ""])
+    return "\n".join([*parts, "", *(f"- {note}" for note in NOTES), ""])
 
 
 def _title(found: dict[str, Any]) -> str:
@@ -79,20 +89,21 @@ def _table(cap: Finding) -> list[list[str]]:
         tau, missed, good = label["kendall"], label["regret"], label["kendall_good"]
         rows.append([
             label["kind"], label["metric"], f"{tau['value']:.2f}", f"{tau['low']:.2f} to {tau['high']:.2f}",
-            "-" if good is None else f"{good:.2f}", f"{missed['value']:.4f}", f"{missed['low']:.4f} to "
-            f"{missed['high']:.4f}", f"{label['kendall_accuracy']['value']:.2f}",
-            f"{100 * label['regret_accuracy']['value']:.2f}", f"{label['seconds']:.3f}",
+            "-" if good is None else f"{good:.2f}", f"{missed['value']:.4f}" if missed else "-",
+            f"{missed['low']:.4f} to {missed['high']:.4f}" if missed else "-",
+            f"{label['kendall_accuracy']['value']:.2f}",
+            f"{100 * label['regret_accuracy']['value']:.2f}" if missed else "-", f"{label['seconds']:.3f}",
         ])  # fmt: skip
     return rows
 
 
 def _verdict(found: dict[str, Any]) -> list[str]:
     won = found["winner"]
-    caps = ", ".join(won["caps"])
-    where = f"at {caps}, where the policy matters" if won["matters"] else f"at {caps}; the policy matters at no cap"
+    if won["reason"]:
+        return [f"No winner can be told: {won['reason']}.", f"Rule: {won['rule']}"]
     return [
-        f"Winner a second: {won['kind']}, {won['metric']}: mean Kendall {won['kendall']:.2f} {where}; "
-        f"{won['seconds']:.3f} s a label.",
+        f"Winner a second: {won['kind']}, {won['metric']}: mean Kendall {won['kendall']:.2f} at "
+        f"{', '.join(won['caps'])}, where the policy matters; {won['seconds']:.3f} s a label.",
         f"Rule: {won['rule']}",
     ]
 
@@ -103,7 +114,7 @@ def _page(found: dict[str, Any]) -> str:
         name = f"cap{number}"
         plots[name] = scatter(cap)
         sections.append({"plot": name, "title": f"At most {cap['cap']}", "about": _about(cap), "table": _table(cap)})
-    values = {"title": _title(found), "verdict": _verdict(found), "sections": sections, "heads": HEADS}
+    values = {"title": _title(found), "verdict": _verdict(found), "sections": sections, "heads": HEADS, "notes": NOTES}
     return render_page("labels.html.j2", plots, values)
 
 
