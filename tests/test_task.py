@@ -353,7 +353,7 @@ def test_a_whole_run_with_dicts_for_inputs_and_outputs(tmp_path: Path) -> None:
         "task.batch": f"{HERE}:views", "task.metric": f"{HERE}:closeness", "task.loss": f"{HERE}:squared",
         "budget": ["60%"], "out": str(tmp_path / "run"), "search.trials": 6, "search.candidates": 1,
         "surgery.round_to": 2, "recovery.moment_images": 100, "recovery.batchnorm_images": 100,
-        "finetune.epochs": 1.0, "finetune.batch_size": 20,
+        "finetune.epochs": 1.0, "finetune.batch_size": 20, "finetune.lr": 0.005,
     }  # fmt: skip
     run = compress(load_recipe(None, wanted))
     assert run.metrics["metric"] == "closeness"
