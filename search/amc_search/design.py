@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from amc_search.repair import Reals, check_reachable, land, uniform
+from amc_search.repair import Reals, check_reachable, land, repair, uniform
 from amc_search.space import Cap, Policies, Space
 
 # Half-widths of log(ratio / common ratio): a group keeps between 1 / 1.5 and 1.5, or 1 / 2.2 and 2.2, of its share.
 SPREADS = (0.4, 0.8)
 # Of the starting policies, how many land near the tightest cap; the others serve budgets that may come later.
-NEAR_SHARE = 0.85
-NEAR = (0.85, 1.0)
+NEAR_SHARE = 0.65
+NEAR = (0.8, 1.0)
 WIDE = (0.5, 1.3)
 # The chance that a policy drops each removable group, one of these drawn for each policy.
 DROP_SHARES = (0.0, 0.0, 0.1, 0.2, 0.3)
@@ -27,10 +27,10 @@ DROP_SHARES = (0.0, 0.0, 0.1, 0.2, 0.3)
 def starting_policies(space: Space, caps: tuple[Cap, ...], count: int, seed: int) -> Policies:
     """Anchors, then a space-filling set: at most `count` distinct policies, in the order to measure them.
 
-    The anchors are the dense policy and the uniform ones just under each cap and under all of them. The rest is
-    scrambled Sobol in log-ratio, spread over costs: most within 0.85..1.0 of the tightest cap, where the search will
-    be, some within 0.5..1.3 of it, so that other budgets are informed as well. Policies beyond 1.0 are over a cap on
-    purpose. Most of these drop some removable groups, each some of them.
+    The anchors are the dense and the smallest policy, the uniform one just under each cap, and uniform ratios between
+    the tightest of these and dense. The rest is scrambled Sobol in log-ratio, spread over costs: most within
+    0.8..1.0 of the tightest cap, some within 0.5..1.3 of it, so that other budgets are informed as well. Anchors and
+    policies beyond 1.0 are over a cap on purpose. Most of these drop some removable groups, each some of them.
 
     Returns:
         (k, d) legal distinct policies, k <= count; fewer where the grid has no more.
@@ -54,8 +54,15 @@ def starting_policies(space: Space, caps: tuple[Cap, ...], count: int, seed: int
 
 
 def anchors(space: Space, caps: tuple[Cap, ...]) -> Policies:
-    """Dense, uniform under all caps and under each of them, (k, d), distinct."""
-    return distinct(np.stack([space.high, uniform(space, caps), *(uniform(space, (cap,)) for cap in caps)]))
+    """Dense, smallest, uniform under each cap, and four uniform ratios from there up to dense, (k, d), distinct."""
+    under = [uniform(space, (cap,)) for cap in caps]
+    tightest = uniform(space, caps)
+    ratio = float((tightest / space.high).mean())
+    between = [
+        space.nearest(share * space.high, space.step) for share in ratio + (1 - ratio) * np.array([0.5, 0.25, 0.75])
+    ]
+    below = repair(0.85 * tightest[None].astype(np.float64), space, caps)
+    return distinct(np.stack([space.high, tightest, *under, *between, *below, space.low]))
 
 
 def random_policies(space: Space, caps: tuple[Cap, ...], count: int, rng: np.random.Generator) -> Policies:
