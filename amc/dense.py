@@ -25,8 +25,9 @@ from amc.compute import Compute
 from amc.cost.activations import ActivationCost, profile_activations
 from amc.cost.counts import ProductCost, count_bytes, count_macs, count_params
 from amc.data.sources import load_splits
-from amc.data.splits import Splits
+from amc.data.splits import Split, Splits
 from amc.errors import ModelError, UsageError
+from amc.evaluation import Evaluation, evaluate
 from amc.lessons import lesson_record
 from amc.models.zoo import ModelSource, build_model, model_source
 from amc.progress import Progress, Silent
@@ -90,6 +91,10 @@ class Dense:
         except (ValueError, RuntimeError, NotImplementedError) as error:
             first = (str(error).splitlines() or [""])[0]
             raise ModelError(f"this network's peak activations cannot be counted: {first}; cap MACs") from error
+
+    def evaluate(self, model: nn.Module, split: Split) -> Evaluation:
+        """Run `model` on the whole of a split."""
+        return evaluate(model, split, self.compute, batch_size=self.recipe.search.batch_size, task=self.task)
 
     def dense_costs(self, budgets: tuple[Budget, ...] = ()) -> dict[str, float]:
         """Unit -> cost of the uncut network, for the units always counted and those of `budgets`."""

@@ -18,7 +18,7 @@ from torch import nn
 
 from amc import distributed
 from amc.dense import Dense, prepare
-from amc.evaluation import Evaluation, evaluate
+from amc.evaluation import Evaluation
 from amc.files import write_json
 from amc.progress import Progress, Silent
 from amc.recipe import Recipe
@@ -30,6 +30,7 @@ from amc.search import search
 from amc.selection import fit_predictor, save_predictor, select, unreachable, warn_if_poor
 from amc.study import Study
 from amc.training import train
+from amc.trial import Trial
 from amc_predictor import EnsemblePredictor
 from amc_search import Cap, CapUnreachable, uniform
 
@@ -81,9 +82,7 @@ def _compress(recipe: Recipe, folder: Path, progress: Progress) -> None:
         dense = prepare(recipe, folder, progress)
         caps = dense.caps(recipe.budgets)
         baseline = _uniform(dense, caps)
-        reference = evaluate(
-            dense.model, dense.splits.measure, dense.compute, batch_size=recipe.search.batch_size, task=dense.task
-        )
+        reference = dense.evaluate(dense.model, dense.splits.measure)
     said = f"{dense.task.metric_name} {reference.accuracy:.2%} on {len(dense.splits.measure):,} examples"
     progress.say(f"dense network: {said}")
     with clock("search"):
@@ -95,7 +94,8 @@ def _compress(recipe: Recipe, folder: Path, progress: Progress) -> None:
         )
         policy = distributed.from_leader(len(dense.space), lambda: chosen.policy)
         uniform_trial = study.measure_one(baseline, dense.measure)
-    ours, theirs = _Contender(dense, policy, folder), _Contender(dense, baseline, folder)
+    ours = _Contender(dense, policy, folder, chosen.trial)
+    theirs = _Contender(dense, baseline, folder, uniform_trial)
     with clock("finetune"):
         ours.finetune("fine-tune", progress)
     with clock("finetune_uniform"):
@@ -144,23 +144,25 @@ def _uniform(dense: Dense, caps: tuple[Cap, ...]) -> NDArray[np.int64]:
 class _Contender:
     """One policy on its way to a release: recovered, then fine-tuned."""
 
-    def __init__(self, dense: Dense, policy: NDArray[np.int64], folder: Path | None) -> None:
-        self.dense, self.policy, self.folder = dense, policy, folder
+    def __init__(
+        self, dense: Dense, policy: NDArray[np.int64], folder: Path | None = None, trial: Trial | None = None
+    ) -> None:
+        self.dense, self.policy, self.folder, self.trial = dense, policy, folder, trial
         self.recovered: nn.Module = dense.measure.realise(policy)
         self.model: nn.Module = copy.deepcopy(self.recovered)
         self.accuracy: float | None = None  # on the measure split, after fine-tuning
 
     @cached_property
-    def before(self) -> Evaluation:
-        """On the whole measure split, before fine-tuning; a trial may have seen less of it."""
-        size = self.dense.recipe.search.batch_size
-        return evaluate(
-            self.recovered, self.dense.splits.measure, self.dense.compute, batch_size=size, task=self.dense.task
-        )
+    def before(self) -> float:
+        """Accuracy on the whole measure split before fine-tuning: that of the trial, if it saw all of it."""
+        whole = self.dense.splits.measure
+        if self.trial is not None and self.trial.images == len(whole):
+            return self.trial.accuracy
+        return self.dense.evaluate(self.recovered, whole).accuracy
 
     @property
     def standing(self) -> Standing:
-        return Standing(self.before.accuracy, self.accuracy)
+        return Standing(self.before, self.accuracy)
 
     def finetune(self, title: str, progress: Progress) -> None:
         recipe = self.dense.recipe
@@ -176,16 +178,10 @@ class _Contender:
             title=title,
             progress=progress,
             task=self.dense.task,
+            start=self.before,
         )
-        if not done.accuracies:
-            return
-        self.accuracy = done.best_accuracy
-        if self.accuracy < self.before.accuracy:
-            progress.say(
-                f"{title}: it did harm ({self.before.accuracy:.2%} before, {self.accuracy:.2%} after, on the measure "
-                "split), so the weights before it are kept; try a smaller finetune.lr, or more epochs"
-            )
-            self.model, self.accuracy = copy.deepcopy(self.recovered), self.before.accuracy
+        if done.accuracies:
+            self.accuracy = done.best_accuracy
 
 
 def _evaluate_all(dense: Dense, ours: _Contender, theirs: _Contender, progress: Progress) -> dict[str, Evaluation]:
@@ -201,9 +197,7 @@ def _evaluate_all(dense: Dense, ours: _Contender, theirs: _Contender, progress: 
     stage = progress.stage("measure on the test split, once", len(networks))
     found = {}
     for name, model in networks.items():
-        found[name] = evaluate(
-            model, dense.splits.test, dense.compute, batch_size=dense.recipe.search.batch_size, task=dense.task
-        )
+        found[name] = dense.evaluate(model, dense.splits.test)
         stage.advance()
     return found
 
@@ -216,7 +210,7 @@ def _assist(recipe: Recipe) -> None:
     dense = prepare(recipe)
     baseline = _uniform(dense, dense.caps(recipe.budgets))
     policy = distributed.from_leader(len(dense.space), lambda: baseline)
-    _Contender(dense, policy, None).finetune("", Silent())
+    _Contender(dense, policy).finetune("", Silent())
     if recipe.finetune.uniform:
-        _Contender(dense, baseline, None).finetune("", Silent())
+        _Contender(dense, baseline).finetune("", Silent())
     distributed.wait_for_all()

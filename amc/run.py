@@ -208,10 +208,11 @@ class Retargeted:
         from amc.training import train
 
         dense, recipe = self.run.dense, self.run.recipe
+        start = dense.evaluate(self.model, dense.splits.measure).accuracy
         done = train(
             self.model, dense.splits, recipe.finetune, dense.compute,
             seed=recipe.seed, teacher=dense.model, title="fine-tune", progress=progress,
-            task=dense.task,
+            task=dense.task, start=start,
         )  # fmt: skip
         return done.best_accuracy
 

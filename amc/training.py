@@ -110,6 +110,7 @@ def train(
     title: str = "train",
     progress: Progress | None = None,
     task: Task = CLASSIFICATION,
+    start: float | None = None,
 ) -> Training:
     """Train `model` in place and leave it with the best weights seen, in the training mode it came in.
 
@@ -124,6 +125,8 @@ def train(
         title: what the progress is called.
         progress: where it is shown; None shows nothing.
         task: how batches are given to the network, and what is made small.
+        start: accuracy on the measure split of the weights that `model` comes with: these are given back where no
+            epoch comes up to it. None: they do not count.
 
     Raises:
         ModelError: the loss is not finite.
@@ -132,8 +135,10 @@ def train(
     loop = _Loop(model, splits, schedule, compute, seed, teacher, task)
     if loop.steps == 0:
         return loop.training
+    first = _copied(model) if start is not None else {}
     loop.restore(checkpoint)
-    stage = (progress or Silent()).stage(title, loop.steps)
+    progress = progress or Silent()
+    stage = progress.stage(title, loop.steps)
     stage.advance(loop.step)
     modes = [(module, module.training) for module in model.modules()]
     try:
@@ -145,8 +150,19 @@ def train(
     finally:
         for module, mode in modes:
             module.training = mode
+    if start is not None and loop.training.best_accuracy < start:
+        progress.say(
+            f"{title}: it did harm ({start:.2%} before, {loop.training.best_accuracy:.2%} after, on the measure "
+            "split), so the weights before it are kept; try a smaller finetune.lr, or more epochs"
+        )
+        loop.best, loop.training.best_accuracy = first, start
     loop.finish()
     return loop.training
+
+
+def _copied(model: nn.Module) -> dict[str, Tensor]:
+    """The weights as they are now."""
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
 
 class _Loop:
@@ -205,7 +221,7 @@ class _Loop:
         self.training.accuracies.append(accuracy)
         if accuracy > self.training.best_accuracy:
             self.training.best_accuracy = accuracy
-            self.best = {name: tensor.detach().clone() for name, tensor in judged.state_dict().items()}
+            self.best = _copied(judged)
         self.training.seconds += perf_counter() - start
         return self.step - before
 

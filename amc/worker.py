@@ -10,9 +10,8 @@ from typing import Any
 import optuna
 from optuna.storages import BaseStorage
 
-from amc.dense import Dense, prepare
+from amc.dense import prepare
 from amc.errors import RunError, UsageError
-from amc.evaluation import evaluate
 from amc.folder import RECIPE as RECIPE_FILE
 from amc.folder import read_recipe
 from amc.progress import Progress
@@ -63,7 +62,9 @@ def work(
     dense = prepare(wanted, folder, progress, store=False)
     _check_same(dense.protocol(), joined)
     caps = dense.caps(wanted.budgets)
-    accuracy = joined.accuracy if joined.accuracy is not None else _dense_accuracy(dense)
+    accuracy = joined.accuracy
+    if accuracy is None:
+        accuracy = dense.evaluate(dense.model, dense.splits.measure).accuracy
     trials = Study(url, folder if leashed else None, dense.protocol(), dense.space)
     before = trials.done_here
     sampler = sampler_of(dense, caps, accuracy, trials)
@@ -124,8 +125,3 @@ def _check_same(mine: Protocol, joined: _Joined) -> None:
                 f"{theirs!r}; {mend}"
             )
     raise RunError(f"a worker must measure as its study {joined.name} does, but its protocol is another; update AMC")
-
-
-def _dense_accuracy(dense: Dense) -> float:
-    split, size = dense.splits.measure, dense.recipe.search.batch_size
-    return evaluate(dense.model, split, dense.compute, batch_size=size, task=dense.task).accuracy

@@ -9,7 +9,6 @@ from statistics import median
 from typing import Any
 
 from amc.dense import Dense, prepare
-from amc.evaluation import evaluate
 from amc.files import write_text
 from amc.folder import RECIPE
 from amc.progress import Progress, Silent
@@ -35,8 +34,7 @@ def bench_workers(recipe: Recipe, workers: int, trials: int, repeats: int, progr
         home = Path(place) / "dense"
         home.mkdir()
         dense = prepare(recipe, home, Silent())
-        size = recipe.search.batch_size
-        accuracy = evaluate(dense.model, dense.splits.measure, dense.compute, batch_size=size, task=dense.task).accuracy
+        accuracy = dense.evaluate(dense.model, dense.splits.measure).accuracy
         for repeat in range(repeats):
             for number in rates:
                 folder = Path(place) / f"{number}-{repeat}"

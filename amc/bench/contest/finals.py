@@ -16,7 +16,6 @@ from amc.bench.contest.deadline import PausingProgress
 from amc.bench.contest.recipe import UNIFORM, BenchRecipe
 from amc.bench.contest.searches import Search
 from amc.bench.contest.store import Final, Policy
-from amc.evaluation import evaluate
 from amc.progress import Progress
 from amc.training import train
 from amc_search import random_policies, uniform
@@ -92,9 +91,7 @@ def judge_dense(arena: Arena) -> Final:
     known = store.final(dense.space.high, UNTRAINED)
     if known is None:
         arena.deadline.check()
-        seen = evaluate(
-            dense.model, dense.splits.test, dense.compute, batch_size=dense.recipe.search.batch_size, task=dense.task
-        )
+        seen = dense.evaluate(dense.model, dense.splits.test)
         known = Final(seen.accuracy, seen.loss, arena.reference.accuracy, 0.0)
         store.keep_final(dense.space.high, UNTRAINED, known)
     return known
@@ -118,9 +115,10 @@ def judge(arena: Arena, policy: Policy, data_seed: int, folder: Path, progress: 
         model, dense.splits, dense.recipe.finetune, dense.compute, seed=dense.recipe.seed + data_seed,
         teacher=dense.model, checkpoint=checkpoint, title=f"fine-tune {name}, order {data_seed}",
         progress=PausingProgress(progress, arena.deadline), task=dense.task,
+        start=dense.evaluate(model, dense.splits.measure).accuracy,
     )  # fmt: skip
     seconds = done.seconds or perf_counter() - start
-    seen = evaluate(model, dense.splits.test, dense.compute, batch_size=dense.recipe.search.batch_size, task=dense.task)
+    seen = dense.evaluate(model, dense.splits.test)
     measured = done.best_accuracy if done.accuracies else arena.measured(policy).accuracy
     found = Final(seen.accuracy, seen.loss, measured, seconds)
     arena.store.keep_final(policy, data_seed, found)
