@@ -58,11 +58,19 @@ class Selection:
 
 def fit_predictor(space: Space, trials: list[Trial], dense_accuracy: float, seed: int) -> EnsemblePredictor:
     """A predictor of accuracy from all trials and the dense network's own."""
-    policies = np.array([*(trial.policy for trial in trials), space.high], dtype=np.int64)
-    accuracy = torch.tensor([*labels_of(trials), dense_accuracy])
+    return _fitted(space, *_known(space, trials, dense_accuracy), seed)
+
+
+def _fitted(space: Space, policies: Policies, labels: NDArray[np.float64], seed: int) -> EnsemblePredictor:
     predictor = EnsemblePredictor(seed=seed)
-    predictor.fit(space.fractions(policies), accuracy)
+    predictor.fit(space.fractions(policies), torch.as_tensor(labels).float())
     return predictor
+
+
+def _known(space: Space, trials: list[Trial], dense_accuracy: float) -> tuple[Policies, NDArray[np.float64]]:
+    """All measured policies and the dense one, (n, d), and their labels, (n,)."""
+    policies = np.array([*(trial.policy for trial in trials), space.high], dtype=np.int64)
+    return policies, np.append(labels_of(trials), dense_accuracy)
 
 
 def best_candidates(
@@ -116,8 +124,8 @@ def select(
     fitted = [predictor]  # to be used once
 
     def learn() -> Learned:
-        learner = fitted.pop() if fitted else fit_predictor(study.space, study.trials, dense_accuracy, seed)
-        return Learned(*_known(study, dense_accuracy), learner)
+        known = _known(study.space, study.trials, dense_accuracy)
+        return Learned(*known, fitted.pop() if fitted else _fitted(study.space, *known, seed))
 
     def measured(policies: list[NDArray[np.int64]]) -> None:
         study.measure_all(policies, measure)
@@ -126,15 +134,9 @@ def select(
         found = close(study.space, caps, number, learn, measured, seed=seed, kappa=KAPPA)
     except CapUnreachable as error:
         raise unreachable(error) from None
-    certificate = certify(study.space, caps, *_known(study, dense_accuracy))
-    return Selection(best_of(study.trials, caps), found, certificate)
-
-
-def _known(study: Study, dense_accuracy: float) -> tuple[Policies, NDArray[np.float64]]:
-    """All measured policies and the dense one, (n, d), and their labels, (n,)."""
     trials = study.trials
-    policies = np.array([*(trial.policy for trial in trials), study.space.high], dtype=np.int64)
-    return policies, np.append(labels_of(trials), dense_accuracy)
+    certificate = certify(study.space, caps, *_known(study.space, trials, dense_accuracy))
+    return Selection(best_of(trials, caps), found, certificate)
 
 
 def best_of(trials: Sequence[Trial], caps: tuple[Cap, ...]) -> Trial:
