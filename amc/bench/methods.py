@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from amc.selection import KAPPA
 from amc_predictor import EnsemblePredictor, SeerNetPredictor
 from amc_predictor.networks import Training
-from amc_search import ACQUISITIONS, EvolutionarySampler, Learned, Parts, Policies, Predictor, close
+from amc_search import ACQUISITIONS, EvolutionarySampler, Learned, Parts, close
 from amc_search.rivals import METHODS as RIVALS
 from amc_search.rivals.problem import Method, Problem
 from amc_search.rivals.seernet import seernet
@@ -49,6 +49,13 @@ class Switches:
             return EnsemblePredictor(seed=seed)
         return EnsemblePredictor(seed=seed, training=Training(steps=0))  # networks say nothing before they are trained
 
+    def fitted(self, problem: Problem) -> EnsemblePredictor:
+        """A predictor of all that is known."""
+        policies, labels = problem.known
+        predictor = self.predictor(problem.seed)
+        predictor.fit(problem.space.fractions(policies), torch.as_tensor(labels).float())
+        return predictor
+
 
 def amc(problem: Problem, switches: Switches) -> None:
     """Ours: informative trials by the evolutionary sampler, then rounds of climbs, as `amc compress` does.
@@ -69,32 +76,13 @@ def amc(problem: Problem, switches: Switches) -> None:
         if problem.left == before:  # only repetitions are left
             return
     close(
-        problem.space, problem.caps, problem.left, partial(_learned, problem, make), partial(_measure, problem),
-        seed=problem.seed, kappa=KAPPA, parts=switches.closing,
+        problem.space, problem.caps, problem.left, lambda: Learned(*problem.known, switches.fitted(problem)),
+        problem.measure_all, seed=problem.seed, kappa=KAPPA, parts=switches.closing,
     )  # fmt: skip
 
 
 def _policy_of(params: dict[str, Any], problem: Problem) -> NDArray[np.int64]:
     return np.array([params[name] for name in problem.space.names], dtype=np.int64)
-
-
-def _learned(problem: Problem, make: Any) -> Learned:
-    policies, labels = _known(problem)
-    predictor: Predictor = make()
-    predictor.fit(problem.space.fractions(policies), torch.as_tensor(labels).float())
-    return Learned(policies, labels, predictor)
-
-
-def _known(problem: Problem) -> tuple[Policies, NDArray[np.float64]]:
-    """The measured policies, and the dense one where its label is known."""
-    if problem.dense_label is None:
-        return problem.policies, problem.labels
-    return np.concatenate([problem.policies, problem.space.high[None]]), np.append(problem.labels, problem.dense_label)
-
-
-def _measure(problem: Problem, policies: list[NDArray[np.int64]]) -> None:
-    for policy in policies:
-        problem.measure(policy)
 
 
 def _without(arm: str) -> dict[str, float]:

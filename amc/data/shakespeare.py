@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from amc.data.splits import Batch, Splits, plan_batches
+from amc.data.splits import Batch, Splits, drawing, plan_batches
 from amc.errors import DataError
 from amc.factory import one_line
 
@@ -70,7 +70,7 @@ class TextSplit:
         rank: int = 0,
         world: int = 1,
     ) -> Iterator[Batch]:
-        generator = torch.Generator().manual_seed((seed or 0) * 1009 + rank)  # every rank draws its own crops
+        generator = drawing(seed, rank)
         for index in plan_batches(len(self), size, seed=seed, limit=limit, rank=rank, world=world):
             starts = self.starts[index]
             if augment:

@@ -91,6 +91,11 @@ def plan_batches(
             yield share[rank::world]
 
 
+def drawing(seed: int | None, rank: int) -> torch.Generator:
+    """What augments the batches of a pass: every rank draws its own."""
+    return torch.Generator().manual_seed((seed or 0) * 1009 + rank)
+
+
 @dataclass(frozen=True)
 class Augmentation:
     """Random left-right flip, shift of up to `shift` pixels, and a square of side `erase` blanked out (0 = none)."""
@@ -130,7 +135,7 @@ class MemorySplit:
         rank: int = 0,
         world: int = 1,
     ) -> Iterator[Batch]:
-        generator = torch.Generator().manual_seed((seed or 0) * 1009 + rank)  # every rank draws its own noise
+        generator = drawing(seed, rank)
         for index in plan_batches(len(self), size, seed=seed, limit=limit, rank=rank, world=world):
             images = self.images[index]
             if augment:

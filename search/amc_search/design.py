@@ -24,6 +24,11 @@ WIDE = (0.5, 1.3)
 DROP_SHARES = (0.0, 0.0, 0.1, 0.2, 0.3)
 
 
+def usual_start(space: Space) -> int:
+    """How many starting policies a search has: two for each group, at least 10 and at most 32."""
+    return int(np.clip(2 * len(space), 10, 32))
+
+
 def starting_policies(space: Space, caps: tuple[Cap, ...], count: int, seed: int) -> Policies:
     """Anchors, then a space-filling set: at most `count` distinct policies, in the order to measure them.
 

@@ -24,7 +24,7 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial
 
 from amc_search.acquisition import ACQUISITIONS, quotas
-from amc_search.design import starting_policies
+from amc_search.design import starting_policies, usual_start
 from amc_search.history import CLAIM, History, Ledger
 from amc_search.proposals import propose_by_arm, unseen
 from amc_search.repair import check_reachable, uniform
@@ -76,7 +76,7 @@ class EvolutionarySampler(BaseSampler):
             caps: proposals are under all of them, near the tightest; the starting design reaches beyond.
             make_predictor: a new predictor, not yet fitted; called once a batch.
             seed: with a trial's number it determines all that is random in that trial.
-            startup: trials of the starting design; by default 2 d, at least 10 and at most 32.
+            startup: trials of the starting design; by default those of `usual_start`.
             batch: trials between two fits.
             arms: name -> share of a batch; by default those that `ACQUISITIONS` has under `acquisition`.
             acquisition: "informative", or for comparison "exploring" or "seernet", the paper's own score.
@@ -100,7 +100,7 @@ class EvolutionarySampler(BaseSampler):
         self.caps = caps
         self.make_predictor = make_predictor
         self.seed = seed
-        self.startup = int(np.clip(2 * len(space), 10, 32)) if startup is None else startup
+        self.startup = usual_start(space) if startup is None else startup
         self.batch = batch
         self.arms = dict(ACQUISITIONS[acquisition] if arms is None else arms)
         self.dense_accuracy = dense_accuracy

@@ -5,7 +5,7 @@ A label is the number that a method sees for a measured policy: in (0, 1], highe
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,6 +68,13 @@ class Problem:
         return np.array(list(self._known.values()), dtype=np.float64)
 
     @property
+    def known(self) -> tuple[Policies, NDArray[np.float64]]:
+        """`policies` and `labels`, and after them the dense network's where its label is known."""
+        if self.dense_label is None:
+            return self.policies, self.labels
+        return np.concatenate([self.policies, self.space.high[None]]), np.append(self.labels, self.dense_label)
+
+    @property
     def left(self) -> int:
         """How many more policies may be measured."""
         return self.trials - len(self._measured)
@@ -101,6 +108,11 @@ class Problem:
         self._measured.append(own)
         self._known[key] = label
         return label
+
+    def measure_all(self, policies: Iterable[NDArray[np.int64]]) -> None:
+        """`measure` each of them, for whom `labels` will tell."""
+        for policy in policies:
+            self.measure(policy)
 
     def best(self) -> tuple[NDArray[np.int64], float]:
         """The measured policy under all caps with the highest label, the first of equals, and its label.
