@@ -28,6 +28,7 @@ from amc.rounding import settle_rounding
 from amc.run import METRICS, POLICY, PREDICTOR, Run, claimed, open_folder, policy_table, save_release
 from amc.search import search
 from amc.selection import fit_predictor, save_predictor, select, unreachable, warn_if_poor
+from amc.sensitivity import sensitivity_of
 from amc.study import Study
 from amc.training import train
 from amc.trial import Trial
@@ -117,7 +118,8 @@ def _compress(recipe: Recipe, folder: Path, progress: Progress) -> None:
 
 def _learn(dense: Dense, study: Study, accuracy: float, folder: Path, progress: Progress) -> EnsemblePredictor:
     """Fit the predictor, keep it, and tell how well it orders policies it has not seen."""
-    predictor = fit_predictor(dense.space, study.trials, accuracy, dense.recipe.seed)
+    sensitivity = sensitivity_of(dense, study)
+    predictor = fit_predictor(dense.space, study.trials, accuracy, dense.recipe.seed, sensitivity)
     save_predictor(folder / PREDICTOR, predictor)
     ranks = predictor.ranks
     progress.say(

@@ -144,6 +144,9 @@ class SearchSection(Section):
     stop_early: bool = Field(
         default=True, description="end a trial once it is sure not to be among the best of what costs no more"
     )
+    sensitivity_images: int = Field(
+        default=128, ge=0, description="pictures on which each group is cut alone before the first trial; 0: none is"
+    )
     candidates: int = Field(
         default=5, ge=1, le=1000, description="best policies by prediction that are measured truly at the end"
     )

@@ -19,6 +19,7 @@ from amc.dense import Dense
 from amc.progress import Progress
 from amc.pulse import name_of
 from amc.recipe import Recipe, resolved_toml
+from amc.sensitivity import sensitivity_of
 from amc.stopping import Rivals
 from amc.study import Study
 from amc.trial import Trial
@@ -42,6 +43,7 @@ def search(dense: Dense, caps: tuple[Cap, ...], accuracy: float, folder: Path, p
     wanted = dense.recipe.search
     study = Study(wanted.study, folder, dense.protocol(), dense.space, alone=True)
     study.describe(resolved_toml(shareable(dense.recipe)), accuracy)
+    sensitivity_of(dense, study, progress)  # once, and not by every worker
     if wanted.workers == 1 or len(study.trials) >= wanted.trials:
         study.run(measure_of(dense, study), sampler_of(dense, caps, accuracy, study), wanted.trials, progress)
         return study
@@ -77,12 +79,14 @@ def measure_of(dense: Dense, study: Study) -> Callable[[NDArray[np.int64]], Tria
 
 def sampler_of(dense: Dense, caps: tuple[Cap, ...], accuracy: float, study: Study) -> EvolutionarySampler:
     """What proposes policies, the same in every process of a study."""
+    sensitivity = sensitivity_of(dense, study)
     return EvolutionarySampler(
         dense.space,
         caps,
-        lambda: EnsemblePredictor(seed=dense.recipe.seed),
+        lambda: EnsemblePredictor(seed=dense.recipe.seed, sensitivity=sensitivity),
         seed=dense.recipe.seed,
         acquisition=dense.recipe.search.acquisition,
+        is_informed=sensitivity is not None,
         dense_accuracy=accuracy,
         labels=study.labels,
     )

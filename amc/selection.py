@@ -18,7 +18,7 @@ from amc.files import write_whole
 from amc.labels import labels_of
 from amc.study import Study
 from amc.trial import Measure, Trial
-from amc_predictor import EnsemblePredictor
+from amc_predictor import EnsemblePredictor, Sensitivity
 from amc_search import (
     Candidates,
     Cap,
@@ -56,13 +56,17 @@ class Selection:
         return np.array(self.trial.policy, dtype=np.int64)
 
 
-def fit_predictor(space: Space, trials: list[Trial], dense_accuracy: float, seed: int) -> EnsemblePredictor:
+def fit_predictor(
+    space: Space, trials: list[Trial], dense_accuracy: float, seed: int, sensitivity: Sensitivity | None = None
+) -> EnsemblePredictor:
     """A predictor of accuracy from all trials and the dense network's own."""
-    return _fitted(space, *_known(space, trials, dense_accuracy), seed)
+    return _fitted(space, *_known(space, trials, dense_accuracy), seed, sensitivity)
 
 
-def _fitted(space: Space, policies: Policies, labels: NDArray[np.float64], seed: int) -> EnsemblePredictor:
-    predictor = EnsemblePredictor(seed=seed)
+def _fitted(
+    space: Space, policies: Policies, labels: NDArray[np.float64], seed: int, sensitivity: Sensitivity | None
+) -> EnsemblePredictor:
+    predictor = EnsemblePredictor(seed=seed, sensitivity=sensitivity)
     predictor.fit(space.fractions(policies), torch.as_tensor(labels).float())
     return predictor
 
@@ -125,7 +129,7 @@ def select(
 
     def learn() -> Learned:
         known = _known(study.space, study.trials, dense_accuracy)
-        return Learned(*known, fitted.pop() if fitted else _fitted(study.space, *known, seed))
+        return Learned(*known, fitted.pop() if fitted else _fitted(study.space, *known, seed, predictor.sensitivity))
 
     def measured(policies: list[NDArray[np.int64]]) -> None:
         study.measure_all(policies, measure)

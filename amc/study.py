@@ -100,7 +100,15 @@ class Study:
     def describe(self, recipe: str, dense_accuracy: float) -> None:
         """Leave word for workers elsewhere: the resolved recipe, as TOML, and the dense network's accuracy."""
         for key, value in ((RECIPE, recipe), (DENSE_ACCURACY, dense_accuracy)):
-            self._patiently(lambda key=key, value=value: self._study.set_user_attr(key, value))  # type: ignore[misc]
+            self.tell(key, value)
+
+    def tell(self, key: str, value: object) -> None:
+        """Leave a JSON-able value for whoever opens the study."""
+        self._patiently(lambda: self._study.set_user_attr(key, value))
+
+    def told(self, key: str) -> Any:
+        """What was left under a key, or None."""
+        return self._patiently(lambda: self._study.user_attrs.get(key))
 
     def run(
         self,

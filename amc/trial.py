@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
@@ -9,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +24,7 @@ from amc.evaluation import Evaluation, evaluate
 from amc.lessons import Lessons, lesson_schedule
 from amc.recipe import FinetuneSection, RecoverySection, SearchSection
 from amc.stopping import Floor, SequentialTest
-from amc.surgery.recovery import Cutter, Moments, reestimate_batchnorm
+from amc.surgery.recovery import Cutter, Moments, evaluating, reestimate_batchnorm, tracking_norms
 from amc.surgery.table import OwnerTable, kept_units
 from amc.task import CLASSIFICATION, Task
 
@@ -103,6 +105,24 @@ class Measure:
         self.train, self.pictures = KeptSplit(splits.train), KeptSplit(splits.measure)
         self.finetune = finetune
 
+    @property
+    def images(self) -> int:
+        """Pictures that a trial is measured on."""
+        return min(len(self.pictures), self.search.measure_images or len(self.pictures))
+
+    @property
+    def passes(self) -> int:
+        """Pictures that a trial passes through its network, those of training steps left out."""
+        return self.images + (self.recovery.batchnorm_images if tracking_norms(self.model) else 0)
+
+    def of(self, images: int, batchnorm_images: int) -> Measure:
+        """The same on fewer pictures, after no training."""
+        search = self.search.model_copy(update={"measure_images": images})
+        recovery = self.recovery.model_copy(update={"batchnorm_images": batchnorm_images, "steps": 0})
+        other = copy.copy(self)
+        other.search, other.recovery = search, recovery
+        return other
+
     @cached_property
     def lessons(self) -> Lessons:
         schedule = lesson_schedule(self.recovery, self.finetune)
@@ -160,12 +180,18 @@ class Measure:
     def evaluate(self, model: nn.Module, floor: float = 0.0) -> Evaluation:
         """Run `model` on the measure split, in one random order for all policies; no longer than `floor` asks for."""
         size, limit = self.search.batch_size, self.search.measure_images
-        total = min(len(self.pictures), limit or len(self.pictures))
-        test = SequentialTest(floor, total, looks=-(-total // size), counted=self.task.metric is None)
+        test = SequentialTest(floor, self.images, looks=-(-self.images // size), counted=self.task.metric is None)
         return evaluate(
             model, self.pictures, self.compute, batch_size=size, limit=limit, seed=ORDER, task=self.task,
             stop=test if floor > 0 else None,
         )  # fmt: skip
+
+    @torch.inference_mode()
+    def outputs(self, model: nn.Module) -> list[tuple[Any, Any]]:
+        """The batches of `evaluate`, and what `model` makes of each."""
+        batches = self.pictures.batches(self.search.batch_size, seed=ORDER, limit=self.images)
+        with evaluating(model), self.compute.autocast():
+            return [(batch, self.task.call(batch).to(self.compute.device).on(model)) for batch in batches]
 
     def cost_of(self, policy: NDArray[np.int64]) -> dict[str, float]:
         counts = torch.from_numpy(policy)[None].double()

@@ -1,12 +1,13 @@
 """The methods of a contest: ours, ours with one part taken out, and the rivals.
 
-Ours is what `amc compress` does, by the same parts: the sampler on an Optuna study (here in memory), the ensemble
-predictor, and the closing rounds of climbs whose best policies are measured. Every label counts against the budget.
+Ours is what `amc compress` does, by the same parts: the groups' sensitivity, the sampler on an Optuna study (here in
+memory), the ensemble predictor, and the closing rounds of climbs whose best policies are measured. Every label counts
+against the budget, and the sensitivity as many labels as pass as many pictures.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -17,16 +18,18 @@ import torch
 from numpy.typing import NDArray
 
 from amc.selection import KAPPA
-from amc_predictor import EnsemblePredictor, SeerNetPredictor
+from amc_predictor import EnsemblePredictor, SeerNetPredictor, Sensitivity
 from amc_predictor.networks import Training
 from amc_search import ACQUISITIONS, EvolutionarySampler, Learned, Parts, close
 from amc_search.rivals import METHODS as RIVALS
-from amc_search.rivals.problem import Method, Problem
+from amc_search.rivals.problem import Curves, Method, Problem
 from amc_search.rivals.seernet import seernet
 
 # Of the labels, what the closing rounds get; the sampler's trials get the rest.
-CLOSING = 0.25
+CLOSING = 0.125
 ARMS = ACQUISITIONS["informative"]
+
+Make = Callable[[], EnsemblePredictor]
 
 
 @dataclass(frozen=True)
@@ -35,24 +38,32 @@ class Switches:
 
     Attributes:
         ensemble: networks on what the predictor's process leaves over.
+        sensitivity: groups are cut alone first, and the predictor is told.
         arms: of the sampler, name -> share.
         closing: parts of the closing rounds.
     """
 
     ensemble: bool = True
+    sensitivity: bool = True
     arms: Mapping[str, float] = field(default_factory=lambda: dict(ARMS))
     closing: Parts = field(default_factory=Parts)
 
-    def predictor(self, seed: int) -> EnsemblePredictor:
-        """A predictor not yet fitted."""
-        if self.ensemble:
-            return EnsemblePredictor(seed=seed)
-        return EnsemblePredictor(seed=seed, training=Training(steps=0))  # networks say nothing before they are trained
+    def maker(self, problem: Problem) -> Make:
+        """What makes predictors not yet fitted; for the sensitivity the problem is paid."""
+        return self.informed(problem.seed, problem.sound() if self.sensitivity else None)
 
-    def fitted(self, problem: Problem) -> EnsemblePredictor:
+    def informed(self, seed: int, curves: Curves | None) -> Make:
+        """What makes predictors not yet fitted, told of sensitivity curves where they are known."""
+        # networks say nothing before they are trained
+        training = Training() if self.ensemble else Training(steps=0)
+        sensitivity = Sensitivity.of(curves) if curves is not None and self.sensitivity else None
+        return partial(EnsemblePredictor, seed=seed, training=training, sensitivity=sensitivity)
+
+    @staticmethod
+    def fitted(make: Make, problem: Problem) -> EnsemblePredictor:
         """A predictor of all that is known."""
         policies, labels = problem.known
-        predictor = self.predictor(problem.seed)
+        predictor = make()
         predictor.fit(problem.space.fractions(policies), torch.as_tensor(labels).float())
         return predictor
 
@@ -62,10 +73,11 @@ def amc(problem: Problem, switches: Switches) -> None:
 
     Source: this project; after Wang et al., arXiv 2304.06393 (predict accuracy from policy, sample actively, climb).
     """
-    make = partial(switches.predictor, problem.seed)
+    make = switches.maker(problem)
     sampler = EvolutionarySampler(
-        problem.space, problem.caps, make, seed=problem.seed, arms=switches.arms, dense_accuracy=problem.dense_label
-    )
+        problem.space, problem.caps, make, seed=problem.seed, arms=switches.arms, dense_accuracy=problem.dense_label,
+        is_informed=make().sensitivity is not None,
+    )  # fmt: skip
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(direction="maximize", sampler=sampler)
     closing = max(1, round(CLOSING * problem.trials))
@@ -76,7 +88,7 @@ def amc(problem: Problem, switches: Switches) -> None:
         if problem.left == before:  # only repetitions are left
             return
     close(
-        problem.space, problem.caps, problem.left, lambda: Learned(*problem.known, switches.fitted(problem)),
+        problem.space, problem.caps, problem.left, lambda: Learned(*problem.known, switches.fitted(make, problem)),
         problem.measure_all, seed=problem.seed, kappa=KAPPA, parts=switches.closing,
     )  # fmt: skip
 
@@ -99,7 +111,9 @@ _published.__doc__ = seernet.__doc__
 OURS = Switches()
 ABLATIONS: dict[str, Switches] = {
     "amc-no-ensemble": replace(OURS, ensemble=False),
-    **{f"amc-no-{arm}": replace(OURS, arms=_without(arm)) for arm in ("merit", "random")},
+    "amc-no-sensitivity": replace(OURS, sensitivity=False),
+    **{f"amc-no-{arm}": replace(OURS, arms=_without(arm)) for arm in ("improvement", "random")},
+    "amc-merit": replace(OURS, arms={**_without("improvement"), "merit": ARMS["improvement"]}),
     "amc-exploring": replace(OURS, arms=ACQUISITIONS["exploring"]),
     "amc-no-barrier": replace(OURS, closing=Parts(barrier=False)),
     "amc-no-repair": replace(OURS, closing=Parts(polish=False)),

@@ -330,13 +330,18 @@ def _nearly_equal(before: Tensor, after: Tensor) -> bool:
 
 
 @torch.no_grad()
+def tracking_norms(model: nn.Module) -> list[nn.modules.batchnorm._NormBase]:
+    """The BatchNorms that keep statistics."""
+    return [m for m in model.modules() if isinstance(m, BATCH_NORMS) and m.track_running_stats]
+
+
 def reestimate_batchnorm(model: nn.Module, batches: Iterable[Batch], task: Task = CLASSIFICATION) -> None:
     """Replace every BatchNorm's running statistics by plain averages over `batches`, in place.
 
     Dropout stays off; momenta and training modes are left as they were found. (EagleEye, Li et al. 2020,
     arXiv 2007.02491.)
     """
-    norms = [m for m in model.modules() if isinstance(m, BATCH_NORMS) and m.track_running_stats]
+    norms = tracking_norms(model)
     if not norms:
         return
     momenta = [norm.momentum for norm in norms]

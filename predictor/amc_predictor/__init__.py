@@ -8,6 +8,7 @@ from amc_predictor.ensemble import EnsemblePredictor
 from amc_predictor.networks import Training
 from amc_predictor.ranks import Ranks
 from amc_predictor.seernet import SeerNetPredictor
+from amc_predictor.sensitivity import Sensitivity
 from amc_predictor.validation import Predictor, cross_validate
 
 PREDICTORS: dict[str, Callable[..., Predictor]] = {
@@ -21,6 +22,7 @@ __all__ = [
     "Predictor",
     "Ranks",
     "SeerNetPredictor",
+    "Sensitivity",
     "Training",
     "cross_validate",
 ]

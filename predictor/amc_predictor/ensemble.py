@@ -4,7 +4,7 @@ Notation in this package
 n: measured policies. b: policies asked about. d: columns, one a group, or more where bits are chosen too.
 m: members of the ensemble. K: folds.
 x: policies (b, d): kept fractions in [0, 1], bits in [1, 32].
-F: features (b, 4d), scaled on the measured policies; `amc_predictor.features` has them.
+F: features (b, 4d), or (b, 4d + 2) with a sensitivity, scaled on the measured policies; see `amc_predictor.features`.
 y: accuracy in [0, 1]. z: score, the scale of the link on which accuracy behaves; y = link.accuracy(z).
 f: mean of the process, (b,) in score. g_j: network j of m, (b,) in score. mean = link.accuracy(f + mean_j g_j).
 h: variance of f (b,), in score squared; grows with the distance from the measured policies.
@@ -25,12 +25,13 @@ from torch import Tensor
 from amc_predictor import conformal
 from amc_predictor.evidence import Choice, Evidence
 from amc_predictor.examples import bits_mask, checked_examples, checked_policies, fold_of_each
-from amc_predictor.features import Scaling
+from amc_predictor.features import TOLD, Scaling
 from amc_predictor.kernel import terms_of
 from amc_predictor.link import KINDS, Link, candidate_links
 from amc_predictor.networks import Networks, Training, train
 from amc_predictor.process import PROCESS_TENSORS, Process
 from amc_predictor.ranks import Ranks
+from amc_predictor.sensitivity import Sensitivity
 from amc_predictor.subset import JUDGED, telling
 
 NOISE_FLOOR = 1e-4  # of accuracy: labels that happen to agree are no proof of certainty
@@ -38,7 +39,7 @@ SCALE_FLOOR = 0.1
 MEDIAN_OF_NORMAL = 0.6745  # of |z|; a median, since one wrecked policy far off would widen every interval
 RANK_TENSORS = ("accuracy", "mean", "std", "low", "high", "fold")
 MODEL_TENSORS = (
-    *("center", "width", "link", "slope", "scale", "inner", "bias", "outer"),
+    *("center", "width", "kept", "harm", "floor", "link", "slope", "scale", "inner", "bias", "outer"),
     *PROCESS_TENSORS,
 )
 
@@ -81,14 +82,22 @@ class Model:
 
     def tensors(self) -> dict[str, Tensor]:
         link = torch.tensor([KINDS.index(self.link.kind), self.link.floor, self.link.ceiling], dtype=torch.float64)
-        parts = vars(self.scaling) | vars(self.process) | vars(self.networks)
+        scaling = vars(self.scaling) | vars(self.scaling.sensitivity)
+        del scaling["sensitivity"]
+        parts = scaling | vars(self.process) | vars(self.networks)
         return parts | {"link": link, "slope": self.slope, "scale": self.scale}
 
     @classmethod
     def of_tensors(cls, tensors: dict[str, Tensor]) -> Model:
         kind, floor, ceiling = tensors["link"].tolist()
         return cls(
-            Scaling(tensors["bits"], tensors["center"], tensors["width"]),
+            Scaling(
+                tensors["bits"],
+                tensors["center"],
+                tensors["width"],
+                Sensitivity(tensors["kept"], tensors["harm"]),
+                tensors["floor"],
+            ),
             Link(KINDS[int(kind)], floor, ceiling),
             Process(*(tensors[name] for name in PROCESS_TENSORS)),
             Networks(*(tensors[name] for name in ("inner", "bias", "outer"))),
@@ -110,6 +119,7 @@ class EnsemblePredictor:
         folds: at most this many for calibration; fewer where n is smaller.
         training: settings of the networks.
         bits: numbers of the columns that are bits, each from 1 to 32; all others are kept fractions.
+        sensitivity: what is known of the groups before anything is measured; not where there are bits.
 
     Attributes:
         ranks: out-of-fold judgement of the last fit. Link and stopping step were chosen with all
@@ -126,13 +136,16 @@ class EnsemblePredictor:
         folds: int = 5,
         training: Training | None = None,
         bits: Sequence[int] = (),
+        sensitivity: Sensitivity | None = None,
     ) -> None:
         if members < 1 or hidden < 1:
             raise ValueError(f"members and hidden must be at least 1, got {members=}, {hidden=}")
         if folds < 2:
             raise ValueError(f"folds must be at least 2, got {folds}")
         self.members, self.hidden, self.seed, self.folds = members, hidden, seed, folds
-        self.training, self.bits = training or Training(), tuple(bits)
+        if bits and sensitivity:
+            raise ValueError(f"a sensitivity is of kept fractions, so no column may be bits, got bits={tuple(bits)}")
+        self.training, self.bits, self.sensitivity = training or Training(), tuple(bits), sensitivity
         self._model: Model | None = None
 
     def fit(self, policies: Tensor, accuracy: Tensor) -> None:
@@ -193,11 +206,14 @@ class EnsemblePredictor:
         if missing or model.keys() != set(MODEL_TENSORS):
             raise ValueError(f"a predictor's state has tensors model.* and ranks.*, got {sorted(state)}")
         members, groups, hidden = model["inner"].shape
-        if len(model["center"]) != 4 * groups:
-            raise ValueError(f"a predictor of {groups} groups has {4 * groups} features, got {len(model['center'])}")
-        if len(model["amplitudes"]) != terms_of(model["bits"]):
-            raise ValueError(f"a kernel has {terms_of(model['bits'])} amplitudes, got {len(model['amplitudes'])}")
-        predictor = cls(members=members, hidden=hidden, bits=model["bits"].nonzero().squeeze(1).tolist())
+        sensitivity = Sensitivity(model["kept"], model["harm"])
+        features, terms = 4 * groups + TOLD * bool(sensitivity), terms_of(model["bits"], bool(sensitivity))
+        if len(model["center"]) != features:
+            raise ValueError(f"a predictor of {groups} groups has {features} features, got {len(model['center'])}")
+        if len(model["amplitudes"]) != terms:
+            raise ValueError(f"a kernel has {terms} amplitudes, got {len(model['amplitudes'])}")
+        bits = model["bits"].nonzero().squeeze(1).tolist()
+        predictor = cls(members=members, hidden=hidden, bits=bits, sensitivity=sensitivity or None)
         predictor._model = Model.of_tensors(model)
         predictor.ranks = Ranks.of(*(state[f"ranks.{name}"] for name in RANK_TENSORS))
         return predictor
@@ -209,7 +225,7 @@ class EnsemblePredictor:
 
     def _models(self, inputs: Tensor, labels: Tensor, fold: Tensor) -> list[Model]:
         """One model a fold, which has not seen it, then the model of everything."""
-        scaling = Scaling.of(inputs, bits_mask(inputs.shape[1], self.bits))
+        scaling = Scaling.of(inputs, bits_mask(inputs.shape[1], self.bits), self._sensitivity(inputs.shape[1]))
         features = scaling(inputs)
         folds = int(fold.max()) + 1
         seen = torch.stack([fold != number for number in range(folds + 1)])  # the last row sees every policy
@@ -230,6 +246,13 @@ class EnsemblePredictor:
             models.append(Model(scaling, link, replace(process, noise=noise), own, slope, torch.ones_like(slope)))
         return models
 
+    def _sensitivity(self, groups: int) -> Sensitivity | None:
+        if self.sensitivity is not None and len(self.sensitivity.kept) != groups:
+            raise ValueError(
+                f"the sensitivity must have a curve for each of {groups} groups, got {len(self.sensitivity.kept)}"
+            )
+        return self.sensitivity
+
     def _choices(self, features: Tensor, labels: Tensor, seen: Tensor, bits: Tensor) -> list[Choice]:
         """The link that all labels speak for, and for each row of `seen` (K + 1, n) the variances its own do."""
         judged = torch.ones(len(labels), dtype=torch.bool)
@@ -244,7 +267,7 @@ class EnsemblePredictor:
     def _networks(self, features: Tensor, labels: Tensor, offset: Tensor, seen: Tensor, link: Link) -> Networks:
         """Train the networks of all folds, and of everything, at once: (K + 1) times `members` of them."""
         generator = torch.Generator().manual_seed(self.seed)
-        count, groups = len(seen) * self.members, features.shape[1] // 4
+        count, groups = len(seen) * self.members, (features.shape[1] - TOLD * bool(self.sensitivity)) // 4
         chance = seen.float().repeat_interleave(self.members, dim=0)
         draws = torch.multinomial(chance, len(labels), replacement=True, generator=generator)
         weight = torch.zeros_like(chance).scatter_add_(1, draws, torch.ones_like(chance))

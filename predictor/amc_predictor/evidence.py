@@ -23,6 +23,7 @@ from amc_predictor.kernel import terms
 from amc_predictor.link import Link
 
 SIGNAL, NOISE = 0.5, 0.3  # prior medians: variance of all terms together, and of the noise
+TRUST = 0.8  # of that signal, what is expected of the sensitivity's terms where there are any
 BREADTH = 2.0  # standard deviation of the prior of a variance's logarithm
 BOUNDS = (-12.0, 6.0)  # of those logarithms
 JITTER = 1e-6
@@ -53,7 +54,7 @@ class Evidence:
     """The marginal likelihood of measured policies, for any scores of theirs.
 
     Args:
-        features: (n, 4d).
+        features: (n, 4d), or (n, 4d + 2) where the sensitivity is known.
         bits: (d,) bool, which columns are bits.
     """
 
@@ -66,8 +67,10 @@ class Evidence:
         self.seen = size > 1e-9  # nothing was measured that tells of the others
         self.size = torch.where(self.seen, size, torch.ones_like(size))
         self.terms = (centred / self.size[:, None, None]).flatten(1)
-        number = len(size)
-        self.prior = np.log(np.append(np.full(number, SIGNAL / number), NOISE))
+        told = features.shape[1] - 4 * len(bits)
+        own = len(size) - told
+        shares = np.append(np.full(own, (1 - TRUST * bool(told)) / own), np.full(told, TRUST / max(told, 1)))
+        self.prior = np.log(np.append(SIGNAL * shares, NOISE))
 
     def best(self, accuracy: Tensor, links: Iterable[Link], start: NDArray[np.float64] | None = None) -> Choice:
         """The most probable link and variances for labels (n,); with a `start`, after a glance from there."""

@@ -8,6 +8,9 @@ features, so that everything behind them treats both kinds alike:
 
 The second falls steeply where a group is cut to the bone, or is the power of a quantiser's noise; in the third,
 distances between policies are relative; the fourth tells a group that keeps nothing from one that is thin.
+
+Where the groups' sensitivity is known a policy has two features more, t and log(t + c): what its cuts, each alone,
+would cost together. The logarithm, since what is lost together is no sum where much is cut.
 """
 
 from __future__ import annotations
@@ -17,9 +20,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from amc_predictor.sensitivity import THINNEST, Sensitivity
+
 STEEPNESS = 4.0  # of exp(-STEEPNESS x)
-THINNEST = 0.02  # added to x before its logarithm is taken
 FOUR = 1.3862943611198906  # log 4: the power of a quantiser's noise falls fourfold a bit
+FLOOR = 0.1  # c, as a share of the t usual among the measured policies
+TOLD = 2  # features of the sensitivity: t, log(t + c)
 
 
 def kinds_of(bits: Tensor) -> list[Tensor]:
@@ -33,17 +39,24 @@ class Scaling:
 
     Attributes:
         bits: (d,) bool, which columns are bits.
-        center, width: (4d,).
+        center, width: (4d,), or (4d + 2,) where the sensitivity is known.
+        sensitivity: of the groups, or one that says nothing.
+        floor: () c.
     """
 
     bits: Tensor
     center: Tensor
     width: Tensor
+    sensitivity: Sensitivity
+    floor: Tensor
 
     @classmethod
-    def of(cls, policies: Tensor, bits: Tensor) -> Scaling:
+    def of(cls, policies: Tensor, bits: Tensor, sensitivity: Sensitivity | None = None) -> Scaling:
         """Scaled on policies (n, d)."""
-        raw = _raw(policies, bits)
+        sensitivity = sensitivity or Sensitivity.unknown(len(bits))
+        usual = sensitivity(policies).median() if sensitivity else torch.zeros(()).double()
+        floor = (FLOOR * usual).clamp_min(1e-6)
+        raw = _raw(policies, bits, sensitivity, floor)
         spread = raw.std(dim=0, correction=0)
         width = torch.where(spread > 1e-6, spread, torch.ones_like(spread))
         columns, kinds = len(bits), kinds_of(bits)
@@ -51,16 +64,20 @@ class Scaling:
             for part in (2 * columns + kind, 3 * columns + kind):
                 apart = (2 * len(kinds) * spread[part].square().sum()).sqrt()
                 width[part] = apart if apart > 1e-6 else 1.0
-        return cls(bits, raw.mean(dim=0), width)
+        return cls(bits, raw.mean(dim=0), width, sensitivity, floor)
 
     def __call__(self, policies: Tensor) -> Tensor:
-        """(b, d) -> (b, 4d)."""
-        return (_raw(policies, self.bits) - self.center) / self.width
+        """(b, d) -> (b, 4d), or (b, 4d + 2) where the sensitivity is known."""
+        return (_raw(policies, self.bits, self.sensitivity, self.floor) - self.center) / self.width
 
 
-def _raw(policies: Tensor, bits: Tensor) -> Tensor:
-    """(b, d) -> (b, 4d), as the table above has them."""
+def _raw(policies: Tensor, bits: Tensor, sensitivity: Sensitivity, floor: Tensor) -> Tensor:
+    """(b, d) -> (b, 4d), as the table above has them, and the two of the sensitivity."""
     steepness = torch.where(bits, FOUR, STEEPNESS).to(policies)
     thinnest = torch.where(bits, 0.0, THINNEST).to(policies)
     dropped = ((policies <= 0) & ~bits).to(policies)
-    return torch.cat([policies, (-steepness * policies).exp(), (policies + thinnest).log(), dropped], dim=-1)
+    features = [policies, (-steepness * policies).exp(), (policies + thinnest).log(), dropped]
+    if sensitivity:
+        together = sensitivity(policies)[:, None]
+        features += [together, (together + floor).log()]
+    return torch.cat(features, dim=-1)

@@ -5,7 +5,8 @@ coefficients of the columns, and one `common` coefficient. With few labels and m
 apart badly, yet what they have in common is seen well. Round terms, squared exponential in the third features at three
 reaches, and the `pairs` term, the square of the additive one, which spans all products of two features: they see what
 adding up misses, that a thin group hurts more beside other thin ones. The `dropped` term is linear in which groups keep
-nothing and in their number: a dropped group may be harmed less or more than its thinnest width says.
+nothing and in their number: a dropped group may be harmed less or more than its thinnest width says. Where the groups'
+sensitivity is known, two `told` terms are linear in its features.
 """
 
 from __future__ import annotations
@@ -15,15 +16,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from amc_predictor.features import kinds_of
+from amc_predictor.features import TOLD, kinds_of
 
 ROUND = 3  # terms, of reach 1/2, 1 and 2, in units of the typical distance between measured policies
 LONGEST = 2.0
 
 
-def terms_of(bits: Tensor) -> int:
-    """How many amplitudes the kernel of these columns has."""
-    return 4 * len(kinds_of(bits)) + ROUND + 2
+def terms_of(bits: Tensor, is_told: bool = False) -> int:
+    """How many amplitudes the kernel of these columns has, with or without sensitivity."""
+    return 4 * len(kinds_of(bits)) + ROUND + 2 + TOLD * is_told
 
 
 @dataclass(frozen=True)
@@ -32,15 +33,15 @@ class Kernel:
 
     Attributes:
         bits: (d,) bool, which columns are bits.
-        amplitudes: (terms,): for each kind own, own, common, common; three reaches; pairs; dropped.
+        amplitudes: (terms,): for each kind own, own, common, common; three reaches; pairs; dropped; told, told.
     """
 
     bits: Tensor
     amplitudes: Tensor
 
     def __call__(self, left: Tensor, right: Tensor) -> Tensor:
-        """Features (b, 4d), (n, 4d) -> (b, n)."""
-        *_, shortest, middle, longest, pairs, dropped = self.amplitudes.tolist()
+        """Features (b, F), (n, F) -> (b, n), F = 4d or 4d + 2."""
+        shortest, middle, longest, pairs, dropped = self._others
         covariance: Tensor = self._additive(left) @ self._additive(right).T
         if shortest or middle or longest:
             far = _nearness(left, right)
@@ -55,7 +56,7 @@ class Kernel:
 
     def own(self, features: Tensor) -> Tensor:
         """k(x, x) of each row, (b,)."""
-        *_, shortest, middle, longest, pairs, dropped = self.amplitudes.tolist()
+        shortest, middle, longest, pairs, dropped = self._others
         variance: Tensor = self._additive(features).square().sum(1) + shortest + middle + longest
         if pairs:
             variance = variance + pairs * _even(features, self.bits).square().sum(1).square()
@@ -63,19 +64,28 @@ class Kernel:
             variance = variance + dropped * _dropped(features).square().sum(1)
         return variance
 
+    @property
+    def _others(self) -> list[float]:
+        """The amplitudes that are not of linear terms."""
+        first = 4 * len(kinds_of(self.bits))
+        others: list[float] = self.amplitudes[first : first + ROUND + 2].tolist()
+        return others
+
     def _additive(self, features: Tensor) -> Tensor:
-        """(b, 4d) -> (b, 2d + 2 kinds): columns whose products are the linear terms."""
+        """(b, F) -> (b, 2d + 2 kinds, 2 more where told): columns whose products are the linear terms."""
         columns, parts = len(self.bits), []
         for number, kind in enumerate(kinds_of(self.bits)):
             amplitudes = (self.amplitudes[4 * number : 4 * number + 4] / len(kind)).sqrt()
             for feature in range(2):
                 own = features[:, feature * columns + kind]
                 parts += [own * amplitudes[feature], own.sum(1, keepdim=True) * amplitudes[2 + feature]]
+        if features.shape[1] > 4 * columns:
+            parts.append(features[:, 4 * columns :] * self.amplitudes[-TOLD:].sqrt())
         return torch.cat(parts, dim=1)
 
 
 def terms(features: Tensor, bits: Tensor) -> Tensor:
-    """Every term of the kernel at amplitude 1 between policies with features (n, 4d): (terms, n, n)."""
+    """Every term of the kernel at amplitude 1 between policies with features (n, F): (terms, n, n)."""
     columns, found = len(bits), []
     for kind in kinds_of(bits):
         own = [features[:, feature * columns + kind] for feature in range(2)]
@@ -85,7 +95,8 @@ def terms(features: Tensor, bits: Tensor) -> Tensor:
     far = _nearness(features, features)
     near = far.square().square()
     even, gone = _even(features, bits), _dropped(features)
-    return torch.stack([*found, near.square().square(), near, far, (even @ even.T).square(), gone @ gone.T])
+    told = [torch.outer(feature, feature) for feature in features[:, 4 * columns :].T]
+    return torch.stack([*found, near.square().square(), near, far, (even @ even.T).square(), gone @ gone.T, *told])
 
 
 def _nearness(left: Tensor, right: Tensor) -> Tensor:
@@ -108,7 +119,7 @@ def _even(features: Tensor, bits: Tensor) -> Tensor:
 def _dropped(features: Tensor) -> Tensor:
     """(b, 4d) -> (b, d + 1): which groups are dropped and how many, so that products with itself are 1 on average."""
     columns = features.shape[1] // 4
-    which = features[:, 3 * columns :]
+    which = features[:, 3 * columns : 4 * columns]
     unit: float = (2 / (1 + 1 / columns)) ** 0.5
     both: Tensor = torch.cat([which, which.sum(dim=1, keepdim=True) / columns**0.5], dim=1) * unit
     return both

@@ -18,7 +18,7 @@ class Process:
     Attributes:
         bits: (d,) bool, which columns are bits.
         amplitudes: (terms,) of the kernel.
-        anchors: (n, 4d) features of the measured policies.
+        anchors: (n, F) features of the measured policies.
         weights: (n,) score = intercept + k @ weights, with the kernel centred on the anchors.
         root: (n, n): variance = noise / n + k(x, x) - |root k|^2.
         means: (n,) mean covariance of each anchor with all of them.
@@ -37,7 +37,7 @@ class Process:
 
     @classmethod
     def of(cls, features: Tensor, score: Tensor, bits: Tensor, choice: Choice) -> Process:
-        """Conditioned on scores (n,) of policies with features (n, 4d)."""
+        """Conditioned on scores (n,) of policies with features (n, F)."""
         raw = Kernel(bits, choice.amplitudes)(features, features)
         identity = torch.eye(len(score), dtype=score.dtype)
         factor = torch.linalg.cholesky(_double_centred(raw) + choice.noise * identity)
@@ -47,11 +47,11 @@ class Process:
         return cls(bits, choice.amplitudes, features, weights, root, raw.mean(dim=1), score.mean(), noise)
 
     def score(self, features: Tensor) -> Tensor:
-        """(b, 4d) -> (b,)."""
+        """(b, F) -> (b,)."""
         return self.intercept + self._centred(features)[0] @ self.weights
 
     def score_and_variance(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """(b, 4d) -> score (b,) and its variance (b,), noise left out: it grows with distance from the data."""
+        """(b, F) -> score (b,) and its variance (b,), noise left out: it grows with distance from the data."""
         covariance, own = self._centred(features)
         unknown = (own - (covariance @ self.root.T).square().sum(dim=-1)).clamp_min(0.0)
         return self.intercept + covariance @ self.weights, self.noise / len(self.anchors) + unknown

@@ -20,12 +20,16 @@ SPREADS = (0.4, 0.8)
 NEAR_SHARE = 0.65
 NEAR = (0.8, 1.0)
 WIDE = (0.5, 1.3)
+# Starting policies where the predictor knows the groups' sensitivity.
+INFORMED_START = 6
 # The chance that a policy drops each removable group, one of these drawn for each policy.
 DROP_SHARES = (0.0, 0.0, 0.1, 0.2, 0.3)
 
 
-def usual_start(space: Space) -> int:
-    """How many starting policies a search has: two for each group, at least 10 and at most 32."""
+def usual_start(space: Space, is_informed: bool = False) -> int:
+    """How many starting policies a search has: two for each group, at least 10 and at most 32; few if informed."""
+    if is_informed:
+        return INFORMED_START
     return int(np.clip(2 * len(space), 10, 32))
 
 
@@ -56,6 +60,19 @@ def starting_policies(space: Space, caps: tuple[Cap, ...], count: int, seed: int
         targets = np.where(near, rng.uniform(*NEAR, wanted), rng.uniform(*WIDE, wanted))
         found.append(at_costs(some_dropped(np.exp(log_ratio) * space.high, space, rng), space, caps, targets))
     return distinct(np.concatenate(found))[:count]
+
+
+def nearby_policies(space: Space, caps: tuple[Cap, ...], count: int, seed: int) -> Policies:
+    """The uniform policy under the caps, then random ones near them: at most `count` distinct policies, (k, d).
+
+    For a predictor that knows beforehand what cuts cost in general, and learns only how these add up near the caps.
+
+    Raises:
+        CapUnreachable: the smallest policy is over a cap.
+    """
+    check_reachable(space, caps)
+    drawn = random_policies(space, caps, 3 * count, np.random.default_rng([seed, 0]))
+    return distinct(np.concatenate([uniform(space, caps)[None], drawn]))[:count]
 
 
 def anchors(space: Space, caps: tuple[Cap, ...]) -> Policies:

@@ -10,12 +10,12 @@ from collections.abc import Iterable, Iterator, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from amc_search.acquisition import ARMS, SCORES, Knowledge, Scores, quotas, shortfall
+from amc_search.acquisition import ARMS, SCORES, Knowledge, Scores, predict, quotas, shortfall
 from amc_search.additive import FEWEST, best_if_near
 from amc_search.design import random_policies
 from amc_search.evolution import POPULATION, evolve
 from amc_search.repair import check_reachable, repair, uniform, use_of
-from amc_search.space import Cap, Policies, Predictor, Space
+from amc_search.space import Cap, Policies, Predictor, Space, is_feasible
 
 # A pick repels its neighbourhood, so that a batch is not eight times the same idea: its reach, as a root mean square
 # over groups of log fractions, and its strength in units of an arm's score.
@@ -65,7 +65,7 @@ def propose_by_arm(
         caps: all hold.
         policies: (n, d) measured.
         accuracy: (n,) their accuracies in [0, 1], higher is better, no NaN.
-        pending: (m, d) being measured; never proposed, and kept away from by the arm `distance`.
+        pending: (m, d) being measured; never proposed, and kept away from.
         predictor: fitted on the measured policies; None while there is too little to fit: all arms are random then.
         count: how many.
         arms: names of `SCORES`, "additive" or "random" -> share of the batch. "additive" is one policy at most, and
@@ -87,7 +87,7 @@ def propose_by_arm(
     shares = quotas(arms, count, rng.random())
     known = np.concatenate([policies, pending]).astype(np.int64)
     taken = {policy.tobytes() for policy in known}
-    picked: list[NDArray[np.int64]] = []
+    picked: list[NDArray[np.int64]] = list(pending)
     chosen: dict[str, Policies] = {}
     if wanted := shares.pop("additive", 0):
         optimum = _additive(space, caps, policies, accuracy)
@@ -99,7 +99,9 @@ def propose_by_arm(
         if arm != "random" and predictor is not None and len(policies):
             best_accuracy = float(np.max(accuracy))
             spread = max(float(np.median(best_accuracy - accuracy)), 1e-6)
-            knowledge = Knowledge(space, caps, predictor, known, best_accuracy, spread)
+            knowledge = Knowledge(
+                space, caps, predictor, known, best_accuracy, _incumbent(space, caps, predictor, policies), spread
+            )
             best = policies[np.argsort(-accuracy, kind="stable")]
             pool, scores = _evolved(arm, knowledge, best, rng)
         chosen[arm] = _pick(pool, scores, shares[arm], space, taken, picked)
@@ -144,6 +146,12 @@ def unseen(
                     visited.add(neighbour.tobytes())
                     onward.append(neighbour)
         frontier = np.array(onward, dtype=np.int64).reshape(-1, len(space))
+
+
+def _incumbent(space: Space, caps: tuple[Cap, ...], predictor: Predictor, policies: Policies) -> float:
+    """The best predicted accuracy of measured policies (n, d) under the caps; 0 where none is."""
+    fitting = policies[is_feasible(policies, caps)]
+    return float(predict(predictor, space, fitting)[0].max()) if len(fitting) else 0.0
 
 
 def _additive(space: Space, caps: tuple[Cap, ...], policies: Policies, accuracy: NDArray[np.float64]) -> Policies:

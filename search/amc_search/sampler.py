@@ -24,13 +24,15 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial
 
 from amc_search.acquisition import ACQUISITIONS, quotas
-from amc_search.design import starting_policies, usual_start
+from amc_search.design import nearby_policies, starting_policies, usual_start
 from amc_search.history import CLAIM, History, Ledger
 from amc_search.proposals import propose_by_arm, unseen
 from amc_search.repair import check_reachable, uniform
 from amc_search.space import Cap, Policies, Predictor, Space
 
 ARM = "amc_search:arm"  # user attribute: which arm chose it
+LARGEST_BATCH = 8
+LABELS_A_STEP = 48  # so many measured policies make a batch one larger
 RESERVE = 0.5  # of a batch, proposed beyond it: for those that come while another worker makes the next one
 
 
@@ -63,10 +65,11 @@ class EvolutionarySampler(BaseSampler):
         *,
         seed: int,
         startup: int | None = None,
-        batch: int = 8,
+        batch: int | None = None,
         arms: Mapping[str, float] | None = None,
         acquisition: str = "informative",
         dense_accuracy: float | None = None,
+        is_informed: bool = False,
         labels: Callable[[Sequence[FrozenTrial]], NDArray[np.float64]] = values_of,
     ) -> None:
         """Direction: maximise accuracy in [0, 1].
@@ -77,10 +80,11 @@ class EvolutionarySampler(BaseSampler):
             make_predictor: a new predictor, not yet fitted; called once a batch.
             seed: with a trial's number it determines all that is random in that trial.
             startup: trials of the starting design; by default those of `usual_start`.
-            batch: trials between two fits.
+            batch: trials between two fits; by default 1 at first, and more as more is known, up to `LARGEST_BATCH`.
             arms: name -> share of a batch; by default those that `ACQUISITIONS` has under `acquisition`.
             acquisition: "informative", or for comparison "exploring" or "seernet", the paper's own score.
             dense_accuracy: accuracy of the dense network where it is known; it is learned from and not measured again.
+            is_informed: the predictor knows the groups' sensitivity, so that the start is short and near the caps.
             labels: what is learned from the measured trials, (n,) in [0, 1]; by default their values.
 
         Raises:
@@ -91,7 +95,7 @@ class EvolutionarySampler(BaseSampler):
             raise ValueError(f"acquisition must be one of {sorted(ACQUISITIONS)}, but got {acquisition!r}")
         if not caps:
             raise ValueError("at least one cap must be given, but got none: without a cap the dense network is best")
-        if batch < 1 or (startup is not None and startup < 1):
+        if (batch is not None and batch < 1) or (startup is not None and startup < 1):
             raise ValueError(f"batch and startup must be at least 1, but got {batch=}, {startup=}")
         if dense_accuracy is not None and not 0 <= dense_accuracy <= 1:
             raise ValueError(f"dense_accuracy must be in [0, 1], but got {dense_accuracy}: divide a percentage by 100")
@@ -100,13 +104,14 @@ class EvolutionarySampler(BaseSampler):
         self.caps = caps
         self.make_predictor = make_predictor
         self.seed = seed
-        self.startup = usual_start(space) if startup is None else startup
+        self.startup = usual_start(space, is_informed) if startup is None else startup
         self.batch = batch
+        self.is_informed = is_informed
         self.arms = dict(ACQUISITIONS[acquisition] if arms is None else arms)
         self.dense_accuracy = dense_accuracy
         self.labels = labels
         self._ledgers: WeakKeyDictionary[BaseStorage, dict[int, Ledger]] = WeakKeyDictionary()
-        quotas(self.arms, batch)
+        quotas(self.arms, LARGEST_BATCH)
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         return self.search_space
@@ -144,7 +149,8 @@ class EvolutionarySampler(BaseSampler):
     @cached_property
     def design(self) -> Policies:
         """The starting design, with one spare for each that may be lost to a collision."""
-        return starting_policies(self.space, self.caps, 2 * self.startup, self.seed)
+        start = nearby_policies if self.is_informed else starting_policies
+        return start(self.space, self.caps, 2 * self.startup, self.seed)
 
     def history(self, study: Study, but: int | None = None) -> History:
         """The study as arrays; the trial numbered `but` is left out."""
@@ -204,21 +210,29 @@ class EvolutionarySampler(BaseSampler):
     def _stored_batch(
         self, trial: FrozenTrial, trials: Sequence[FrozenTrial]
     ) -> Iterator[tuple[str, NDArray[np.int64]]]:
-        """The newest batch that a trial opened less than `batch` trials ago, in this process or another.
+        """The newest batch, if a trial opened it less than its size of trials ago, in this process or another.
 
         While a running trial makes the next one, the newest there is, with its reserve: one fit a batch is enough.
         """
         opening, opened = f"{self._batch_key}:opening", 0
         for other in reversed(trials):
-            recent = other.number > trial.number - self.batch
+            age = trial.number - other.number
             if stored := other.system_attrs.get(self._batch_key):
-                if recent or opened:
-                    policies = [(arm, np.array(policy, dtype=np.int64)) for arm, policy in stored]
-                    yield from policies if opened else policies[: self.batch]
+                size = stored["size"]
+                if age < size or opened:
+                    policies = [(arm, np.array(policy, dtype=np.int64)) for arm, policy in stored["policies"]]
+                    yield from policies if opened else policies[:size]
                 return
-            if not recent and (not opened or other.number <= trial.number - 3 * self.batch):
+            if age >= (self.batch or LARGEST_BATCH) * (3 if opened else 1):
                 return
             opened += opening in other.system_attrs and not other.state.is_finished() and other.number != trial.number
+
+    def _batch_size(self, history: History) -> int:
+        """Trials until the next fit: each counts where little is known, and a fit costs more where much is."""
+        if self.batch is not None:
+            return self.batch
+        wanted = max(1 + len(history.policies) // LABELS_A_STEP, 1 + len(history.pending))
+        return min(wanted, LARGEST_BATCH)
 
     def _new_batch(self, study: Study, trial: FrozenTrial, history: History) -> Iterable[tuple[str, NDArray[np.int64]]]:
         """Fit, propose, and leave the batch on this trial for those that follow."""
@@ -228,6 +242,7 @@ class EvolutionarySampler(BaseSampler):
             predictor = self.make_predictor()
             accuracy = torch.as_tensor(history.accuracy, dtype=torch.float32)
             predictor.fit(self.space.fractions(history.policies), accuracy)
+        size = self._batch_size(history)
         refused = np.array([np.frombuffer(key, dtype=np.int64) for key in sorted(history.failed)], dtype=np.int64)
         chosen = propose_by_arm(
             self.space,
@@ -236,7 +251,7 @@ class EvolutionarySampler(BaseSampler):
             history.accuracy,
             np.concatenate([history.pending, refused.reshape(-1, len(self.space))]),
             predictor=predictor,
-            count=self.batch + int(RESERVE * self.batch),
+            count=size + int(RESERVE * size),
             arms=self.arms,
             seed=(self.seed, trial.number + 1),
         )
@@ -248,8 +263,8 @@ class EvolutionarySampler(BaseSampler):
         ]
         named = [(arm, policy) for _, arm, policy in sorted(ranked, key=lambda entry: entry[0])]
         # Any stretch of the batch should hold every arm: the study may stop, or many workers draw, at any point.
-        order = np.random.default_rng((self.seed, trial.number)).permutation(min(self.batch, len(named)))
+        order = np.random.default_rng((self.seed, trial.number)).permutation(min(size, len(named)))
         named = [*(named[index] for index in order), *named[len(order) :]]
-        stored = [(arm, policy.tolist()) for arm, policy in named]
-        study._storage.set_trial_system_attr(trial._trial_id, self._batch_key, stored)
+        policies = [[arm, policy.tolist()] for arm, policy in named]
+        study._storage.set_trial_system_attr(trial._trial_id, self._batch_key, {"size": size, "policies": policies})
         return named

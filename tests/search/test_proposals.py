@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from amc_search import ARMS, Space, propose, propose_by_arm, repair, use_of
-from amc_search.acquisition import SCORES, Knowledge, quotas, seernet
+from amc_search.acquisition import FOLDS_A_UNIT, SCORES, Knowledge, improvement, quotas, seernet
 from amc_search.proposals import unseen
 from tests.search.world import Macs, assert_lawful, cap_at, chain, every_other_removable, fitted_ridge, worlds
 
@@ -64,26 +64,62 @@ def test_every_arm_gets_its_share_near_the_cap():
     caps = (cap_at(space, cost, 0.3),)
     known, accuracy = measured(space, caps, 20)
     chosen = propose_by_arm(space, caps, known, accuracy, known[:0], predictor=fitted_ridge(space), count=20)
-    share = {**ARMS, "merit": ARMS["merit"] + ARMS["additive"], "additive": 0}
+    share = {**ARMS, "improvement": ARMS["improvement"] + ARMS["additive"], "additive": 0}
     assert sum(map(len, chosen.values())) == 20
     assert all(abs(len(policies) - 20 * share[arm]) < 2 for arm, policies in chosen.items())
     assert not len(chosen["additive"])
     assert (use_of(np.concatenate(list(chosen.values())), caps) > 0.8).mean() > 0.9
 
 
-@pytest.mark.parametrize("arm", ["merit", "disagreement", "distance", "seernet"])
+@pytest.mark.parametrize("arm", ["improvement", "merit", "disagreement", "distance", "seernet"])
 def test_an_arm_proposes_what_scores_higher_than_random(arm):
     """Evolution raises the score that it evolves for."""
     space, cost = chain(12)
     caps = (cap_at(space, cost, 0.3),)
     known, accuracy = measured(space, caps, 20)
     ridge = fitted_ridge(space)
-    knowledge = Knowledge(space, caps, ridge, known, accuracy.max(), np.median(accuracy.max() - accuracy))
+    spread = np.median(accuracy.max() - accuracy)
+    knowledge = Knowledge(space, caps, ridge, known, best=accuracy.max(), incumbent=0.5, spread=spread)
     evolved, drawn = (
         propose(space, caps, known, accuracy, known[:0], predictor=ridge, arms={name: 1}, seed=2)
         for name in (arm, "random")
     )
     assert SCORES[arm](evolved, knowledge).mean() > SCORES[arm](drawn, knowledge).mean()
+
+
+def test_improvement_is_the_expected_gain_over_the_incumbent():
+    """Against draws from the predicted normals, on a logarithmic scale, and finite however hopeless a policy is."""
+
+    class Told:
+        def predict(self, policies):
+            return policies[:, 0].double(), policies[:, 1].double()
+
+    space = Space(("mean", "std"), (1000, 1000), (1, 1))
+    policies = np.array([[500, 100], [600, 50], [400, 100], [300, 10], [10, 1]])
+    knowledge = Knowledge(space, (), Told(), policies, best=0.0, incumbent=0.5, spread=1.0)
+    scores = improvement(policies, knowledge)
+    draws = np.random.default_rng(0).normal(size=400_000)
+    for (mean, std), score in list(zip(policies / 1000, scores, strict=True))[:3]:
+        gain = np.maximum(mean + std * draws - 0.5, 0).mean()
+        assert FOLDS_A_UNIT * score == pytest.approx(np.log(gain), abs=0.02)
+    assert np.isfinite(scores).all() and (np.diff(scores[[1, 0, 2, 3, 4]]) < 0).all()
+
+
+def test_proposals_keep_away_from_what_is_being_measured():
+    """On a fine grid the next proposal is farther from a pending policy than from a measured one."""
+    space = Space(("a", "b", "c"), (300, 300, 300), (1, 1, 1))
+    caps = (cap_at(space, Macs(*(torch.eye(3, dtype=torch.float64) for _ in range(2))), 0.5),)
+    known, accuracy = measured(space, caps, 20)
+    ridge = fitted_ridge(space)
+
+    def propose_one(policies, labels, pending):
+        return propose(space, caps, policies, labels, pending, predictor=ridge, arms={"merit": 1}, count=1, seed=2)
+
+    first = propose_one(known, accuracy, known[:0])
+    beside = propose_one(np.concatenate([known, first]), np.append(accuracy, 0.5), known[:0])
+    away = propose_one(known, accuracy, first)
+    apart = [np.linalg.norm(space.log_fractions(policy) - space.log_fractions(first)) for policy in (beside, away)]
+    assert apart[1] > apart[0]
 
 
 def test_evolution_finds_what_is_better_dropped():
@@ -115,7 +151,8 @@ def test_the_papers_score_is_the_mean_squared_change_one_level_less_pruned():
     ridge = fitted_ridge(space)
     space = every_other_removable(space)
     policies = np.stack([space.high, space.low, space.step, np.where(np.arange(4) < 2, space.low, space.high)])
-    knowledge = Knowledge(space, (cap_at(space, cost, 1),), ridge, policies, 1.0, 1.0)
+    caps = (cap_at(space, cost, 1),)
+    knowledge = Knowledge(space, caps, ridge, policies, best=1.0, incumbent=1.0, spread=1.0)
 
     def predicted(policy):
         return float(ridge.predict(space.fractions(policy[None]))[0][0])

@@ -65,7 +65,7 @@ def test_no_policy_is_measured_twice_and_a_new_sampler_resumes(tmp_path):
     assert len(policies) == len(set(policies)) == 22
     assert sampler.space.is_legal(np.array(policies)).all()
     arms = [trial.user_attrs[ARM] for trial in study.trials]
-    assert arms[:6] == ["start"] * 6 and set(arms[6:]) == {"merit", "random"}
+    assert arms[:6] == ["start"] * 6 and set(arms[6:]) == {"improvement", "random"}
     assert is_feasible(np.array(policies[6:]), sampler.caps).all()
 
 

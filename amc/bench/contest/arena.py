@@ -11,6 +11,7 @@ from amc.bench.contest.store import Labelled, LabelStore, Policy
 from amc.dense import Dense
 from amc.errors import ModelError, UsageError
 from amc.selection import unreachable
+from amc.sensitivity import Curves, measure_curves
 from amc_search import Cap, CapUnreachable
 from amc_search.repair import check_reachable
 
@@ -61,6 +62,11 @@ class Arena:
     def label_of(self, found: Labelled) -> float:
         """The number that a method sees for a measured policy."""
         return label_of(self.recipe.label, found.accuracy, found.loss)
+
+    @cached_property
+    def curves(self) -> Curves:
+        """What each group's cut alone costs (`amc.sensitivity`)."""
+        return measure_curves(self.dense)
 
     def measured(self, policy: Policy) -> Labelled:
         """What measuring a (d,) policy gives, from the store if it was measured before.

@@ -12,7 +12,7 @@ from itertools import cycle
 import numpy as np
 from numpy.typing import NDArray
 
-from amc.bench.methods import CLOSING
+from amc.bench.methods import CLOSING, Make
 from amc.bench.methods import OURS as PARTS
 from amc.selection import KAPPA
 from amc_search import Cap, Learned, close, propose, starting_policies
@@ -30,13 +30,14 @@ def front_method(several: Sequence[tuple[Cap, ...]]) -> Method:
     """What makes one study for several caps, whatever the caps of its problem."""
 
     def serve(problem: Problem) -> None:
+        make = PARTS.maker(problem)
         _start(problem, several)
         closing = max(len(several), round(CLOSING * problem.trials))
         for turn, caps in enumerate(cycle(several)):
-            if problem.left <= closing or not _propose(problem, caps, min(BATCH, problem.left - closing), turn):
+            if problem.left <= closing or not _propose(problem, make, caps, min(BATCH, problem.left - closing), turn):
                 break
         for left, caps in zip(range(len(several), 0, -1), several, strict=True):
-            _close(problem, caps, problem.left // left)
+            _close(problem, make, caps, problem.left // left)
 
     return serve
 
@@ -49,23 +50,23 @@ def _start(problem: Problem, several: Sequence[tuple[Cap, ...]]) -> None:
     problem.measure_all(distinct(np.array(turns, dtype=np.int64))[:count])
 
 
-def _propose(problem: Problem, caps: tuple[Cap, ...], count: int, turn: int) -> int:
+def _propose(problem: Problem, make: Make, caps: tuple[Cap, ...], count: int, turn: int) -> int:
     """Measure a batch of informative policies under a cap; returns how many there were."""
     policies, labels, far = _apart(problem, caps)
     batch = propose(
         problem.space, caps, policies, labels, far,
-        predictor=PARTS.fitted(problem), count=count, arms=PARTS.arms, seed=(problem.seed, turn),
+        predictor=PARTS.fitted(make, problem), count=count, arms=PARTS.arms, seed=(problem.seed, turn),
     )  # fmt: skip
     problem.measure_all(batch)
     return len(batch)
 
 
-def _close(problem: Problem, caps: tuple[Cap, ...], count: int) -> None:
+def _close(problem: Problem, make: Make, caps: tuple[Cap, ...], count: int) -> None:
     """Measure at most `count` of the best policies by prediction under a cap, in rounds."""
 
     def learn() -> Learned:
         policies, labels, _ = _apart(problem, caps)
-        return Learned(policies, labels, PARTS.fitted(problem))
+        return Learned(policies, labels, PARTS.fitted(make, problem))
 
     if count:
         close(

@@ -21,6 +21,7 @@ from amc.bench.contest.recipe import OURS, BenchRecipe, cap_name
 from amc.bench.contest.store import Policy
 from amc.errors import RunError
 from amc.files import write_json
+from amc.sensitivity import Curves, price
 from amc_search import Cap, is_feasible
 from amc_search.rivals.problem import Method, Problem, run
 
@@ -126,6 +127,10 @@ class _Recorder:
         self.elsewhere += perf_counter() - before
         return self.arena.label_of(found)
 
+    def curves(self) -> Curves:
+        """The arena's, which were measured for whoever asked first; their time is told as that of the method."""
+        return self.arena.curves
+
     def finish(self) -> None:
         self.own_seconds.append(perf_counter() - self.started - self.elsewhere)
 
@@ -141,6 +146,7 @@ def search(spec: Spec, method: Method, arena: Arena, folder: Path, tell: Callabl
     problem = Problem(
         arena.dense.space, loosest([arena.caps[name] for name in names]), recorder,
         trials=spec.trials, seed=spec.seed, dense_label=arena.dense_label,
+        curves=recorder.curves, price=price(arena.dense),
     )  # fmt: skip
     run(method, problem)
     recorder.finish()

@@ -5,13 +5,15 @@ A label is the number that a method sees for a measured policy: in (0, 1], highe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from amc_search.repair import check_reachable
 from amc_search.space import Cap, Policies, Space, is_feasible
+
+Curves = Sequence[tuple[Sequence[float], Sequence[float]]]  # of each group: kept fractions, and the loss at each
 
 
 class Spent(Exception):
@@ -27,6 +29,7 @@ class Problem:
         trials: how many distinct policies may be measured.
         seed: a method draws all that is random from it, so that the same seed and labels give the same search.
         dense_label: of the dense network where it is known: every method may use it for nothing.
+        price: of `sound`, in labels.
     """
 
     def __init__(
@@ -38,6 +41,8 @@ class Problem:
         trials: int,
         seed: int,
         dense_label: float | None = None,
+        curves: Callable[[], Curves] | None = None,
+        price: int = 0,
     ) -> None:
         """Start with nothing measured.
 
@@ -53,6 +58,9 @@ class Problem:
         self.trials = trials
         self.seed = seed
         self.dense_label = dense_label
+        self.price = price
+        self._curves = curves
+        self._spent = 0  # on what is no label
         self._label = label
         self._measured: list[NDArray[np.int64]] = []
         self._known: dict[bytes, float] = {}  # in the order of `_measured`
@@ -77,7 +85,17 @@ class Problem:
     @property
     def left(self) -> int:
         """How many more policies may be measured."""
-        return self.trials - len(self._measured)
+        return self.trials - self._spent - len(self._measured)
+
+    def sound(self) -> Curves | None:
+        """What each group's cut alone costs, measured roughly; None where that cannot be asked, or not paid for.
+
+        It costs `price` labels the first time: as many as pass the same number of pictures through a network.
+        """
+        if self._curves is None or self.left <= self.price:
+            return None
+        self._spent, self.price = self._spent + self.price, 0
+        return self._curves()
 
     def is_known(self, policy: NDArray[np.int64]) -> bool:
         """Whether a policy (d,) was measured before, so that its label is free."""

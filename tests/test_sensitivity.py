@@ -1,0 +1,116 @@
+"""Cutting each group alone, before the first trial."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from amc.dense import Dense, prepare
+from amc.recipe import load_recipe
+from amc.run import Run
+from amc.sensitivity import LEVELS, SENSITIVITY, levels, measure_curves, networks, price, sensitivity_of
+from amc.study import Study
+from amc_search import Space
+from tests.tiny import trained_weights
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory: pytest.TempPathFactory) -> Dense:
+    weights = trained_weights(tmp_path_factory.mktemp("sensitivity") / "dense.safetensors")
+    wanted = {
+        "model.name": "tests.tiny:network", "model.weights": str(weights), "data.name": "tests.tiny:pictures",
+        "search.batch_size": 20, "search.sensitivity_images": 40, "recovery.moment_images": 200,
+        "recovery.batchnorm_images": 100, "surgery.round_to": 1,
+    }  # fmt: skip
+    return prepare(load_recipe(None, wanted))
+
+
+def study_of(dense: Dense, folder: Path) -> Study:
+    return Study(None, folder, dense.protocol(), dense.space, alone=True)
+
+
+def test_a_curve_is_the_divergence_of_the_outputs_of_networks_cut_in_one_group(dense: Dense) -> None:
+    """Against the definition, by hand, on the first 40 pictures of the order of trials."""
+    curves = measure_curves(dense)
+    group, level = 1, 2
+    policy = dense.space.high.copy()
+    policy[group] = levels(dense.space, group)[level]
+    rough = dense.measure.of(40, 20)
+    small = rough.realise(policy).eval()
+    images = [batch[0] for batch in dense.measure.pictures.batches(20, seed=3, limit=40)]
+    with torch.no_grad(), dense.compute.autocast():
+        ours, theirs = (torch.cat([net(x).float() for x in images]).log_softmax(1) for net in (small, dense.model))
+    wanted = float((theirs.exp() * (theirs - ours)).sum(1).mean())
+    kept, moved = curves[group]
+    assert kept[level] == policy[group] / dense.space.high[group]
+    assert moved[level] == pytest.approx(wanted, rel=0.02, abs=1e-4)
+    assert len(curves) == len(dense.space) and all(min(lost) >= -1e-6 for _, lost in curves)
+
+
+def test_levels_are_legal_rising_and_never_the_whole_group() -> None:
+    """Zero only where a group may be dropped; a group with one legal count has none."""
+    space = Space(("wide", "dropped", "fixed"), (64, 64, 8), (4, 8, 8), (False, True, False))
+    assert levels(space, 0).tolist() == [4, 8, 20, 40]
+    assert levels(space, 1).tolist() == [0, 8, 16, 40]
+    assert levels(space, 2).tolist() == []
+    assert networks(space) == 8 == 2 * len(LEVELS)
+
+
+def test_the_price_counts_the_pictures_that_pass_through_networks(dense: Dense) -> None:
+    """All networks, on 40 pictures and half as many for BatchNorm, over the 100 + 100 of a trial, rounded up."""
+    assert price(dense) == -(-networks(dense.space) * 60 // 200)
+
+
+def test_curves_are_measured_once_and_kept_with_the_study(
+    dense: Dense, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever opens the study reads them; with 0 pictures there are none, whatever the study holds."""
+    first = sensitivity_of(dense, study_of(dense, tmp_path))
+
+    def fail(*_: object) -> object:
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr("amc.sensitivity.measure_curves", fail)
+    again = sensitivity_of(dense, study_of(dense, tmp_path))
+    assert first is not None and again is not None and torch.equal(first.harm, again.harm)
+    none = dense.recipe.search.model_copy(update={"sensitivity_images": 0})
+    unasked = replace(dense, recipe=dense.recipe.model_copy(update={"search": none}))
+    assert sensitivity_of(unasked, study_of(dense, tmp_path)) is None
+
+
+def test_outputs_that_do_not_correspond_give_no_curves(
+    dense: Dense, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A detector's boxes cannot be compared: the search then goes on without, and does not try again."""
+    monkeypatch.setattr(type(dense.task), "distil", lambda *_: None)
+    study = study_of(dense, tmp_path)
+    assert sensitivity_of(dense, study) is None and study.told(SENSITIVITY) == []
+
+
+def test_a_network_whose_outputs_are_not_finite_leaves_its_knot_out(
+    dense: Dense, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One wrecked network does not end the run."""
+    whole: Any = type(dense.measure).realise
+
+    def wrecked(self: Any, policy: np.ndarray[Any, Any]) -> nn.Module:
+        small: nn.Module = whole(self, policy)
+        if policy[0] == levels(dense.space, 0)[1]:
+            small.get_parameter("fc.bias").data.fill_(torch.nan)
+        return small
+
+    monkeypatch.setattr(type(dense.measure), "realise", wrecked)
+    (kept, moved), *_ = measure_curves(dense)
+    assert len(kept) == len(moved) == len(levels(dense.space, 0)) - 1
+
+
+def test_a_run_is_searched_and_retargeted_with_its_sensitivity(tiny_run: Run) -> None:
+    """The kept predictor holds the curves of the run's study, so that a new budget needs nothing measured anew."""
+    told = tiny_run.predictor.sensitivity
+    assert told is not None and told.harm.shape[0] == len(tiny_run.dense.space) and float(told.harm.max()) > 0
