@@ -22,7 +22,7 @@ from torch import Tensor
 from amc_predictor.kernel import terms
 from amc_predictor.link import Link
 
-SIGNAL, NOISE = 0.5, 0.3  # prior medians: variance of all terms together, and of the noise
+SIGNAL, NOISE = 0.5, 0.1  # prior medians: variance of all terms together, and of the noise
 TRUST = 0.8  # of that signal, what is expected of the sensitivity's terms where there are any
 BREADTH = 2.0  # standard deviation of the prior of a variance's logarithm
 BOUNDS = (-12.0, 6.0)  # of those logarithms

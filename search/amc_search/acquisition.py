@@ -1,8 +1,7 @@
 """What makes a policy worth measuring: the arms of the evolutionary sampler.
 
 Every arm is a score of a batch of policies, higher is better, in units where 1 is a large difference. An arm named
-in `ARMS` gets its share of every batch of proposals. The arm `random` has no score: it draws, it does not evolve. Nor
-has `additive`: it is the one best policy of a sum over groups (`amc_search.additive`), exactly.
+in `ARMS` gets its share of every batch of proposals. The arm `random` has no score: it draws, it does not evolve.
 """
 
 from __future__ import annotations
@@ -137,7 +136,7 @@ SCORES: dict[str, Callable[[Policies, Knowledge], Scores]] = {
 }
 
 # Default shares of a batch. The random arm is never left out: SeerNet's own score alone does worse than random.
-ARMS: dict[str, float] = {"improvement": 0.78, "additive": 0.1, "random": 0.12}
+ARMS: dict[str, float] = {"improvement": 0.8, "random": 0.2}
 
 # What `acquisition=` names. "exploring" gives some of the leading arm's share to what the predictor doubts and to what
 # is far from all that was measured; "seernet" is the paper's way: its score alone, with our random share. Both for
@@ -158,7 +157,7 @@ def quotas(arms: Mapping[str, float], count: int, offset: float = 0.5) -> dict[s
     Raises:
         ValueError: an arm is unknown, a share is negative, or all are zero.
     """
-    known = sorted([*SCORES, "additive", "random"])
+    known = sorted([*SCORES, "random"])
     unknown = sorted(set(arms) - set(known))
     if unknown:
         raise ValueError(f"arms must be among {known}, but got {unknown}")

@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from amc_search.acquisition import ARMS, SCORES, Knowledge, Scores, predict, quotas, shortfall
-from amc_search.additive import FEWEST, best_if_near
 from amc_search.design import random_policies
 from amc_search.evolution import POPULATION, evolve
 from amc_search.repair import check_reachable, repair, uniform, use_of
@@ -68,8 +67,7 @@ def propose_by_arm(
         pending: (m, d) being measured; never proposed, and kept away from.
         predictor: fitted on the measured policies; None while there is too little to fit: all arms are random then.
         count: how many.
-        arms: names of `SCORES`, "additive" or "random" -> share of the batch. "additive" is one policy at most, and
-            none where labels are not near-additive; what it leaves is for the arm with the largest share.
+        arms: names of `SCORES`, or "random" -> share of the batch.
         seed: the same seed and arrays give the same policies.
 
     Returns:
@@ -89,11 +87,6 @@ def propose_by_arm(
     taken = {policy.tobytes() for policy in known}
     picked: list[NDArray[np.int64]] = list(pending)
     chosen: dict[str, Policies] = {}
-    if wanted := shares.pop("additive", 0):
-        optimum = _additive(space, caps, policies, accuracy)
-        chosen["additive"] = _pick(optimum, np.zeros(len(optimum)), 1, space, taken, picked)
-        largest = max(shares, key=lambda arm: arms[arm], default="random")
-        shares[largest] = shares.get(largest, 0) + wanted - len(chosen["additive"])
     for arm in sorted(shares, key=lambda arm: -shares[arm]):
         pool, scores = _random_pool(space, caps, rng), np.zeros(POPULATION)
         if arm != "random" and predictor is not None and len(policies):
@@ -152,12 +145,6 @@ def _incumbent(space: Space, caps: tuple[Cap, ...], predictor: Predictor, polici
     """The best predicted accuracy of measured policies (n, d) under the caps; 0 where none is."""
     fitting = policies[is_feasible(policies, caps)]
     return float(predict(predictor, space, fitting)[0].max()) if len(fitting) else 0.0
-
-
-def _additive(space: Space, caps: tuple[Cap, ...], policies: Policies, accuracy: NDArray[np.float64]) -> Policies:
-    """The best policy of the additive model, (1, d); (0, d) where there is none worth measuring."""
-    optimum = best_if_near(space, caps, policies, accuracy) if len(policies) >= FEWEST else None
-    return policies[:0] if optimum is None else optimum[None]
 
 
 def _evolved(arm: str, knowledge: Knowledge, best: Policies, rng: np.random.Generator) -> tuple[Policies, Scores]:

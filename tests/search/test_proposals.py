@@ -56,18 +56,13 @@ def test_fewer_are_proposed_only_where_the_feasible_policies_are_exhausted():
 
 
 def test_every_arm_gets_its_share_near_the_cap():
-    """A batch holds each arm's quota, and nearly all of it costs 0.8 to 1 times the tightest cap.
-
-    Where labels are not near-additive, or costs no sum of products, that arm's is left to the largest.
-    """
+    """A batch holds each arm's quota, and nearly all of it costs 0.8 to 1 times the tightest cap."""
     space, cost = chain(12)
     caps = (cap_at(space, cost, 0.3),)
     known, accuracy = measured(space, caps, 20)
     chosen = propose_by_arm(space, caps, known, accuracy, known[:0], predictor=fitted_ridge(space), count=20)
-    share = {**ARMS, "improvement": ARMS["improvement"] + ARMS["additive"], "additive": 0}
     assert sum(map(len, chosen.values())) == 20
-    assert all(abs(len(policies) - 20 * share[arm]) < 2 for arm, policies in chosen.items())
-    assert not len(chosen["additive"])
+    assert all(abs(len(policies) - 20 * ARMS[arm]) < 2 for arm, policies in chosen.items())
     assert (use_of(np.concatenate(list(chosen.values())), caps) > 0.8).mean() > 0.9
 
 
