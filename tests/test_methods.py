@@ -25,8 +25,34 @@ def test_ours_spends_its_labels_on_legal_policies_and_beats_uniform_ratios(name:
     problem = searched(name)
     assert len(problem.policies) == LABELS and problem.left == 0
     assert problem.space.is_legal(problem.policies).all()
-    assert_lawful(problem.policies[-LABELS // 4 :], problem.space, problem.caps)
+    assert_lawful(problem.policies[-LABELS // 8 :], problem.space, problem.caps)
     assert problem.best()[1] > searched("uniform").best()[1]
+
+
+def test_sensitivity_is_paid_for_once_in_labels():
+    """Who cuts groups alone has so many labels less; the method that does not has them all."""
+    space, cost = chain(6, 0, step=8)
+    truth, asked = Truth.drawn(6, 0), []
+
+    def curves():
+        asked.append(1)
+        return [([0.1, 0.5], [0.3, 0.1])] * 6
+
+    for name, labels in (("amc", LABELS - 5), ("amc-no-sensitivity", LABELS)):
+        problem = Problem(
+            space, (cap_at(space, products_of(cost), 0.3),), lambda p: float(truth(p, space)), trials=LABELS, seed=1,
+            curves=curves, price=5,
+        )  # fmt: skip
+        assert len(run(METHODS[name], problem).policies) == labels and problem.left == 0
+    assert len(asked) == 1
+
+
+def test_sensitivity_that_would_cost_every_label_is_done_without():
+    """A budget not above the price buys labels alone."""
+    space, cost = chain(6, 0, step=8)
+    caps = (cap_at(space, products_of(cost), 0.3),)
+    problem = Problem(space, caps, lambda p: 0.5, trials=5, seed=1, curves=lambda: [], price=5)
+    assert problem.sound() is None and problem.left == 5
 
 
 def test_a_search_is_determined_by_seed_and_labels() -> None:

@@ -20,8 +20,8 @@ Plot = dict[str, Any]
 OURS, UNIFORM, DENSE, MEASURED, OVER = "#2f7de1", "#e08a00", "#7a818b", "#7fb0ea", "#b4bac2"
 ARMS = {  # colour of what each arm of the search proposed, and what it is called
     "start": ("#8b929c", "starting set"),
-    "merit": ("#2f7de1", "predicted merit"),
-    "additive": ("#8c6d31", "best of a sum over groups"),
+    "improvement": ("#2f7de1", "expected improvement"),
+    "merit": ("#8c6d31", "predicted merit"),
     "disagreement": ("#b05cc6", "disagreement"),
     "distance": ("#1b9e77", "distance"),
     "seernet": ("#b05cc6", "paper's acquisition"),

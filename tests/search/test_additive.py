@@ -7,11 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from amc_search import Cap, Space, propose_by_arm, random_policies, repair, use_of
-from amc_search.additive import certify, fit_additive
+from amc_search import Cap, Space, random_policies, repair, use_of
+from amc_search.additive import best_if_near, certify, fit_additive
 from amc_search.ascent import _every_policy
 from amc_search.program import THOROUGHLY, NoProgram, maximise
-from tests.search.world import Macs, Truth, assert_lawful, cap_at, chain, fitted_ridge
+from tests.search.world import Macs, Truth, assert_lawful, cap_at, chain
 
 
 @dataclass(frozen=True)
@@ -172,14 +172,11 @@ def test_too_few_labels_or_no_program_give_no_certificate():
     assert certify(space, (Cap(cost, caps[0].limit),), policies, truth(policies, space)) is None
 
 
-def test_one_proposal_of_a_batch_is_the_best_of_a_near_additive_model():
-    """It is the certified policy or as good to the model, feasible and new; measured already, it is not proposed."""
+def test_the_best_of_a_near_additive_model_is_as_good_as_the_certified_one():
+    """Solved roughly it is feasible and within a hundredth, to the model, of what no policy can pass."""
     space, caps, truth, policies = learned(0)
     labels = truth(policies, space)
-    options = {"predictor": fitted_ridge(space), "count": 16, "seed": 0}
-    (found,) = propose_by_arm(space, caps, policies, labels, policies[:0], **options)["additive"]
+    found = best_if_near(space, caps, policies, labels)
     assert_lawful(found[None], space, caps)
     certificate = certify(space, caps, policies, labels)
     assert certificate.gap(found) < 0.01 < min(map(certificate.gap, policies[:-1]))
-    again = propose_by_arm(space, caps, policies, labels, found[None], **options)
-    assert not len(again["additive"]) and sum(map(len, again.values())) == 16
