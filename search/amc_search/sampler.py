@@ -31,6 +31,7 @@ from amc_search.repair import check_reachable, uniform
 from amc_search.space import Cap, Policies, Predictor, Space
 
 ARM = "amc_search:arm"  # user attribute: which arm chose it
+FEWEST = 4  # measured policies that a predictor is fitted on; before, all arms are random
 LARGEST_BATCH = 8
 LABELS_A_STEP = 48  # so many measured policies make a batch one larger
 RESERVE = 0.5  # of a batch, proposed beyond it: for those that come while another worker makes the next one
@@ -238,7 +239,7 @@ class EvolutionarySampler(BaseSampler):
         """Fit, propose, and leave the batch on this trial for those that follow."""
         study._storage.set_trial_system_attr(trial._trial_id, f"{self._batch_key}:opening", True)
         predictor = None
-        if len(history.policies) >= 2:
+        if len(history.policies) >= FEWEST:
             predictor = self.make_predictor()
             accuracy = torch.as_tensor(history.accuracy, dtype=torch.float32)
             predictor.fit(self.space.fractions(history.policies), accuracy)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from functools import cached_property
+from time import perf_counter
 
 from amc.bench.contest.deadline import Deadline
 from amc.bench.contest.recipe import BenchRecipe, Label
@@ -21,6 +23,14 @@ WRECKED = 1e-9  # the label of what could not be measured: labels are above 0
 def label_of(kind: Label, accuracy: float, loss: float) -> float:
     """The number that a method sees, in (0, 1], from the accuracy and the calibrated loss (nats) of one trial."""
     return max(math.exp(-loss) if kind == "likelihood" else accuracy, WRECKED)
+
+
+@dataclass(frozen=True)
+class Sounding:
+    """What each group's cut alone does (`amc.sensitivity`), and the wall time that measuring it took."""
+
+    curves: Curves
+    seconds: float
 
 
 class Arena:
@@ -64,9 +74,10 @@ class Arena:
         return label_of(self.recipe.label, found.accuracy, found.loss)
 
     @cached_property
-    def curves(self) -> Curves:
-        """What each group's cut alone costs (`amc.sensitivity`)."""
-        return measure_curves(self.dense)
+    def sounding(self) -> Sounding:
+        """What each group's cut alone does."""
+        start = perf_counter()
+        return Sounding(measure_curves(self.dense), perf_counter() - start)
 
     def measured(self, policy: Policy) -> Labelled:
         """What measuring a (d,) policy gives, from the store if it was measured before.

@@ -100,7 +100,7 @@ def _search_rows(found: Findings, cap: str, trials: int) -> dict[str, Row]:
             "place": place[method],
             "best": {str(seed): best for seed, best in sample.by_seed.items()},
             "accuracy": float(np.mean([one.winner_accuracy() for one in runs])),
-            "labels": float(np.mean([len(one.labels) for one in runs])),
+            "labels": float(np.mean([one.price + len(one.labels) for one in runs])),
             "label_seconds": float(np.mean([sum(one.label_seconds) for one in runs])),
             "own_seconds": float(np.mean([one.own_seconds[-1] for one in runs])),
             "ours_minus": _difference(bests, method),

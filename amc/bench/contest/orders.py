@@ -76,7 +76,7 @@ def order(found: Search, arena: Arena, folder: Path) -> Order:
     fresh = [policy for policy in fresh_policies(arena, found.spec.cap) if tuple(policy.tolist()) not in seen]
     labels = torch.tensor([arena.label_of(arena.measured(policy)) for policy in fresh], dtype=torch.float64)
     known = np.array([*found.policies, space.high.tolist()], dtype=np.int64)
-    predictor = PARTS.informed(found.spec.seed, arena.curves)()
+    predictor = PARTS.informed(found.spec.seed, arena.sounding.curves)()
     predictor.fit(space.fractions(known), torch.tensor([*found.labels, arena.dense_label]))
     with torch.no_grad():
         mean, std = (part.double() for part in predictor.predict(space.fractions(np.array(fresh, dtype=np.int64))))

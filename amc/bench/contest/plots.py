@@ -72,12 +72,12 @@ def curves(searches: Sequence[Search], against: str, methods: Sequence[str]) -> 
     """
     traces: list[Plot] = []
     lows: list[float] = []
-    end = max(len(one.labels) for one in searches)
+    end = max(one.price + len(one.labels) for one in searches)
     latest = max(float(one.seconds[-1]) for one in searches)
     for method in dict.fromkeys(one.spec.method for one in searches):
         mine = [one for one in searches if one.spec.method == method]
         if against == "trials":
-            x = np.arange(1, max(len(one.labels) for one in mine) + 1, dtype=np.float64)
+            x = mine[0].price + np.arange(1, max(len(one.labels) for one in mine) + 1, dtype=np.float64)
             rows = np.stack([_held(one.best_so_far(), len(x)) for one in mine])
             x, rows = np.append(x, end), np.concatenate([rows, rows[:, -1:]], axis=1)
         else:

@@ -50,6 +50,7 @@ class Search:
         labels: (n,) theirs.
         accuracies: (n,) measured with them.
         label_seconds: (n,) what each took when it was measured, by whatever method asked first.
+        price: labels of its budget that the search gave for what is no label, before its first one.
         own_seconds: (n + 1,) wall time of the method itself before each label and at the end.
         fits: cap -> (n,) whether each policy is under it.
     """
@@ -61,6 +62,7 @@ class Search:
     label_seconds: list[float]
     own_seconds: list[float]
     fits: dict[str, list[bool]]
+    price: int = 0
 
     def best_so_far(self, cap: str | None = None) -> NDArray[np.float64]:
         """(n,) the best label under a cap after each measurement; 0 before there is one under it."""
@@ -128,8 +130,11 @@ class _Recorder:
         return self.arena.label_of(found)
 
     def curves(self) -> Curves:
-        """The arena's, which were measured for whoever asked first; their time is told as that of the method."""
-        return self.arena.curves
+        """The arena's, measured for whoever asks first; every search is told their time as its own."""
+        before = perf_counter()
+        found = self.arena.sounding
+        self.started -= found.seconds - (perf_counter() - before)
+        return found.curves
 
     def finish(self) -> None:
         self.own_seconds.append(perf_counter() - self.started - self.elsewhere)
@@ -155,6 +160,7 @@ def search(spec: Spec, method: Method, arena: Arena, folder: Path, tell: Callabl
         spec, policies.tolist(), problem.labels.tolist(), recorder.accuracies, recorder.label_seconds,
         recorder.own_seconds,
         {name: is_feasible(policies, arena.caps[name]).tolist() for name in names},
+        problem.spent,
     )  # fmt: skip
     write_json(spec.path(folder), asdict(found))
     return found

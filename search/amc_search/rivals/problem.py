@@ -30,6 +30,7 @@ class Problem:
         seed: a method draws all that is random from it, so that the same seed and labels give the same search.
         dense_label: of the dense network where it is known: every method may use it for nothing.
         price: of `sound`, in labels.
+        spent: labels that were given for what is no label.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class Problem:
         self.dense_label = dense_label
         self.price = price
         self._curves = curves
-        self._spent = 0  # on what is no label
+        self.spent = 0
         self._label = label
         self._measured: list[NDArray[np.int64]] = []
         self._known: dict[bytes, float] = {}  # in the order of `_measured`
@@ -85,7 +86,7 @@ class Problem:
     @property
     def left(self) -> int:
         """How many more policies may be measured."""
-        return self.trials - self._spent - len(self._measured)
+        return self.trials - self.spent - len(self._measured)
 
     def sound(self) -> Curves | None:
         """What each group's cut alone costs, measured roughly; None where that cannot be asked, or not paid for.
@@ -94,7 +95,7 @@ class Problem:
         """
         if self._curves is None or self.left <= self.price:
             return None
-        self._spent, self.price = self._spent + self.price, 0
+        self.spent, self.price = self.spent + self.price, 0
         return self._curves()
 
     def is_known(self, policy: NDArray[np.int64]) -> bool:
