@@ -44,12 +44,13 @@ def sensitivity_of(dense: Dense, study: Study, progress: Progress | None = None)
 def measure_curves(dense: Dense, progress: Progress | None = None) -> Curves:
     """Cut each group alone to each of `LEVELS` and measure how far that moves the outputs.
 
-    The distance is the divergence from the dense network's classes, in nats, or a relative square error where outputs
+    The distance is the divergence from the whole network's classes, in nats, or a relative square error where outputs
     are no logits (`amc.task`). A network whose outputs are not finite leaves its knot out; outputs that do not
     correspond to the dense network's, as a detector's boxes do not, give no curves at all.
     """
     rough, space = _rough(dense), dense.space
-    whole = rough.outputs(dense.model)
+    # with BatchNorm settled on as few pictures: what that does to the outputs is no group's doing
+    whole = rough.outputs(rough.realise(space.high))
     stage = (progress or Silent()).stage("cut each group alone", networks(space))
     curves: Curves = []
     for group in range(len(space)):

@@ -23,7 +23,8 @@ from amc_predictor.kernel import terms
 from amc_predictor.link import Link
 
 SIGNAL, NOISE = 0.5, 0.1  # prior medians: variance of all terms together, and of the noise
-TRUST = 0.8  # of that signal, what is expected of the sensitivity's terms where there are any
+TRUST = 0.3  # of that signal, what is expected of the sensitivity's terms where there are any
+WITHOUT = 0.2  # likewise of which groups are dropped: a branch less does more, or less, than any width says
 BREADTH = 2.0  # standard deviation of the prior of a variance's logarithm
 BOUNDS = (-12.0, 6.0)  # of those logarithms
 JITTER = 1e-6
@@ -68,9 +69,10 @@ class Evidence:
         self.size = torch.where(self.seen, size, torch.ones_like(size))
         self.terms = (centred / self.size[:, None, None]).flatten(1)
         told = features.shape[1] - 4 * len(bits)
-        own = len(size) - told
-        shares = np.append(np.full(own, (1 - TRUST * bool(told)) / own), np.full(told, TRUST / max(told, 1)))
-        self.prior = np.log(np.append(SIGNAL * shares, NOISE))
+        usual = len(size) - told - 1
+        trust = TRUST if told else 0.0
+        shares = [(1 - WITHOUT - trust) / usual] * usual + [WITHOUT] + [trust / max(told, 1)] * told
+        self.prior = np.log(np.append(SIGNAL * np.array(shares), NOISE))
 
     def best(self, accuracy: Tensor, links: Iterable[Link], start: NDArray[np.float64] | None = None) -> Choice:
         """The most probable link and variances for labels (n,); with a `start`, after a glance from there."""
