@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from amc.call import float_tensors
 from amc.dense import Dense
 from amc.progress import Progress, Silent
 from amc.study import Study
@@ -23,6 +24,9 @@ from amc_predictor import Sensitivity
 from amc_search import Space
 
 LEVELS = (0.0, 0.125, 0.3, 0.6)  # kept fractions of a group at which it is measured, as near as its steps allow
+SHARE = 0.25  # of the search's trials, what the curves may cost at most, on fewer pictures if need be
+FEWEST = 32  # pictures below which they tell too little
+HELD = 2**28  # bytes of the whole network's outputs after which no further batch is looked at
 SETTLED = 0.5  # training pictures for BatchNorm for each picture that is measured, at most
 
 SENSITIVITY = "sensitivity"  # study attribute
@@ -31,14 +35,17 @@ Curves = list[tuple[list[float], list[float]]]  # a group's kept fractions and w
 
 
 def sensitivity_of(dense: Dense, study: Study, progress: Progress | None = None) -> Sensitivity | None:
-    """The curves that the study holds; measured and left there if it holds none. None where the recipe wants none."""
-    if not dense.recipe.search.sensitivity_images:
+    """The curves that the study holds; measured and left there if it holds none.
+
+    None where the recipe wants none, or where they would cost more than they are worth to so short a search.
+    """
+    if not pictures(dense):
         return None
     curves = study.told(SENSITIVITY)
     if curves is None:
         curves = measure_curves(dense, progress)
         study.tell(SENSITIVITY, curves)
-    return Sensitivity.of(curves) if curves else None
+    return Sensitivity.of(curves) or None if curves else None
 
 
 def measure_curves(dense: Dense, progress: Progress | None = None) -> Curves:
@@ -46,11 +53,13 @@ def measure_curves(dense: Dense, progress: Progress | None = None) -> Curves:
 
     The distance is the divergence from the whole network's classes, in nats, or a relative square error where outputs
     are no logits (`amc.task`). A network whose outputs are not finite leaves its knot out; outputs that do not
-    correspond to the dense network's, as a detector's boxes do not, give no curves at all.
+    correspond to the dense network's, as a detector's boxes do not, give no curves at all, nor do no pictures.
     """
+    if not pictures(dense):
+        return []
     rough, space = _rough(dense), dense.space
     # with BatchNorm settled on as few pictures: what that does to the outputs is no group's doing
-    whole = rough.outputs(rough.realise(space.high))
+    whole = _taught(rough, rough.realise(space.high))
     stage = (progress or Silent()).stage("cut each group alone", networks(space))
     curves: Curves = []
     for group in range(len(space)):
@@ -84,24 +93,45 @@ def networks(space: Space) -> int:
     return sum(len(levels(space, group)) for group in range(len(space)))
 
 
+def pictures(dense: Dense) -> int:
+    """On how many pictures networks are compared: what the recipe wants, or what `SHARE` of its trials buys; or 0."""
+    wanted = min(dense.recipe.search.sensitivity_images, dense.measure.images)
+    affordable = (
+        SHARE * dense.recipe.search.trials * dense.measure.passes / ((1 + SETTLED) * max(1, networks(dense.space)))
+    )
+    return min(wanted, int(affordable)) if affordable >= min(wanted, FEWEST) else 0
+
+
 def price(dense: Dense) -> int:
     """What the curves cost, in trials, rounded up: pictures passed through a network for them, and for one trial."""
+    if not pictures(dense):
+        return 0
     return ceil(networks(dense.space) * _rough(dense).passes / dense.measure.passes)
 
 
 def _rough(dense: Dense) -> Measure:
     """What measures on few pictures, after no training."""
-    wanted = dense.recipe.search
-    images = min(wanted.sensitivity_images, dense.measure.images)
-    settled = min(dense.recipe.recovery.batchnorm_images, int(SETTLED * images))
-    return dense.measure.of(images, settled)
+    images = pictures(dense)
+    return dense.measure.of(images, min(dense.recipe.recovery.batchnorm_images, int(SETTLED * images)))
+
+
+def _taught(rough: Measure, model: nn.Module) -> list[tuple[Any, Any]]:
+    """Batches and what the whole network makes of each: fewer where outputs are large, as those of pictures are."""
+    found: list[tuple[Any, Any]] = []
+    held = 0
+    for batch in rough.batches():
+        found.append((batch, rough.outputs(model, batch)))
+        held += sum(tensor.numel() * tensor.element_size() for tensor in float_tensors(found[-1][1]))
+        if held > HELD:
+            break
+    return found
 
 
 def _distance(rough: Measure, model: nn.Module, whole: list[tuple[Any, Any]]) -> float | None:
-    """How far the outputs of `model` are from those of the dense network, the mean over examples; None: no telling."""
+    """How far the outputs of `model` are from those of the whole network, the mean over examples; None: no telling."""
     total, count = 0.0, 0
-    for (batch, outputs), (_, taught) in zip(rough.outputs(model), whole, strict=True):
-        distance = rough.task.distil(outputs, taught, 1.0, batch)
+    for batch, taught in whole:
+        distance = rough.task.distil(rough.outputs(model, batch), taught, 1.0, batch)
         if distance is None:
             return None
         size = len(rough.task.call(batch))

@@ -186,12 +186,15 @@ class Measure:
             stop=test if floor > 0 else None,
         )  # fmt: skip
 
+    def batches(self) -> Iterator[Any]:
+        """Those of `evaluate`, in its order."""
+        return self.pictures.batches(self.search.batch_size, seed=ORDER, limit=self.images)
+
     @torch.inference_mode()
-    def outputs(self, model: nn.Module) -> list[tuple[Any, Any]]:
-        """The batches of `evaluate`, and what `model` makes of each."""
-        batches = self.pictures.batches(self.search.batch_size, seed=ORDER, limit=self.images)
+    def outputs(self, model: nn.Module, batch: Any) -> Any:
+        """What `model` makes of a batch."""
         with evaluating(model), self.compute.autocast():
-            return [(batch, self.task.call(batch).to(self.compute.device).on(model)) for batch in batches]
+            return self.task.call(batch).to(self.compute.device).on(model)
 
     def cost_of(self, policy: NDArray[np.int64]) -> dict[str, float]:
         counts = torch.from_numpy(policy)[None].double()

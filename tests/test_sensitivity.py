@@ -14,7 +14,7 @@ from torch import nn
 from amc.dense import Dense, prepare
 from amc.recipe import load_recipe
 from amc.run import Run
-from amc.sensitivity import LEVELS, SENSITIVITY, levels, measure_curves, networks, price, sensitivity_of
+from amc.sensitivity import LEVELS, SENSITIVITY, levels, measure_curves, networks, pictures, price, sensitivity_of
 from amc.study import Study
 from amc_search import Space
 from tests.tiny import trained_weights
@@ -66,6 +66,18 @@ def test_levels_are_legal_rising_and_never_the_whole_group() -> None:
 def test_the_price_counts_the_pictures_that_pass_through_networks(dense: Dense) -> None:
     """All networks, on 40 pictures and half as many for BatchNorm, over the 100 + 100 of a trial, rounded up."""
     assert price(dense) == -(-networks(dense.space) * 60 // 200)
+
+
+def test_a_short_search_pays_for_fewer_pictures_or_none(dense: Dense) -> None:
+    """At most a quarter of its trials' pictures; below 32 pictures the curves are not worth it."""
+
+    def of(trials: int) -> Dense:
+        search = dense.recipe.search.model_copy(update={"trials": trials})
+        return replace(dense, recipe=dense.recipe.model_copy(update={"search": search}))
+
+    assert [pictures(of(trials)) for trials in (1, 5, 8, 9, 100)] == [0, 0, 38, 40, 40]
+    assert all(price(of(trials)) <= -(-trials // 4) for trials in (8, 9, 100))
+    assert measure_curves(of(1)) == [] and price(of(1)) == 0
 
 
 def test_curves_are_measured_once_and_kept_with_the_study(
