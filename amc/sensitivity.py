@@ -45,7 +45,7 @@ def sensitivity_of(dense: Dense, study: Study, progress: Progress | None = None)
     if curves is None:
         curves = measure_curves(dense, progress)
         study.tell(SENSITIVITY, curves)
-    return Sensitivity.of(curves) or None if curves else None
+    return (Sensitivity.of(curves) or None) if curves else None
 
 
 def measure_curves(dense: Dense, progress: Progress | None = None) -> Curves:
@@ -115,25 +115,25 @@ def _rough(dense: Dense) -> Measure:
     return dense.measure.of(images, min(dense.recipe.recovery.batchnorm_images, int(SETTLED * images)))
 
 
-def _taught(rough: Measure, model: nn.Module) -> list[tuple[Any, Any]]:
-    """Batches and what the whole network makes of each: fewer where outputs are large, as those of pictures are."""
-    found: list[tuple[Any, Any]] = []
+def _taught(rough: Measure, model: nn.Module) -> list[tuple[Any, int, Any]]:
+    """Batches, their sizes and what the whole network makes of them: fewer where outputs are as large as pictures."""
+    found: list[tuple[Any, int, Any]] = []
     held = 0
     for batch in rough.batches():
-        found.append((batch, rough.outputs(model, batch)))
-        held += sum(tensor.numel() * tensor.element_size() for tensor in float_tensors(found[-1][1]))
+        outputs = rough.outputs(model, batch)
+        found.append((batch, len(rough.task.call(batch)), outputs))
+        held += sum(tensor.numel() * tensor.element_size() for tensor in float_tensors(outputs))
         if held > HELD:
             break
     return found
 
 
-def _distance(rough: Measure, model: nn.Module, whole: list[tuple[Any, Any]]) -> float | None:
+def _distance(rough: Measure, model: nn.Module, whole: list[tuple[Any, int, Any]]) -> float | None:
     """How far the outputs of `model` are from those of the whole network, the mean over examples; None: no telling."""
     total, count = 0.0, 0
-    for batch, taught in whole:
+    for batch, size, taught in whole:
         distance = rough.task.distil(rough.outputs(model, batch), taught, 1.0, batch)
         if distance is None:
             return None
-        size = len(rough.task.call(batch))
         total, count = total + float(distance) * size, count + size
     return total / max(count, 1)

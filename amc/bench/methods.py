@@ -56,7 +56,7 @@ class Switches:
         """What makes predictors not yet fitted, told of sensitivity curves where they are known."""
         # networks say nothing before they are trained
         training = Training() if self.ensemble else Training(steps=0)
-        sensitivity = Sensitivity.of(curves) if curves and self.sensitivity else None
+        sensitivity = Sensitivity.of(curves) if curves else None
         return partial(EnsemblePredictor, seed=seed, training=training, sensitivity=sensitivity)
 
     @staticmethod

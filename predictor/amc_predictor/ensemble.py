@@ -267,7 +267,7 @@ class EnsemblePredictor:
     def _networks(self, features: Tensor, labels: Tensor, offset: Tensor, seen: Tensor, link: Link) -> Networks:
         """Train the networks of all folds, and of everything, at once: (K + 1) times `members` of them."""
         generator = torch.Generator().manual_seed(self.seed)
-        count, groups = len(seen) * self.members, (features.shape[1] - TOLD * bool(self.sensitivity)) // 4
+        count, groups = len(seen) * self.members, features.shape[1] // 4
         chance = seen.float().repeat_interleave(self.members, dim=0)
         draws = torch.multinomial(chance, len(labels), replacement=True, generator=generator)
         weight = torch.zeros_like(chance).scatter_add_(1, draws, torch.ones_like(chance))

@@ -25,7 +25,7 @@ from amc_predictor.sensitivity import THINNEST, Sensitivity
 STEEPNESS = 4.0  # of exp(-STEEPNESS x)
 FOUR = 1.3862943611198906  # log 4: the power of a quantiser's noise falls fourfold a bit
 FLOOR = 0.1  # c, as a share of the t usual among the measured policies
-TOLD = 2  # features of the sensitivity: t, log(t + c)
+TOLD = 2  # features of the sensitivity: t, log(t + c); fewer than 4, so that F // 4 is the number of columns
 
 
 def kinds_of(bits: Tensor) -> list[Tensor]:

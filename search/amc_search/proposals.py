@@ -87,15 +87,18 @@ def propose_by_arm(
     taken = {policy.tobytes() for policy in known}
     picked: list[NDArray[np.int64]] = list(pending)
     chosen: dict[str, Policies] = {}
+    knowledge, best = None, policies[np.argsort(-accuracy, kind="stable")]
+    if predictor is not None and len(policies):
+        best_accuracy = float(np.max(accuracy))
+        spread = max(float(np.median(best_accuracy - accuracy)), 1e-6)
+        incumbent = _incumbent(space, caps, predictor, policies)
+        knowledge = Knowledge(space, caps, predictor, known, best_accuracy, incumbent, spread)
     for arm in sorted(shares, key=lambda arm: -shares[arm]):
+        if not shares[arm]:  # these come last, so that nothing is evolved, or drawn, for them in vain
+            chosen[arm] = policies[:0]
+            continue
         pool, scores = _random_pool(space, caps, rng), np.zeros(POPULATION)
-        if arm != "random" and predictor is not None and len(policies):
-            best_accuracy = float(np.max(accuracy))
-            spread = max(float(np.median(best_accuracy - accuracy)), 1e-6)
-            knowledge = Knowledge(
-                space, caps, predictor, known, best_accuracy, _incumbent(space, caps, predictor, policies), spread
-            )
-            best = policies[np.argsort(-accuracy, kind="stable")]
+        if arm != "random" and knowledge is not None:
             pool, scores = _evolved(arm, knowledge, best, rng)
         chosen[arm] = _pick(pool, scores, shares[arm], space, taken, picked)
         missing = shares[arm] - len(chosen[arm])
