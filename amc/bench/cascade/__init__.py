@@ -1,0 +1,1 @@
+"""`amc bench cascade`: what dynamic inference must show, measured."""
