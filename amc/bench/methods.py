@@ -117,7 +117,6 @@ ABLATIONS: dict[str, Switches] = {
     "amc-exploring": replace(OURS, arms=ACQUISITIONS["exploring"]),
     "amc-no-barrier": replace(OURS, closing=Parts(barrier=False)),
     "amc-no-repair": replace(OURS, closing=Parts(polish=False)),
-    "amc-no-certificate": replace(OURS, closing=Parts(additive=False)),
 }
 METHODS: dict[str, Method] = {
     **RIVALS,

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import nnls
 
-from amc_search.program import ROUGHLY, THOROUGHLY, Effort, NoProgram, maximise
+from amc_search.program import THOROUGHLY, Effort, NoProgram, maximise
 from amc_search.repair import Reals, repair
 from amc_search.space import Cap, Policies, Space
 
@@ -171,19 +171,6 @@ def certify(
     policy, bound, is_proven = found
     value = model(policy)
     return Certificate(model, policy, value, max(model.label(bound), value), is_proven, perf_counter() - start)
-
-
-def best_if_near(space: Space, caps: tuple[Cap, ...], policies: Policies, labels: Reals) -> NDArray[np.int64] | None:
-    """The best policy (d,) of the additive model under the caps, worth measuring; None where the model is not near.
-
-    Solved nearly: what the model does not know is far more than a thousandth.
-
-    Args:
-        space, caps, policies, labels: as in `certify`.
-    """
-    model = fit_additive(space, policies, labels)
-    found = _optimum(model, caps, ROUGHLY) if model.is_near else None
-    return None if found is None else found[0]
 
 
 def _optimum(model: Additive, caps: tuple[Cap, ...], effort: Effort) -> tuple[NDArray[np.int64], float, bool] | None:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from amc_search.additive import FEWEST, best_if_near
 from amc_search.ascent import Candidates, climb
 from amc_search.proposals import propose
 from amc_search.space import Cap, Policies, Predictor, Space
@@ -42,12 +41,10 @@ class Parts:
 
     Attributes:
         barrier, polish: of the climb, see `climb`.
-        additive: the best policy of the additive model is measured too, where the model is near.
     """
 
     barrier: bool = True
     polish: bool = True
-    additive: bool = True
 
 
 ALL_PARTS = Parts()
@@ -93,11 +90,7 @@ def close(
             known.predictor, space, caps, kappa=kappa, seed=seed + number, warm=best[:WARM], top=size + 8,
             barrier=parts.barrier, polish=parts.polish,
         )  # fmt: skip
-        proposed = list(found.policies)
-        if parts.additive and len(known.policies) >= FEWEST:
-            certain = best_if_near(space, caps, known.policies, known.labels)
-            proposed = [*([] if certain is None else [certain]), *proposed]
-        new = list({key: policy for policy in proposed if (key := policy.tobytes()) not in taken}.values())[:size]
+        new = list({key: policy for policy in found.policies if (key := policy.tobytes()) not in taken}.values())[:size]
         tried |= {policy.tobytes() for policy in new}
         if len(new) < size:  # all starts climb to the same few policies
             refused = np.array([np.frombuffer(key, dtype=np.int64) for key in sorted(tried)], dtype=np.int64)

@@ -51,7 +51,6 @@ class Effort:
 
 
 THOROUGHLY = Effort(bins=32, gap=1e-6, nodes=20_000, seconds=30.0)
-ROUGHLY = Effort(bins=16, gap=1e-3, nodes=500, seconds=30.0)
 
 Factors = tuple[tuple[int, int], ...]  # of a monomial: groups, rising, and their exponents
 Linear = dict[int, float]  # variable -> coefficient

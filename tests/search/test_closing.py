@@ -43,7 +43,7 @@ class Bench:
                 self.policies = np.concatenate([self.policies, policy[None]])
 
 
-@pytest.mark.parametrize("parts", [Parts(), Parts(barrier=False), Parts(polish=False), Parts(additive=False)])
+@pytest.mark.parametrize("parts", [Parts(), Parts(barrier=False), Parts(polish=False)])
 def test_the_last_labels_go_to_new_policies_under_the_caps(parts):
     """Whatever is switched off, as many as asked for are measured, none twice, and better than what was known."""
     bench = Bench()
