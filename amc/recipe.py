@@ -33,8 +33,8 @@ class ModelSection(Section):
     name: str = Field(
         default="resnet20",
         min_length=1,
-        description="resnet20, resnet56, mobilenet_v2_small, vgg_small, sensor_net, char_transformer, a torchvision "
-        "name, timm:NAME, or package.module:factory",
+        description="resnet20, resnet56, mobilenet_v2_small, vgg_small, sensor_net, char_transformer, msdnet, a "
+        "torchvision name, timm:NAME, or package.module:factory",
     )
     weights: str = Field(
         default="default", min_length=1, description="default, none (random), or a file: .safetensors, .pth, .pt"

@@ -74,6 +74,35 @@ def bench_contest(
     print_result(found if json_ else f"{table_text(found)}\n\n{folder}/plots.html, results.json, table.md")
 
 
+@bench.command("cascade")
+def bench_cascade(
+    recipe: Annotated[
+        str, typer.Argument(metavar="RECIPE", help="A built-in cascade recipe (`amc recipes`) or a TOML file.")
+    ],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Left out: runs/bench/cascade/NAME.")] = None,
+    runs: Annotated[
+        Path, typer.Option(help="Where the runs are whose families are used; made there where missing.")
+    ] = Path("runs/bench/cascade/runs"),
+    minutes: Annotated[float, typer.Option(min=0, callback=finite, help="Begin no further seed after so many.")] = 45.0,
+    json_: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Show what dynamic inference is worth, one study at a time: `amc bench cascade plans`.
+
+    The same command goes on where the last one stopped.
+    """
+    from amc.bench.cascade.bench import bench_cascade
+    from amc.bench.cascade.recipe import load_cascade_recipe
+    from amc.bench.cascade.verdict import summary_text
+    from amc.progress import shown
+
+    wanted = load_cascade_recipe(recipe)
+    folder = out or Path("runs/bench/cascade") / wanted.name
+    with shown(quiet=quiet) as progress:
+        found = bench_cascade(wanted, folder, runs, progress, minutes)
+    print_result(found if json_ else f"{summary_text(found['grounds'])}\n\n{folder}/results.json, table.txt")
+
+
 @bench.command("cut")
 def bench_cut(
     model: ModelsOption = None,

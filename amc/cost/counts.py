@@ -173,11 +173,18 @@ def _count_tensors(tensors: dict[str, Tensor], table: OwnerTable, unit: str) -> 
 
 def count_cut_macs(model: nn.Module, inputs: Call | Tensor) -> int:
     """Multiply-adds of a network as torch's own counter sees them (it counts 2 each), for one example."""
+    with counting(model) as counter:
+        as_call(inputs).on(model)
+    return counter.get_total_flops() // 2
+
+
+@contextlib.contextmanager
+def counting(model: nn.Module) -> Iterator[FlopCounterMode]:
+    """Torch's counter, which counts 2 for each multiply-add, on all that is run inside with modules of `model`."""
     counter = FlopCounterMode(display=False)
     plain = sdpa_kernel(SDPBackend.MATH)  # the counter overlooks the CPU's own kernels for attention
     with torch.no_grad(), _without_gradients(model), composed_attention(), plain, counter:
-        as_call(inputs).on(model)
-    return counter.get_total_flops() // 2
+        yield counter
 
 
 @contextlib.contextmanager

@@ -18,7 +18,8 @@ NEVER = float("inf")  # the threshold of a stage at which no example stops
 class Scorer(Protocol):
     """How good an answer is thought to be."""
 
-    kind: str
+    @property
+    def kind(self) -> str: ...
 
     def score(self, stage: int, features: Tensor) -> Tensor:
         """Features (b, F) at one stage -> (b,) float64, larger is better; each example by itself."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -67,9 +68,15 @@ class Records:
 
     def parted(self, seed: int, share: float = 0.5) -> tuple[Records, Records]:
         """Two disjoint parts, the first with `share` of the examples: the same ones for the same n and seed."""
-        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
-        cut = round(share * len(self))
-        return self.take(order[:cut].sort().values), self.take(order[cut:].sort().values)
+        first, second = parts_of(len(self), seed, share)
+        return self.take(first), self.take(second)
+
+
+def parts_of(number: int, seed: int, share: float = 0.5) -> tuple[Tensor, Tensor]:
+    """The places of `number` examples in two disjoint parts, ascending, as `Records.parted` has them."""
+    order = torch.randperm(number, generator=torch.Generator().manual_seed(seed))
+    cut = round(share * number)
+    return order[:cut].sort().values, order[cut:].sort().values
 
 
 def features_of(visited: Tensor) -> Tensor:
@@ -85,15 +92,18 @@ def features_of(visited: Tensor) -> Tensor:
     Returns:
         (b, F) float64, all in [0, 1].
     """
-    log_probabilities = log_softmax(visited[-1].double(), 1)
+    log_probabilities = log_softmax(visited[-1], 1, dtype=torch.float64)
     probabilities = log_probabilities.exp()
-    top = probabilities.topk(min(2, probabilities.shape[1]), 1).values
-    margin = top[:, 0] - top[:, 1] if top.shape[1] == 2 else top[:, 0]
+    classes = probabilities.shape[1]
+    top = probabilities.topk(min(2, classes), 1).values
+    confidence = top[:, 0]
+    margin = confidence - top[:, 1] if classes > 1 else confidence
     entropy = -(probabilities * log_probabilities).sum(1)
-    certainty = 1 - entropy / torch.log(torch.tensor(max(2.0, probabilities.shape[1]), dtype=torch.float64))
+    certainty = (1 - entropy / math.log(max(2, classes))).clamp(0, 1)
+    if len(visited) == 1:  # by itself, as at run time these lines are all that a stage waits for
+        return torch.stack([confidence, margin, certainty, torch.ones_like(margin), torch.zeros_like(margin)], 1)
     answers = visited.argmax(2)
     agreeing = (answers.flip(0) == answers[-1]).long().cumprod(0).double().mean(0)
-    earlier = torch.zeros_like(margin)
-    if len(visited) > 1:
-        earlier = log_softmax(visited[-2].double(), 1).exp().gather(1, answers[-1][:, None])[:, 0]
-    return torch.stack([top[:, 0], margin, certainty.clamp(0, 1), agreeing, earlier], 1)
+    before = log_softmax(visited[-2], 1, dtype=torch.float64)
+    earlier = before.gather(1, answers[-1][:, None])[:, 0].exp()
+    return torch.stack([confidence, margin, certainty, agreeing, earlier], 1)

@@ -33,8 +33,10 @@ class StageCost:
 class Stage(Protocol):
     """What is run on the examples that have not left yet."""
 
-    name: str
-    cost: StageCost
+    @property
+    def name(self) -> str: ...
+    @property
+    def cost(self) -> StageCost: ...
 
     def run(self, inputs: Tensor, state: State) -> tuple[Tensor, State]:
         """Logits (b, classes) for inputs (b, ...), and the state for the stages that follow."""

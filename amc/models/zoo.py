@@ -26,6 +26,7 @@ from amc.models.checkpoint import load_weights, read_weights
 from amc.models.cifar_resnet import resnet20, resnet56
 from amc.models.hub import timm_pretrained, torchvision_pretrained
 from amc.models.mobilenet_small import mobilenet_v2_small
+from amc.models.msdnet import msdnet
 from amc.models.sensor_net import sensor_net
 from amc.models.vgg_small import vgg_small
 
@@ -36,6 +37,7 @@ FACTORIES: dict[str, Callable[..., nn.Module]] = {
     "vgg_small": vgg_small,
     "sensor_net": sensor_net,
     "char_transformer": char_transformer,
+    "msdnet": msdnet,
 }
 NO_PICTURES = ("sensor_net", "char_transformer")  # what those of ours read that read no pictures
 PICTURE_CHANNELS = (1, 3, 4)

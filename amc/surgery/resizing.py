@@ -39,7 +39,8 @@ COMPREHENSIONS = ("<listcomp>", "<dictcomp>", "<setcomp>")
 TORCH = Path(torch.__file__).parent
 HANDLERS = tuple(map(str, (  # files through which torch and this package hand a call on
     TORCH / "_tensor.py", TORCH / "functional.py", TORCH / "overrides.py", TORCH / "_jit_internal.py", TORCH / "utils",
-    TORCH / "nn" / "modules" / "module.py", Path(__file__).parent,
+    TORCH / "nn" / "modules" / "module.py", TORCH / "fx", Path(__file__).parent,
+    Path(__file__).parents[1] / "dynamic" / "tracing.py",
 )))  # fmt: skip
 
 

@@ -127,7 +127,7 @@ class BenchRecipe(Section):
 
     def compress_recipe(self, overrides: Mapping[str, object] | None = None) -> Recipe:
         """The ordinary recipe with the changes. Raises `UsageError`."""
-        return load_recipe(self.recipe, {**_dotted(self.settings), **(overrides or {})})
+        return load_recipe(self.recipe, {**dotted(self.settings), **(overrides or {})})
 
 
 def cap_name(budgets: list[str]) -> str:
@@ -185,11 +185,11 @@ def _file_of(name: str) -> Path:
     )
 
 
-def _dotted(table: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
+def dotted(table: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
     """Nested tables as dotted keys, so that `search.batch_size = 50` and `"search.batch_size" = 50` mean the same."""
     flat: dict[str, object] = {}
     for key, value in table.items():
-        flat |= _dotted(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        flat |= dotted(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat
 
 

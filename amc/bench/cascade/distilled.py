@@ -1,0 +1,214 @@
+"""What B-DISTIL is compared with at equal multiply-adds: other ensembles of small students, and single ones.
+
+All learn from the same pool of examples and teacher's outputs, with the same optimiser and as many passes; training
+compute is then as multiply-adds are. A single network as large as a prefix is what one would deploy if the time were
+known beforehand (NO-RESCHED in arXiv 2302.10093); an ensemble of networks that share nothing is RESCHED.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from amc.compute import Compute
+from amc.data.splits import Split, Splits
+from amc.dynamic.bdistil import Distilled, Terms, distil, pool_of
+from amc.dynamic.ensemble import Ensemble, Step
+from amc.dynamic.pool import BATCH, Pool
+from amc.dynamic.students import ConvStudent, Students, width_for
+from amc.dynamic.votes import fit_votes
+from amc.dynamic.weak_learner import batches_without_end
+from amc.progress import Progress, Silent
+from amc.recipe import Schedule
+from amc.training import optimizer_of, set_learning_rate
+
+LEARNING_RATE = 0.015  # as `ConvStudents` are trained with
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A method's accuracy where its answers come.
+
+    Attributes:
+        macs: (T,) until each answer, rising.
+        accuracies: (T,) on the test split.
+        right: (T, n) bool, for intervals.
+    """
+
+    method: str
+    macs: tuple[float, ...]
+    accuracies: tuple[float, ...]
+    right: Tensor
+
+
+@dataclass(frozen=True)
+class Contest:
+    """What all methods share: the pool, how students are trained, where votes are fitted and where all are compared."""
+
+    pool: Pool
+    held_out: tuple[Tensor, Tensor]
+    test: tuple[Tensor, Tensor]
+    terms: Terms
+    compute: Compute
+    seed: int
+
+    @property
+    def example(self) -> Tensor:
+        return self.pool.inputs[:1]
+
+    @property
+    def classes(self) -> int:
+        return self.pool.target.shape[1]
+
+    def curve(self, method: str, ensemble: Ensemble) -> Curve:
+        """Every prefix of an ensemble on the test split."""
+        stages, answers = ensemble.stages(), list[Tensor]()
+        with torch.inference_mode(), self.compute.autocast():
+            for inputs in torch.split(self.test[0], BATCH):
+                state: dict[str, object] = {}
+                found = []
+                for stage in stages:
+                    logits, state = stage.run(inputs.to(self.compute.device), state)
+                    found.append(logits.argmax(1).cpu())
+                answers.append(torch.stack(found))
+        right = torch.cat(answers, 1) == self.test[1]
+        bodies = accumulate(stage.cost.body for stage in stages)
+        macs = tuple(body + stage.cost.head for body, stage in zip(bodies, stages, strict=True))
+        return Curve(method, macs, tuple(right.double().mean(1).tolist()), right)
+
+    def student(self, macs: float, salt: int) -> Step:
+        """An untrained student that stands alone, of about `macs` multiply-adds."""
+        width = width_for(macs, self.example, self.classes, reads=False)
+        torch.manual_seed(self.seed * 1009 + salt)
+        shape = tuple(self.example.shape[1:])
+        return Step(self.compute.place(ConvStudent(shape, self.classes, width, 0, self.terms.reach)))
+
+    def train(self, step: Step, salt: int, target: Tensor | None) -> None:
+        """By squared error to `target` (N, C), or by the cross-entropy of the labels where it is None."""
+        pool, terms, device = self.pool, self.terms, self.compute.device
+        schedule = Schedule(optimizer="adamw", lr=LEARNING_RATE, weight_decay=terms.weight_decay)
+        steps = round(terms.passes * len(pool) / terms.batch_size)
+        optimizer = optimizer_of(step, schedule)
+        step.train()
+        batches = batches_without_end(len(pool), terms.batch_size, self.seed * 1009 + salt)
+        for number, index in zip(range(steps), batches, strict=False):
+            set_learning_rate(optimizer, schedule, number, steps)
+            with self.compute.autocast():
+                outputs = step(pool.inputs[index].to(device))[2][:, 0].float()
+            if target is None:
+                loss = cross_entropy(outputs / pool.range.scale, pool.labels[index].to(device))
+            else:
+                loss = (outputs - target[index].to(device)).square().mean()
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+        step.eval().requires_grad_(False)
+
+    @torch.inference_mode()
+    def answers(self, step: Step, inputs: Tensor) -> Tensor:
+        """Outputs (n, C) of a student that stands alone."""
+        with self.compute.autocast():
+            parts = [step(part.to(self.compute.device))[2][:, -1].float().cpu() for part in torch.split(inputs, BATCH)]
+        return torch.cat(parts).clone()
+
+
+def compare(
+    teacher: nn.Module,
+    splits: Splits,
+    compute: Compute,
+    *,
+    students: Students | None = None,
+    terms: Terms | None = None,
+    held_out: Tensor | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> tuple[Distilled, list[Curve]]:
+    """B-DISTIL, and all that it is compared with at the multiply-adds of its prefixes, on the test split.
+
+    Arguments are those of `amc.dynamic.bdistil.distil`.
+    """
+    terms, progress = terms or Terms(), progress or Silent()
+    pool = pool_of(teacher, splits, compute, terms, seed)
+    distilled = distil(
+        teacher, splits, compute, students=students, terms=terms, held_out=held_out, pool=pool, seed=seed,
+        progress=progress,
+    )  # fmt: skip
+    inputs, labels = all_of(splits.measure)
+    chosen = torch.arange(len(labels)) if held_out is None else held_out
+    contest = Contest(pool, (inputs[chosen], labels[chosen]), all_of(splits.test), terms, compute, seed)
+    ours = contest.curve("B-DISTIL", distilled.ensemble)
+    average = [torch.ones(k + 1) for k in range(len(ours.macs))]
+    plain = replace(distilled.ensemble, votes=tuple(average))
+    bodies = [stage.cost.body for stage in distilled.ensemble.stages()]
+    stage = progress.stage("train what it is compared with", 4)
+    steps = independent(contest, bodies)
+    curves = [ours, contest.curve("B-DISTIL, plain average", plain)]
+    curves += [uniform_average(contest, steps), rescheduled(contest, steps)]
+    stage.advance()
+    curves.append(residual_boosting(contest, bodies))
+    stage.advance()
+    for known in (True, False):
+        curves.append(single(contest, ours.macs, distilled=known))
+        stage.advance()
+    return distilled, curves
+
+
+def all_of(split: Split) -> tuple[Tensor, Tensor]:
+    """Inputs and labels of a whole split."""
+    inputs, labels = (torch.cat(parts) for parts in zip(*split.batches(BATCH), strict=True))
+    return inputs, labels
+
+
+def independent(contest: Contest, macs: Sequence[float]) -> list[Step]:
+    """Students that know nothing of each other, each distilled from the teacher, each of its own multiply-adds."""
+    steps = []
+    for salt, size in enumerate(macs):
+        steps.append(contest.student(size, salt))
+        contest.train(steps[-1], salt, contest.pool.target)
+    return steps
+
+
+def uniform_average(contest: Contest, steps: Sequence[Step]) -> Curve:
+    """Independent students, each prefix their plain mean."""
+    return contest.curve("uniform average", _ensemble(contest, steps, [torch.ones(k + 1) for k in range(len(steps))]))
+
+
+def rescheduled(contest: Contest, steps: Sequence[Step]) -> Curve:
+    """RESCHED: independent students, weighted as B-DISTIL's are."""
+    outputs = torch.stack([contest.answers(step, contest.held_out[0]) for step in steps], 1)
+    return contest.curve("RESCHED", _ensemble(contest, steps, fit_votes(outputs, contest.held_out[1])))
+
+
+def residual_boosting(contest: Contest, macs: Sequence[float]) -> Curve:
+    """Each student by least squares on what the sum of those before has left of the teacher's outputs."""
+    steps, left = list[Step](), contest.pool.target
+    for salt, size in enumerate(macs):
+        steps.append(contest.student(size, 100 + salt))
+        contest.train(steps[-1], 100 + salt, left)
+        left = left - contest.answers(steps[-1], contest.pool.inputs)
+    return contest.curve("residual boosting", _ensemble(contest, steps, [torch.ones(k + 1) for k in range(len(steps))]))
+
+
+def single(contest: Contest, macs: Sequence[float], *, distilled: bool) -> Curve:
+    """One network for each amount of multiply-adds: distilled (NO-RESCHED), or from the labels alone."""
+    curves = []
+    for salt, size in enumerate(macs):
+        step = contest.student(size, 200 + salt)
+        contest.train(step, 200 + salt, contest.pool.target if distilled else None)
+        curves.append(contest.curve("", _ensemble(contest, [step], [torch.ones(1)])))
+    return Curve(
+        "NO-RESCHED" if distilled else "single, from scratch",
+        tuple(curve.macs[0] for curve in curves),
+        tuple(curve.accuracies[0] for curve in curves),
+        torch.cat([curve.right for curve in curves]),
+    )
+
+
+def _ensemble(contest: Contest, steps: Sequence[Step], votes: Sequence[Tensor]) -> Ensemble:
+    """Steps that stand alone, as an ensemble: they read nothing of the state but the inputs."""
+    return Ensemble(tuple(steps), tuple(votes), contest.example.to(contest.compute.device))

@@ -1,0 +1,143 @@
+"""Exits: does accuracy track the target where plain confidence does not, and does a large network with exits beat a
+smaller one run whole? The two claims of PCEE (arXiv 2412.19325), as in `method-dynamic` 5.1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from amc.bench.cascade.ground import Ground
+from amc.bench.cascade.verdict import Figures, Goal
+from amc.dynamic import trained
+from amc.dynamic.candidate import Candidate
+from amc.dynamic.pcee import exit_reports, oracle
+from amc.dynamic.points import best_under, evaluate, sweep
+from amc.dynamic.policy import Policy, Scorer, walk
+from amc.dynamic.records import Records
+from amc.dynamic.scores import SCORERS
+
+TARGETS = (0.7, 0.75, 0.8, 0.85, 0.9, 0.925, 0.95, 0.97, 0.98)
+ESTIMATORS = ("bins", "window", "isotonic")
+SIZES = (200, 1000)  # policy-fit pictures, beside all
+FEWEST = 50  # pictures that leave at an exit, for its accuracy to be told
+SCORERS_TRIED = ("confidence", "isotonic", "deferral")
+GOALS = (
+    Goal("answers given early are right at least as often as asked, on average over targets, to half a point",
+         "isotonic: shortfall of early answers", most=0.005),
+    Goal("accuracy is nearer to the target than a plain confidence threshold's",
+         "isotonic nearer to the target than confidence by", least=0.0),
+    Goal("the dense network with exits beats smaller ones run whole, at equal mean cost, on average over budgets",
+         "exits against smaller networks: mean gain", least=0.0),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Tracking:
+    """What one threshold for all exits does on test.
+
+    Attributes:
+        early: accuracy of the answers given before the last stage; None where there are none.
+        exits: accuracy of each exit's answers; None where few leave there.
+    """
+
+    target: float
+    early: float | None
+    accuracy: float
+    relative_cost: float
+    exits: tuple[float | None, ...]
+
+
+def measure(ground: Ground) -> tuple[Figures, dict[str, Any]]:
+    """The figures of one seed."""
+    family = ground.family
+    part = trained.exits_of(family, family.dense)
+    whole = Candidate("pcee", part.stages, *ground.halves(part), ("confidence",), (part,))
+    test = ground.records(part, "test")
+    figures: Figures = {f"accuracy of {name}": float(test.accuracies[i]) for i, name in enumerate(test.stages)}
+    tracks = {
+        name: track(SCORERS[name](whole.fit), test, whole.added, family.dense.macs)
+        for name in ("confidence", *ESTIMATORS)
+    }
+    for name, found in tracks.items():
+        figures |= {f"{name}: {key}": value for key, value in misses(found).items()}
+    plain, ours = (figures[f"{name}: distance from the target"] for name in ("confidence", "isotonic"))
+    figures["isotonic nearer to the target than confidence by"] = plain - ours
+    figures |= _by_size(ground, whole, test)
+    gains, curves = _against_smaller(ground, whole, test)
+    best = oracle(test, whole.added)
+    figures |= {"oracle: accuracy": best.accuracy, "oracle: relative cost": best.mean_cost / family.dense.macs}
+    report = exit_reports(test, Policy(SCORERS["isotonic"](whole.fit), (0.95,) * (len(whole.added) - 1)), whole.added)
+    told = {name: [asdict(each) for each in found] for name, found in tracks.items()}
+    return figures | gains, {"tracks": told, "curves": curves, "exits_at_95": [asdict(each) for each in report]}
+
+
+def track(scorer: Scorer, test: Records, added: Sequence[float], dense: float) -> list[Tracking]:
+    """One threshold for all exits, at each of `TARGETS`; `dense` is the whole network's cost."""
+    found = []
+    for target in TARGETS:
+        walked = walk(test, Policy(scorer, (target,) * (len(added) - 1)), added)
+        early = walked.stop < len(added) - 1
+        by_exit = [walked.right[walked.stop == stage] for stage in range(len(added) - 1)]
+        found.append(
+            Tracking(
+                target,
+                float(walked.right[early].double().mean()) if int(early.sum()) >= FEWEST else None,
+                walked.accuracy,
+                walked.mean_cost / dense,
+                tuple(float(right.double().mean()) if len(right) >= FEWEST else None for right in by_exit),
+            )
+        )
+    return found
+
+
+def misses(tracks: Sequence[Tracking]) -> Figures:
+    """How far from the targets: of all answers given early, and of each exit's; shares of accuracy."""
+    early = [(each.early, each.target) for each in tracks if each.early is not None]
+    exits = [(accuracy, each.target) for each in tracks for accuracy in each.exits if accuracy is not None]
+    overall = [abs(each.accuracy - each.target) for each in tracks]
+    return {
+        "distance from the target": _mean([abs(got - asked) for got, asked in early]),
+        "shortfall of early answers": _mean([max(0.0, asked - got) for got, asked in early]),
+        "distance of single exits": _mean([abs(got - asked) for got, asked in exits]),
+        "largest shortfall of a single exit": max((asked - got for got, asked in exits), default=0.0),
+        "distance of all answers": _mean(overall),
+    }
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / max(1, len(values))
+
+
+def _by_size(ground: Ground, whole: Candidate, test: Records) -> Figures:
+    """The estimators fitted to few pictures."""
+    found: Figures = {}
+    for size in SIZES:
+        order = torch.randperm(len(whole.fit), generator=torch.Generator().manual_seed(ground.seed))
+        few = whole.fit.take(order[:size])
+        for name in ESTIMATORS:
+            tracks = track(SCORERS[name](few), test, whole.added, ground.family.dense.macs)
+            found[f"{name} of {size}: distance from the target"] = misses(tracks)["distance from the target"]
+    return found
+
+
+def _against_smaller(ground: Ground, whole: Candidate, test: Records) -> tuple[Figures, dict[str, Any]]:
+    """The dense network with exits at the mean cost of each smaller network; policy chosen on the policy-fit half."""
+    points = [point for name in SCORERS_TRIED for point in sweep(whole.fit, whole.added, SCORERS[name](whole.fit))]
+    gains: dict[str, float] = {}
+    rows = []
+    for member in ground.members:
+        if member.macs >= ground.family.dense.macs or all(point.mean_cost > member.macs for point in points):
+            continue
+        point = evaluate(test, best_under(points, member.macs).policy, whole.added)
+        alone = float(ground.records(member, "test").accuracies[0])
+        gains[member.name] = point.accuracy - alone
+        rows.append({"network": member.name, "macs": member.macs, "alone": alone, "exits": point.accuracy,
+                     "mean_cost": point.mean_cost, "max_cost": point.max_cost})  # fmt: skip
+    found = {f"exits against {name}: gain": gain for name, gain in gains.items()}
+    if gains:
+        found["exits against smaller networks: mean gain"] = _mean(list(gains.values()))
+    return found, {"against_smaller": rows}

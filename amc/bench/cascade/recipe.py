@@ -1,0 +1,93 @@
+"""Recipes of `amc bench cascade`: which study, on which networks and data, with how many seeds."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, JsonValue, ValidationError
+
+from amc.bench.contest.recipe import dotted
+from amc.budget import parse_budget
+from amc.errors import UsageError
+from amc.recipe import Recipe, Section, load_recipe, recipes_folder
+
+StudyName = Literal["exits", "savers", "students", "risk", "speed", "plans"]
+
+
+class GroundSection(Section):
+    """A network and its data: an ordinary recipe, with keys of it changed."""
+
+    recipe: str = Field(min_length=1, description="an ordinary recipe; its run is the family's")
+    settings: dict[str, JsonValue] = Field(default={}, alias="set", description="keys of that recipe, changed")
+
+    @cached_property
+    def wanted(self) -> Recipe:
+        """The ordinary recipe, with the keys changed."""
+        return load_recipe(self.recipe, dotted(self.settings))
+
+    @property
+    def name(self) -> str:
+        return Path(self.recipe).stem
+
+
+class CascadeRecipe(Section):
+    """One study of dynamic inference."""
+
+    name: str = Field(default="custom", min_length=1, description="the study's name")
+    about: str = Field(default="", description="one line about it")
+    study: StudyName = Field(description="what is shown")
+    seeds: int = Field(default=3, ge=1, description="divisions of the held-out pictures, and trainings")
+    budgets: list[str] = Field(default=["15%", "25%", "40%", "55%", "70%"], min_length=1, description="mean costs")
+    grounds: list[GroundSection] = Field(min_length=1, alias="on", description="networks and their data")
+
+
+def list_cascade_recipes() -> dict[str, str]:
+    """Name -> what it is about, of the built-in ones."""
+    return {path.stem: load_cascade_recipe(path).about for path in sorted(_folder().glob("*.toml"))}
+
+
+def load_cascade_recipe(name_or_path: str | Path) -> CascadeRecipe:
+    """Read a built-in cascade recipe by name or a TOML file by path.
+
+    Raises:
+        UsageError: no such recipe, an unreadable file, broken TOML, an unknown key, a value against its rule.
+    """
+    path = _file_of(str(name_or_path))
+    origin = f"cascade recipe {name_or_path}"
+    try:
+        table = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise UsageError(f"{origin} must be readable UTF-8 and TOML, but: {reason}") from None
+    table.setdefault("name", path.stem)
+    try:
+        recipe = CascadeRecipe.model_validate(table)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "it"
+        raise UsageError(f"{origin}: {where}: {first['msg']}, but got {first['input']!r}") from None
+    for ground in recipe.grounds:
+        _ = ground.wanted  # a mistake in it is told before anything is run
+    for budget in recipe.budgets:
+        parse_budget(budget)
+    return recipe
+
+
+def _folder() -> Path:
+    return recipes_folder() / "cascade"
+
+
+def _file_of(name: str) -> Path:
+    built_in = _folder() / f"{name}.toml"
+    if name == Path(name).name and built_in.is_file():
+        return built_in
+    if Path(name).is_file():
+        return Path(name)
+    known = sorted(path.stem for path in _folder().glob("*.toml"))
+    near = difflib.get_close_matches(name, known, 1)
+    hint = f"did you mean {near[0]!r}?" if near else f"built in: {', '.join(known)}"
+    raise UsageError(f"a cascade recipe must be a built-in name or a TOML file, but there is no {name!r}; {hint}")

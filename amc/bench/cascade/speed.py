@@ -1,0 +1,191 @@
+"""Wall-clock seconds of a cascade beside its base network, against what its multiply-adds promise.
+
+Three ways to run the same plan: gathered (the runtime: only who is left goes on), masked (all go through all stages,
+and who has left is ignored) and singly (each input by itself).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from amc.bench.clock import seconds
+from amc.dynamic.export import export_cascade
+from amc.dynamic.latency import Curve, Spread, expected_seconds, measure, saved_by_gathering
+from amc.dynamic.onnx_stage import load_exported
+from amc.dynamic.policy import Policy
+from amc.dynamic.runtime import Answers, Cascade
+from amc.dynamic.stage import NetworkStage
+from amc.dynamic.survivors import Left, Survivors
+
+BATCHES = (1, 8, 64, 256)
+SINGLES = 200  # inputs that are timed one at a time
+AGREE = 1e-4  # of the logits of the three ways, relative to the largest
+
+
+def bench_speed(
+    cascade: Cascade,
+    base: NetworkStage,
+    inputs: Tensor,
+    batches: Sequence[int] = BATCHES,
+    rounds: int = 7,
+    onnx: bool = True,
+) -> dict[str, Any]:
+    """Time a cascade and its base by torch and, with `onnx`, both by ONNX Runtime on the CPU.
+
+    Args:
+        base: the static network that the cascade is compared to.
+        inputs: (n, ...) with n at least the largest batch; each size is timed on as many whole batches as they give.
+        rounds: timings of every batch, in rounds over all ways, so that a slow moment hurts all alike; the median
+            counts.
+
+    Returns:
+        For each engine: costs, speed-ups by batch size, curves of the stages, and where gathering pays.
+    """
+    alone = Cascade((base,), Policy(cascade.policy.scorer, ()), cascade.compute)
+    found = {"torch": _engine(cascade, alone, inputs, batches, rounds)}
+    if onnx:
+        with TemporaryDirectory() as folder:
+            example, threads = inputs[:3].to(cascade.compute.device), torch.get_num_threads()
+            pair = []
+            for number, each in enumerate((cascade, alone)):
+                place = export_cascade(each, example, Path(folder) / str(number))
+                pair.append(load_exported(place, threads))
+            found["onnx"] = _engine(pair[0], pair[1], inputs, batches, rounds)
+    return {"threads": torch.get_num_threads(), "rounds": rounds, **found}
+
+
+def speed_text(found: dict[str, Any]) -> str:
+    """The result for people, a table for each engine."""
+    lines = []
+    for engine in ("torch", "onnx"):
+        if engine in found:
+            lines += [*_table(engine, found[engine]), ""]
+    lines.append("Of MACs: the wall-clock speed-up as a share of the multiply-adds'. Model: error of the mean seconds")
+    lines.append(f"that the stages' curves promise. {found['threads']} threads, medians of {found['rounds']} rounds.")
+    return "\n".join(lines)
+
+
+def masked(cascade: Cascade, inputs: Tensor) -> Answers:
+    """Run all stages on all inputs, and give each the answer that its plan takes: what gathering is compared to."""
+    group = Survivors(torch.arange(len(inputs)), inputs.to(cascade.compute.device), {})
+    stopped = torch.zeros(len(inputs), dtype=torch.bool)
+    left: list[Left] = []
+    for number, stage in enumerate(cascade.stages):
+        group = group.visit(stage, cascade.policy.scorer, cascade.compute)
+        last = number == len(cascade.stages) - 1
+        leaving = ~stopped if last else ~stopped & cascade.policy.stops(number, group.scores[-1])
+        left.append(group.answers(cascade.policy.best).take(leaving))
+        stopped |= leaving
+    return cascade.in_order(left)
+
+
+def singly(cascade: Cascade, inputs: Tensor) -> Answers:
+    """Run each input by itself."""
+    found = [cascade.run(one) for one in (inputs[row : row + 1] for row in range(len(inputs)))]
+    parts = zip(*((each.logits, each.stop, each.answered, each.cost) for each in found), strict=True)
+    return Answers(*map(torch.cat, parts))
+
+
+@torch.inference_mode()
+def _engine(cascade: Cascade, alone: Cascade, inputs: Tensor, batches: Sequence[int], rounds: int) -> dict[str, Any]:
+    curves = measure(cascade.stages, cascade.policy.scorer, inputs, cascade.compute, batches)
+    answers = cascade.run(inputs)
+    shares = torch.bincount(answers.stop, minlength=len(cascade.stages)).double() / len(inputs)
+    gather = _gathering(inputs, batches)
+    return {
+        "stages": [stage.name for stage in cascade.stages],
+        "base": {"name": alone.stages[0].name, "macs": alone.costs[0]},
+        "shares": shares.tolist(),
+        "macs": Spread.of(answers.cost).to_json(),
+        "batches": [_sized(cascade, alone, inputs, batch, rounds, curves) for batch in batches],
+        "curves": [{**curve.to_json(), "error": curve.error} for curve in curves],
+        "gathering": {
+            "curve": gather.to_json(),
+            "saved": _saved(curves, gather, shares, max(batches)),
+        },
+    }
+
+
+def _sized(
+    cascade: Cascade, alone: Cascade, inputs: Tensor, batch: int, rounds: int, curves: Sequence[Curve]
+) -> dict[str, Any]:
+    """The figures of one batch size."""
+    count = min(len(inputs), SINGLES) if batch == 1 else len(inputs) // batch * batch
+    parts = [inputs[start : start + batch] for start in range(0, count, batch)]
+    answers = [cascade.run(part) for part in parts]
+    cost = torch.cat([each.cost for each in answers])
+    stops = torch.cat([each.stop for each in answers])
+    promised = alone.costs[0] / float(cost.mean())
+    ways: dict[str, Callable[[Tensor], object]] = {
+        "base": alone.run,
+        "gathered": cascade.run,
+        "masked": partial(masked, cascade),
+    }
+    taken = {name: torch.empty(rounds, len(parts), dtype=torch.float64) for name in ways}
+    for number in range(rounds):
+        for place, part in enumerate(parts):
+            for name, way in ways.items():
+                taken[name][number, place] = seconds(partial(way, part))
+    medians = {name: values.median(0).values for name, values in taken.items()}
+    medians["singly"] = torch.tensor([seconds(partial(singly, cascade, parts[0]))], dtype=torch.float64)
+    speedup = float(medians["base"].mean() / medians["gathered"].mean())
+    shares = torch.bincount(stops, minlength=len(cascade.stages)).double() / len(stops)
+    return {
+        "batch": batch,
+        "inputs": count,
+        "seconds": {name: Spread.of(values).to_json() for name, values in medians.items()},
+        "speedup": speedup,
+        "macs_speedup": promised,
+        "share_of_macs": speedup / promised,
+        "model_error": expected_seconds(curves, shares, batch) / float(medians["gathered"].mean()) - 1,
+        "agree": _agree(answers[0], masked(cascade, parts[0])) and _agree(answers[0], singly(cascade, parts[0])),
+    }
+
+
+def _agree(first: Answers, second: Answers) -> bool:
+    """Whether two ways of running stop alike and answer alike, up to rounding."""
+    apart = (first.logits - second.logits).abs().max() <= AGREE * first.logits.abs().max()
+    return bool(apart) and torch.equal(first.stop, second.stop) and torch.equal(first.predictions, second.predictions)
+
+
+def _gathering(inputs: Tensor, batches: Sequence[int]) -> Curve:
+    """Seconds of taking some of the inputs out of a batch, by how many are taken."""
+    medians = []
+    for batch in batches:
+        take = partial(inputs.__getitem__, torch.arange(batch) % len(inputs))
+        medians.append(float(torch.tensor([seconds(take) for _ in range(25)]).median()))
+    return Curve(tuple(batches), tuple(medians))
+
+
+def _saved(curves: Sequence[Curve], gather: Curve, shares: Tensor, batch: int) -> list[float]:
+    """For each stage but the first: the share of a whole batch's seconds that is saved by running it on who is left."""
+    reaching = (1 - shares.cumsum(0)).clamp(min=0).tolist()[:-1]
+    return [
+        saved_by_gathering(curves, gather, stage, batch, round(batch * reach)) / curves[stage](batch)
+        for stage, reach in enumerate(reaching, start=1)
+    ]
+
+
+def _table(engine: str, found: dict[str, Any]) -> list[str]:
+    macs, whole = found["macs"], found["base"]
+    shares = ", ".join(f"{name} {share:.0%}" for name, share in zip(found["stages"], found["shares"], strict=True))
+    lines = [
+        f"{engine}: {shares}; mean cost {macs['mean'] / whole['macs']:.0%} and worst {macs['max'] / whole['macs']:.0%} "
+        f"of {whole['name']}",
+        "batch     base p50/p99 ms   gathered p50/p99 ms   masked ms   singly ms   speed-up   of MACs   model",
+    ]
+    for row in found["batches"]:
+        ms = {name: {key: 1000 * value for key, value in each.items()} for name, each in row["seconds"].items()}
+        base, ours = (f"{ms[name]['p50']:.2f} / {ms[name]['p99']:.2f}" for name in ("base", "gathered"))
+        lines.append(
+            f"{row['batch']:>5} {base:>19} {ours:>21} {ms['masked']['p50']:>11.2f} {ms['singly']['mean']:>11.2f}"
+            f" {row['speedup']:>9.2f}x {row['share_of_macs']:>8.0%} {row['model_error']:>+7.0%}"
+        )
+    return lines

@@ -1,0 +1,268 @@
+"""B-DISTIL's students: small networks that answer inside a range and may read what the one before them has computed.
+
+A student is called with (inputs, features of the student before or None) and gives (its own features, its outputs
+(b, classes)), |outputs| < reach. Where they come from is a factory; the class of functions that it draws from grows
+with `level`, as rounds fail.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from math import ceil, log2
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from amc.call import Call
+from amc.cost.counts import count_cut_macs
+from amc.dynamic.pool import Range, centred
+from amc.errors import ModelError, UsageError
+from amc.models.zoo import ModelSource
+from amc.surgery.recovery import evaluating
+from amc_search import Cap, uniform
+
+if TYPE_CHECKING:
+    from amc.dense import Dense
+
+SIDE = {1: 32, 2: 8}  # a small student's map is at most that long
+PRUNED_LR = 0.004  # of variants that were cut, and not trained since
+KERNEL = {1: 5, 2: 3}
+LAYERS: dict[int, tuple[Any, Any]] = {1: (nn.Conv1d, nn.BatchNorm1d), 2: (nn.Conv2d, nn.BatchNorm2d)}
+
+
+class Students(Protocol):
+    """Where students come from."""
+
+    @property
+    def levels(self) -> int: ...
+
+    @property
+    def lr(self) -> float: ...
+
+    def __call__(self, number: int, level: int, before: Tensor | None, within: Range) -> nn.Module:
+        """A fresh student for round `number`, from 0, out of the function class `level`, from 0 to `levels` - 1.
+
+        `before` are the features (1, ...) that the student before leaves on one example.
+        """
+        ...
+
+
+class ConvStudent(nn.Module):
+    """A strided stem, joined by the features of the student before where it reads them, and one residual block.
+
+    Args:
+        input_shape: (channels, length) or (channels, height, width).
+        width: channels of the first convolution; the map that is handed on has twice as many.
+        reads: channels of the features read, which must be as large as this student's own map; 0: it stands alone.
+        reach: B; outputs are B tanh(. / B).
+    """
+
+    def __init__(self, input_shape: tuple[int, ...], classes: int, width: int, reads: int, reach: float) -> None:
+        super().__init__()
+        dims = len(input_shape) - 1
+        self.settings = {
+            "input_shape": list(input_shape), "classes": classes, "width": width, "reads": reads, "reach": reach,
+        }  # fmt: skip
+        self.reads, self.reach = reads, reach
+        halvings = max(2, ceil(log2(max(input_shape[1:]) / SIDE[dims])))
+        widths = [input_shape[0], *([width] * (halvings - 1)), 2 * width]
+        self.stem = nn.Sequential(*(_convolution(dims, *pair, 2) for pair in pairwise(widths)))
+        self.enter = _convolution(dims, 2 * width + reads, 2 * width, 1)
+        self.leave = _convolution(dims, 2 * width, 2 * width, 1, active=False)
+        self.classifier = nn.Linear(2 * width, classes)
+
+    def forward(self, inputs: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor]:
+        own = self.stem(inputs)
+        if self.reads:
+            assert before is not None
+            joined, kept = torch.cat([own, before], 1), before if before.shape[1] == own.shape[1] else own
+        else:
+            joined, kept = own, own
+        features = torch.relu(self.leave(self.enter(joined)) + kept)
+        return features, bent(self.classifier(features.flatten(2).mean(2)), self.reach)
+
+
+def _convolution(dims: int, entering: int, leaving: int, stride: int, active: bool = True) -> nn.Sequential:
+    convolution, norm = LAYERS[dims]
+    layers = [convolution(entering, leaving, KERNEL[dims], stride, KERNEL[dims] // 2, bias=False), norm(leaving)]
+    return nn.Sequential(*layers, *([nn.ReLU()] if active else []))
+
+
+def bent(logits: Tensor, reach: float) -> Tensor:
+    """Centred logits bent smoothly into (-reach, reach)."""
+    return reach * torch.tanh(centred(logits.float()) / reach)
+
+
+class AdoptedStudent(nn.Module):
+    """Any classifier as a student: its logits, and a linear map of what the student before had before its last layer.
+
+    That late connection is zero at first, so a pruned variant of the teacher starts as what it is; and students can run
+    side by side up to it.
+
+    Args:
+        network: its last linear layer is found; its logits are what it hands on where there is none.
+        example: (1, ...) inputs.
+        scale: from the network's logits to outputs, the teacher's scale.
+        reads: length of the vectors read; 0: it stands alone.
+        source: what the network's skeleton can be built from again, for `save`.
+    """
+
+    def __init__(
+        self, network: nn.Module, example: Tensor, scale: float, reads: int, reach: float, source: ModelSource | None
+    ) -> None:
+        super().__init__()
+        self.network, self.last, self.source = network, last_linear(network, example), source
+        self.settings = {"scale": scale, "reads": reads, "reach": reach}
+        self.scale, self.reads, self.reach = scale, reads, reach
+        self.classifier: nn.Module = nn.Identity()
+        if self.last is not None:
+            self.classifier = network.get_submodule(self.last)
+            network.set_submodule(self.last, nn.Identity())
+        with torch.no_grad(), evaluating(network):
+            vector = network(example)
+            classes = self.classifier(vector).shape[1]
+        self.width = int(vector.shape[1])
+        self.connection: nn.Module | None = None
+        if reads:
+            self.connection = nn.Linear(reads, classes, bias=False)
+            nn.init.zeros_(self.connection.weight)
+
+    def forward(self, inputs: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor]:
+        vector = self.network(inputs)
+        outputs = self.scale * self.classifier(vector)
+        if self.connection is not None:
+            outputs = outputs + self.connection(before)
+        return vector, bent(outputs, self.reach)
+
+    def whole(self) -> nn.Module:
+        """A copy of the network with its last layer in its place."""
+        network = copy.deepcopy(self.network)
+        if self.last is not None:
+            network.set_submodule(self.last, copy.deepcopy(self.classifier))
+        return network
+
+
+@torch.no_grad()
+def last_linear(network: nn.Module, example: Tensor) -> str | None:
+    """The name of the linear layer whose output is the network's, if there is one."""
+    with evaluating(network):
+        logits = network(example)
+        named: list[tuple[str, nn.Module]] = list(network.named_modules())
+        for name, module in reversed(named):
+            if name and isinstance(module, nn.Linear):
+                network.set_submodule(name, nn.Identity())
+                try:
+                    vector = network(example)
+                    if vector.ndim == 2 and torch.equal(module(vector), logits):
+                        return name
+                except Exception:  # what a network without one of its layers raises is any error
+                    continue
+                finally:
+                    network.set_submodule(name, module)
+    return None
+
+
+@dataclass(frozen=True)
+class ConvStudents:
+    """Small convolutional students for maps (c, h, w) and series (c, l).
+
+    Level 0 stands alone, level 1 reads the student before, each further one is half as wide again.
+
+    Attributes:
+        width: channels of the first convolution.
+        reuse: whether the student before may be read at all; without, levels only widen.
+    """
+
+    input_shape: tuple[int, ...]
+    classes: int
+    width: int = 16
+    reuse: bool = True
+    levels: int = 4
+    lr: float = 0.015
+
+    def __post_init__(self) -> None:
+        if len(self.input_shape) - 1 not in SIDE:
+            raise UsageError(
+                f"small students take inputs (channels, length) or (channels, height, width), but these are of shape "
+                f"{self.input_shape}; give a factory of your own networks"
+            )
+
+    def __call__(self, number: int, level: int, before: Tensor | None, within: Range) -> nn.Module:
+        reads = before.shape[1] if before is not None and self.reuse and level > 0 else 0
+        wider = max(0, level - 1) if self.reuse else level
+        return ConvStudent(self.input_shape, self.classes, round(self.width * 1.5**wider), reads, within.reach)
+
+
+@dataclass(frozen=True, eq=False)
+class AdoptedStudents:
+    """Networks of any kind, such as pruned variants of the teacher, warm as they come; each is copied, never changed.
+
+    Level 0 stands alone, level 1 reads the student before.
+
+    Attributes:
+        networks: one per round, used again from the first where rounds outnumber them; or a callable from the round to
+            a fresh network.
+    """
+
+    networks: Sequence[nn.Module] | Callable[[int], nn.Module]
+    example: Tensor
+    sources: Sequence[ModelSource] = ()
+    levels: int = 2
+    lr: float = 0.001
+
+    def __call__(self, number: int, level: int, before: Tensor | None, within: Range) -> nn.Module:
+        networks = self.networks
+        network = networks(number) if callable(networks) else copy.deepcopy(networks[number % len(networks)])
+        source = self.sources[number % len(self.sources)] if self.sources else None
+        if before is not None and before.ndim != 2:
+            raise ModelError("networks of any kind read vectors only; let all students come from one factory")
+        reads = before.shape[1] if before is not None and level > 0 else 0
+        return AdoptedStudent(network.requires_grad_(True), self.example, within.scale, reads, within.reach, source)
+
+
+def small_students(teacher_macs: float, example: Tensor, classes: int, share: float = 0.05) -> ConvStudents:
+    """Convolutional students that read the one before, each of about `share` of the teacher's multiply-adds."""
+    width = width_for(share * teacher_macs, example, classes, reads=True)
+    return ConvStudents(tuple(example.shape[1:]), classes, width)
+
+
+def width_for(macs: float, example: Tensor, classes: int, reads: bool) -> int:
+    """The width from 4 to 256 whose student's multiply-adds are nearest to `macs`; they rise with the width."""
+
+    def counted(width: int) -> int:
+        return conv_macs(ConvStudents(tuple(example.shape[1:]), classes, width), example, reads)
+
+    low, high = 4, 256
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if counted(middle) <= macs else (low, middle)
+    return min((low, high), key=lambda width: abs(counted(width) - macs))
+
+
+def conv_macs(students: ConvStudents, example: Tensor, reads: bool) -> int:
+    """Multiply-adds of one of these students, which reads one like itself or stands alone; `example` is (1, ...)."""
+    first = students(0, 0, None, Range(1.0, 1.0)).to(example.device).eval()
+    if not reads:
+        return count_cut_macs(first, Call((example, None)))
+    with torch.no_grad():
+        features, _ = first(example, None)
+    second = students(1, 1, features, Range(1.0, 1.0)).to(example.device).eval()
+    return count_cut_macs(second, Call((example, features)))
+
+
+def pruned_students(dense: Dense, shares: Sequence[float]) -> AdoptedStudents:
+    """Variants of the dense network by uniform ratios, recovered but not fine-tuned, at `shares` of its multiply-adds.
+
+    Raises:
+        CapUnreachable: the smallest legal policy is over a share.
+    """
+    whole = dense.dense_costs()["macs"]
+    variants = [
+        dense.measure.realise(uniform(dense.space, (Cap(dense.costs["macs"], share * whole),))) for share in shares
+    ]
+    example = dense.example.args[0]
+    return AdoptedStudents(variants, example, sources=[dense.source] * len(variants), lr=PRUNED_LR)

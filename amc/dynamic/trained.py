@@ -1,0 +1,161 @@
+"""What a run's networks are given for a cascade: exits, exit sequences, students. Trained once, kept in the run.
+
+Each stands in `RUN/family/KIND-NAME-DIGEST`, whole or absent; the digest is of the networks that it was trained for.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from amc.dense import digest_tensors, example_call
+from amc.dynamic.bdistil import distil
+from amc.dynamic.ensemble import Ensemble, load_ensemble
+from amc.dynamic.esn import SequencePart, kept_member, load_sequence, pair_networks
+from amc.dynamic.esn_training import train_sequence
+from amc.dynamic.exit_archive import load_exits, save_exits
+from amc.dynamic.exit_training import train_exits
+from amc.dynamic.exits import ExitNetwork, exit_network
+from amc.dynamic.family import Family
+from amc.dynamic.part import Member
+from amc.dynamic.stage import Stage
+
+NETWORK, EXITS = "network", "exits"
+
+
+@dataclass(frozen=True, eq=False)
+class ExitsPart:
+    """A network with exits on its way, its backbone as it was."""
+
+    member: Member
+    network: ExitNetwork
+
+    kind = "exits"
+
+    @property
+    def name(self) -> str:
+        return self.member.name
+
+    @cached_property
+    def stages(self) -> tuple[Stage, ...]:
+        return self.network.stages()
+
+    @cached_property
+    def digest(self) -> str:
+        places = " ".join(place.name for place in self.network.places)
+        tensors = self.network.state_dict()
+        return digest_tensors({f"{places} {name}": tensor for name, tensor in tensors.items()})
+
+    def save(self, folder: Path) -> None:
+        self.member.save(folder / NETWORK)
+        save_exits(folder / EXITS, self.network)
+
+
+@dataclass(frozen=True, eq=False)
+class StudentsPart:
+    """The students of a teacher, each prefix of which answers."""
+
+    name: str
+    ensemble: Ensemble
+
+    kind = "b-distil"
+
+    @cached_property
+    def stages(self) -> tuple[Stage, ...]:
+        return self.ensemble.stages()
+
+    @cached_property
+    def digest(self) -> str:
+        tensors = {f"votes.{k}": votes for k, votes in enumerate(self.ensemble.votes)}
+        for number, step in enumerate(self.ensemble.steps):
+            tensors |= {f"{number}.{name}": tensor for name, tensor in step.state_dict().items()}
+        return digest_tensors(tensors)
+
+    def save(self, folder: Path) -> None:
+        self.ensemble.save(folder)
+
+
+def exits_of(family: Family, member: Member) -> ExitsPart:
+    """A network of the family with three exits, trained with the backbone frozen.
+
+    Raises:
+        ModelError: it cannot be traced, or has no place for an exit.
+        UsageError: it has exits of its own, which are trained with it or not at all.
+    """
+    run = family.run
+    compute, splits = run.dense.compute, family.splits
+    example = example_call(run.dense.task, splits).to(compute.device).args[0]
+
+    def make(folder: Path) -> None:
+        network = exit_network(member.model, example, chain=member.name, seed=run.recipe.seed)
+        train_exits(network, splits.train, compute, seed=run.recipe.seed, progress=family.progress)
+        save_exits(folder, network)
+
+    folder = kept_once(family.folder / f"exits-{member.name}-{member.digest}", make)
+    return ExitsPart(member, load_exits(folder, member.model, member.name))
+
+
+def load_exits_part(folder: Path, name: str) -> ExitsPart:
+    """What `ExitsPart.save` wrote, on the CPU."""
+    member = kept_member(folder / NETWORK, name)
+    return ExitsPart(member, load_exits(folder / EXITS, member.model, name))
+
+
+def sequence_of(family: Family, saver: Member, base: Member) -> SequencePart:
+    """A saver and a base with an exit sequence over both.
+
+    Raises:
+        ModelError: one of them cannot be traced or cut.
+    """
+    run = family.run
+
+    def make(folder: Path) -> None:
+        part = train_sequence(
+            pair_networks(saver, base), family.splits.train, run.dense.compute,
+            seed=run.recipe.seed, progress=family.progress,
+        )  # fmt: skip
+        part.save(folder)
+
+    folder = kept_once(family.folder / f"esn-{saver.name}-{base.name}-{saver.digest}-{base.digest}", make)
+    return _on_device(load_sequence(folder), run.dense.compute.device)
+
+
+def students_of(family: Family, teacher: Member) -> StudentsPart:
+    """Students of a teacher; their votes are fitted on the policy-fit half.
+
+    Raises:
+        ModelError: the teacher does not classify.
+        UsageError: no student learned anything.
+    """
+    run = family.run
+
+    def make(folder: Path) -> None:
+        found = distil(teacher.model, family.splits, run.dense.compute, seed=run.recipe.seed, progress=family.progress)
+        found.ensemble.save(folder)
+
+    folder = kept_once(family.folder / f"b-distil-{teacher.name}-{teacher.digest}", make)
+    return StudentsPart(f"students of {teacher.name}", load_ensemble(folder))
+
+
+def kept_once(folder: Path, make: Callable[[Path], None]) -> Path:
+    """`folder`, filled by `make` unless it is there already; a process that is killed leaves none."""
+    if not folder.is_dir():
+        working = folder.with_name(f".{folder.name}")
+        shutil.rmtree(working, ignore_errors=True)
+        make(working)
+        os.replace(working, folder)
+    return folder
+
+
+def _on_device(part: SequencePart, device: torch.device) -> SequencePart:
+    modules: list[nn.Module] = [part.pair.saver.model, part.pair.base.model, part.sequence]
+    for module in modules:
+        module.to(device)
+    return part

@@ -1,0 +1,235 @@
+"""B-DISTIL on pictures and on sensor windows of a toy kind: the game, its ensemble, and the same from disk."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from amc.compute import Compute
+from amc.data.splits import Splits, TensorSplit
+from amc.dynamic.bdistil import Distilled, Terms, distil, judge
+from amc.dynamic.ensemble import Ensemble, load_ensemble
+from amc.dynamic.pool import make_pool
+from amc.dynamic.recording import record
+from amc.dynamic.stage import path_costs, without
+from amc.dynamic.students import AdoptedStudents, ConvStudents, conv_macs, pruned_students, width_for
+from amc.errors import ModelError, RunError, UsageError
+from amc.run import Run
+
+CPU = Compute(torch.device("cpu"), bfloat16=False)
+CLASSES = 3
+SHAPES = {"series": (2, 16), "pictures": (1, 8, 8)}
+
+
+def toy_splits(shape: tuple[int, ...], seed: int = 0) -> Splits:
+    """Noise around one pattern a class."""
+    draw = torch.Generator().manual_seed(seed)
+    patterns = torch.randn(CLASSES, *shape, generator=draw)
+
+    def split(number: int) -> TensorSplit:
+        labels = torch.randint(0, CLASSES, (number,), generator=draw)
+        return TensorSplit(patterns[labels] + 1.5 * torch.randn(number, *shape, generator=draw), labels)
+
+    return Splits("toy", split(400), split(200), split(200), shape, CLASSES)
+
+
+class Matched(nn.Module):
+    """The best linear classifier of `toy_splits`, by least squares."""
+
+    def __init__(self, splits: Splits) -> None:
+        super().__init__()
+        inputs, labels = next(splits.train.batches(400))
+        flat = torch.cat([inputs.flatten(1), torch.ones(len(inputs), 1)], 1)
+        solved = torch.linalg.lstsq(flat, nn.functional.one_hot(labels, CLASSES).float()).solution
+        self.hidden = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(inputs[0].numel()))
+        self.fc = nn.Linear(inputs[0].numel(), CLASSES)
+        with torch.no_grad():
+            self.fc.weight.copy_(10 * solved[:-1].T)
+            self.fc.bias.copy_(10 * solved[-1])
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        logits: Tensor = self.fc(self.hidden(inputs))
+        return logits
+
+
+TERMS = Terms(rounds=3, passes=3.0, batch_size=32)
+
+
+def play(kind: str, **more: object) -> tuple[Distilled, Splits]:
+    splits = toy_splits(SHAPES[kind])
+    students = ConvStudents(SHAPES[kind], CLASSES, width=4)
+    return distil(Matched(splits).eval(), splits, CPU, students=students, terms=TERMS, **more), splits  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module", params=["series", "pictures"])
+def played(request: pytest.FixtureRequest) -> tuple[Distilled, Splits]:
+    return play(request.param)
+
+
+def test_every_accepted_round_is_certified(played: tuple[Distilled, Splits]) -> None:
+    kept = [found for found in played[0].rounds if found.accepted]
+    assert len(kept) == len(played[0].ensemble.steps) >= 1
+    for number, found in enumerate(kept, 1):
+        assert found.certificate is not None and found.certificate.rounds == number
+        found.certificate.check()
+        if found.surrogate > 0:
+            assert found.edge > 0
+    json.dumps([found.to_json() for found in played[0].rounds])
+
+
+def test_prefixes_are_better_than_chance_and_never_fall_where_votes_were_fitted(
+    played: tuple[Distilled, Splits],
+) -> None:
+    distilled, splits = played
+    accuracies = record(distilled.ensemble.stages(), splits.measure, CPU).accuracies.tolist()
+    assert accuracies == sorted(accuracies)
+    assert record(distilled.ensemble.stages(), splits.test, CPU).accuracies[-1] > 0.6
+
+
+def test_a_stage_answers_with_the_weighted_outputs_of_its_prefix(played: tuple[Distilled, Splits]) -> None:
+    distilled, splits = played
+    records = record(distilled.ensemble.stages(), splits.measure, CPU)
+    for stage, weights in enumerate(distilled.ensemble.votes):
+        expected = torch.einsum("nkc,k->nc", distilled.outputs[:, : stage + 1], weights)
+        assert torch.allclose(records.logits[stage], expected, atol=1e-4)
+
+
+def test_stages_left_out_leave_answers_and_their_cost_but_no_student(played: tuple[Distilled, Splits]) -> None:
+    stages, splits = played[0].ensemble.stages(), played[1]
+    last = [len(stages) - 1]
+    alone = without(stages, last)
+    whole, short = (record(chosen, splits.test, CPU) for chosen in (stages, alone))
+    assert torch.allclose(whole.logits[-1], short.logits[0], atol=1e-5)
+    costs = [stage.cost for stage in stages]
+    assert path_costs([alone[0].cost], [0])[0] == path_costs(costs, last)[0]
+    assert [cost.head for cost in costs] == [CLASSES * k for k in range(1, len(costs) + 1)]
+
+
+def test_an_ensemble_from_disk_is_the_same_bit_for_bit(played: tuple[Distilled, Splits], tmp_path: Path) -> None:
+    played[0].ensemble.save(tmp_path)
+    assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".safetensors"}
+    again = load_ensemble(tmp_path)
+    ours, theirs = (record(ensemble.stages(), played[1].test, CPU) for ensemble in (played[0].ensemble, again))
+    assert torch.equal(ours.logits, theirs.logits)
+    assert [stage.cost for stage in again.stages()] == [stage.cost for stage in played[0].ensemble.stages()]
+
+
+def test_the_same_seed_gives_the_same_game() -> None:
+    first, second = (play("series", seed=5)[0] for _ in range(2))
+    assert torch.equal(first.outputs, second.outputs)
+
+
+def test_students_read_the_one_before_from_round_two_on(played: tuple[Distilled, Splits]) -> None:
+    steps = played[0].ensemble.steps
+    assert steps[0].student.settings["reads"] == 0
+    read = [step.student.settings["reads"] for step in steps[1:]]
+    assert read == [2 * step.student.settings["width"] for step in steps[:-1]]
+
+
+def test_targets_are_centred_and_stay_inside_the_share_of_the_range() -> None:
+    splits = toy_splits(SHAPES["series"])
+    teacher = Matched(splits).eval()
+    pool = make_pool(teacher, splits.train, CPU, reach=2.0, share=0.25)
+    assert float(pool.target.abs().max()) == pytest.approx(0.5)
+    assert float(pool.target.mean(1).abs().max()) < 1e-6
+    with torch.no_grad():
+        logits = teacher(pool.inputs)
+    assert torch.allclose((logits - logits.mean(1, keepdim=True)) * pool.range.scale, pool.target, atol=1e-6)
+    assert len(pool) == len(splits.train)  # nothing is augmented, so there is nothing to copy
+
+
+def test_a_negative_edge_alone_rejects_nobody() -> None:
+    assert judge(1, 0.0, None, 0.1, knows=True) == "loss"
+    assert judge(1, 0.0, None, 0.1, knows=False) == ""
+    assert judge(2, 0.1, -1.0, 0.1, knows=True) == "edge"
+    assert judge(2, -0.1, 0.2, 0.1, knows=True) == "worth"
+    assert judge(2, -0.1, 0.05, 0.1, knows=True) == ""
+
+
+def test_the_class_grows_as_rounds_fail_and_the_game_ends_when_it_cannot() -> None:
+    """Nobody is worth an impossible amount; what is left is an edge."""
+    splits = toy_splits(SHAPES["series"])
+    terms = Terms(rounds=4, passes=0.2, batch_size=32, worth=1e9, reading=0)
+    students = ConvStudents(SHAPES["series"], CLASSES, width=4, levels=3, lr=0.05)
+    found = distil(Matched(splits).eval(), splits, CPU, students=students, terms=terms)
+    for earlier, later in zip(found.rounds[1:], found.rounds[2:], strict=False):
+        assert later.level == earlier.level + (0 if earlier.accepted else 1)
+    assert ("largest class" in found.why) == (not found.rounds[-1].accepted)
+
+
+def test_pruned_networks_start_as_what_they_are_and_keep_the_originals_as_they_were(tmp_path: Path) -> None:
+    splits = toy_splits(SHAPES["pictures"])
+    teacher = Matched(splits).eval()
+    before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
+    example = next(splits.train.batches(1))[0]
+    untrained = Terms(rounds=2, passes=0.0, worth=-1e9, share=0.01)
+    found = distil(teacher, splits, CPU, students=AdoptedStudents([teacher], example), terms=untrained)
+    assert [step.student.last for step in found.ensemble.steps] == ["fc", "fc"]
+    with torch.no_grad():
+        inputs = next(splits.measure.batches(200))[0]
+        logits = teacher(inputs)
+        answers = found.ensemble.stages()[0].run(inputs, {})[0]
+    assert torch.equal(logits.argmax(1), answers.argmax(1))
+    assert all(torch.equal(before[name], tensor) for name, tensor in teacher.state_dict().items())
+    trained = distil(teacher, splits, CPU, students=AdoptedStudents([teacher], example), terms=TERMS)
+    trained.ensemble.save(tmp_path)
+    with pytest.raises(RunError, match="skeleton"):
+        load_ensemble(tmp_path)
+    again = load_ensemble(tmp_path, networks=lambda number: Matched(splits).eval())
+    ours, theirs = (record(e.stages(), splits.test, CPU) for e in (trained.ensemble, again))
+    assert torch.equal(ours.logits, theirs.logits)
+
+
+def test_a_broken_folder_is_one_line(tmp_path: Path, played: tuple[Distilled, Splits]) -> None:
+    with pytest.raises(RunError, match="whole ensemble"):
+        load_ensemble(tmp_path)
+    played[0].ensemble.save(tmp_path)
+    (tmp_path / "students.safetensors").write_bytes(b"short")
+    with pytest.raises(RunError, match="whole ensemble"):
+        load_ensemble(tmp_path)
+
+
+def test_what_cannot_be_distilled_is_refused() -> None:
+    splits = toy_splits(SHAPES["series"])
+    with pytest.raises(ModelError, match="classifies only"):
+        distil(nn.Identity(), splits, CPU)
+    with pytest.raises(UsageError, match="share"):
+        Terms(share=1.5)
+    with pytest.raises(UsageError, match="factory of your own"):
+        ConvStudents((7,), CLASSES)
+
+
+def test_a_width_is_found_for_a_cost() -> None:
+    example = torch.zeros(1, 1, 28, 28)
+    for wanted in (400_000, 1_500_000):
+        for reads in (False, True):
+            width = width_for(wanted, example, 10, reads)
+            found = [conv_macs(ConvStudents((1, 28, 28), 10, w), example, reads) for w in (width - 1, width, width + 1)]
+            assert abs(found[1] - wanted) == min(abs(macs - wanted) for macs in found)
+
+
+def test_votes_of_an_ensemble_of_one_student_are_one_weight(played: tuple[Distilled, Splits]) -> None:
+    ensemble = played[0].ensemble
+    first = Ensemble(ensemble.steps[:1], ensemble.votes[:1], ensemble.example)
+    assert [len(weights) for weights in first.votes] == [1] and len(first.stages()) == 1
+
+
+def test_pruned_variants_are_students_and_stand_on_disk_as_releases(tiny_run: Run, tmp_path: Path) -> None:
+    dense = tiny_run.dense
+    students = pruned_students(dense, [0.5, 0.3])
+    terms = Terms(rounds=2, passes=0.3, copies=1, batch_size=50, worth=-1e9)
+    found = distil(dense.model, dense.splits, dense.compute, students=students, terms=terms)
+    stages = found.ensemble.stages()
+    whole = dense.dense_costs()["macs"]
+    assert all(stage.cost.body <= share * whole + 1000 for stage, share in zip(stages, (0.5, 0.3), strict=True))
+    found.ensemble.save(tmp_path)
+    assert (tmp_path / "student-1" / "architecture.json").is_file()
+    ours, theirs = (
+        record(ensemble.stages(), dense.splits.test, dense.compute)
+        for ensemble in (found.ensemble, load_ensemble(tmp_path))
+    )
+    assert torch.equal(ours.logits, theirs.logits)
