@@ -8,6 +8,8 @@ policy.json          the policy released
 model.safetensors, architecture.json, README.md    the release
 metrics.json, report.html
 retarget/BUDGET/     releases for other budgets
+family/              networks, exits and records that cascades are made of
+cascade/TERMS/       cascades
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ from amc.recipe import Schedule
 
 
 @dataclass(frozen=True)
-class Terms:
+class Rules:
     """How the game is played.
 
     Attributes:
@@ -56,7 +56,7 @@ class Terms:
     share: float = 0.5
     eta: float = 0.2
     copies: int = 2
-    passes: float = 6.0
+    passes: float = 10.0
     batch_size: int = 64
     weight_decay: float = 1e-3
     labels: float = 0.0
@@ -83,7 +83,7 @@ class Round:
         surrogate: S; where it is positive so is the edge.
         accepted: "loss" (first round), "edge", "worth", or "" where it was not.
         loss: held-out nats with it.
-        worth: as in `Terms`; None in the first round.
+        worth: as in `Rules`; None in the first round.
         certificate: what holds with it; None where it was not accepted.
     """
 
@@ -124,7 +124,7 @@ def distil(
     compute: Compute,
     *,
     students: Students | None = None,
-    terms: Terms | None = None,
+    rules: Rules | None = None,
     held_out: Tensor | None = None,
     pool: Pool | None = None,
     seed: int = 0,
@@ -136,7 +136,7 @@ def distil(
         teacher: on `compute.device`; it is not changed.
         students: None: small convolutional ones of `ConvStudents`, each of about a twentieth of the teacher's
             multiply-adds.
-        pool: what `pool_of` gives for these terms, where it is known already.
+        pool: what `pool_of` gives for these rules, where it is known already.
         held_out: indices (n,) of the measure split on which students are judged and votes fitted; None: all of it.
 
     Raises:
@@ -144,20 +144,20 @@ def distil(
         UsageError: no student was better than the answer that knows nothing, or the settings cannot be.
         CertificateBroken: a bug.
     """
-    terms = terms or Terms()
+    rules = rules or Rules()
     torch.manual_seed(seed)
-    pool = replace(pool, features=None) if pool else pool_of(teacher, splits, compute, terms, seed)
+    pool = replace(pool, features=None) if pool else pool_of(teacher, splits, compute, rules, seed)
     example = pool.inputs[:1].to(compute.device)
     chosen = students or small_students(count_cut_macs(teacher, example), example, pool.target.shape[1])
-    game = _Game(pool, chosen, terms, splits.measure, held_out, compute, example, progress or Silent())
+    game = _Game(pool, chosen, rules, splits.measure, held_out, compute, example, progress or Silent())
     why = game.play(seed)
     return Distilled(game.ensemble(), tuple(game.rounds), why, game.held_outputs)
 
 
-def pool_of(teacher: nn.Module, splits: Splits, compute: Compute, terms: Terms, seed: int) -> Pool:
+def pool_of(teacher: nn.Module, splits: Splits, compute: Compute, rules: Rules, seed: int) -> Pool:
     """The examples that a game is played on, with the teacher's outputs. Raises as `distil` does."""
     return make_pool(
-        teacher, splits.train, compute, reach=terms.reach, share=terms.share, copies=terms.copies, seed=seed
+        teacher, splits.train, compute, reach=rules.reach, share=rules.share, copies=rules.copies, seed=seed
     )
 
 
@@ -167,7 +167,7 @@ class _Game:
 
     pool: Pool
     students: Students
-    terms: Terms
+    rules: Rules
     measure: Split
     held_out: Tensor | None
     compute: Compute
@@ -178,8 +178,8 @@ class _Game:
 
     def __post_init__(self) -> None:
         shape = (len(self.pool), self.pool.target.shape[1])
-        limit = self.terms.reach + float(self.pool.target.abs().max())
-        eta = self.terms.eta * best_eta(2 * shape[0] * shape[1], self.terms.rounds, limit)
+        limit = self.rules.reach + float(self.pool.target.abs().max())
+        eta = self.rules.eta * best_eta(2 * shape[0] * shape[1], self.rules.rounds, limit)
         self.hedge = Hedge(shape, limit, eta)
         batches = list(self.measure.batches(BATCH))
         inputs, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
@@ -192,10 +192,10 @@ class _Game:
 
     def play(self, seed: int) -> str:
         """Round after round; returns why it ended."""
-        stage = self.progress.stage("distil students", self.terms.rounds)
+        stage = self.progress.stage("distil students", self.rules.rounds)
         level = 0
-        for number in range(1, self.terms.rounds + 1):
-            level = max(level, min(self.terms.reading, self.students.levels - 1)) if number > 1 else 0
+        for number in range(1, self.rules.rounds + 1):
+            level = max(level, min(self.rules.reading, self.students.levels - 1)) if number > 1 else 0
             while not self._attempt(number, level, seed):
                 level += 1
                 if level >= self.students.levels:
@@ -203,7 +203,7 @@ class _Game:
             found = self.rounds[-1]
             assert found.certificate is not None
             stage.advance(1, f"held-out loss {found.loss:.4f}, error at most {found.certificate.bound:.3f}")
-        return f"all {self.terms.rounds} rounds were played"
+        return f"all {self.rules.rounds} rounds were played"
 
     def _ended(self, number: int) -> str:
         if number == 1:
@@ -221,20 +221,20 @@ class _Game:
         student = self.students(number - 1, level, before, self.pool.range)
         step = Step(self.compute.place(student))
         schedule = Schedule(
-            epochs=self.terms.passes, optimizer="adamw", lr=self.students.lr, batch_size=self.terms.batch_size,
-            weight_decay=self.terms.weight_decay,
+            epochs=self.rules.passes, optimizer="adamw", lr=self.students.lr, batch_size=self.rules.batch_size,
+            weight_decay=self.rules.weight_decay,
         )  # fmt: skip
-        train_student(step, self.pool, weights, schedule, self.compute, seed + number, self.terms.labels)
+        train_student(step, self.pool, weights, schedule, self.compute, seed + number, self.rules.labels)
         features, outputs = self._run(step, self.pool.state, len(self.pool))
         error = outputs.double() - self.pool.target.double()
         macs = count_cut_macs(step, Call((self.example_state,)))
         held_features, held = self._run(step, self._held_state, len(self.labels))
         prefix = torch.cat([self.held_outputs, held[:, None]], 1)
         loss = held_out_loss(prefix, self.labels)
-        edge, bound = self.hedge.edge(error), float(surrogate(*weights, error, self.terms.reach))
+        edge, bound = self.hedge.edge(error), float(surrogate(*weights, error, self.rules.reach))
         worth = (1 - loss / self.loss) / (macs / self.macs) if self.macs else None
         knows = float(error.square().sum()) < float(self.pool.target.double().square().sum())
-        accepted = judge(number, edge, worth, self.terms.worth, knows)
+        accepted = judge(number, edge, worth, self.rules.worth, knows)
         certificate = None
         if accepted:
             certificate = self.hedge.add(error)

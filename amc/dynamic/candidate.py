@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 
-from amc.dynamic.part import Part
+from amc.dynamic.part import Part, joined
 from amc.dynamic.records import Records
 from amc.dynamic.stage import ExitStage, Stage, path_costs, without
 
@@ -65,6 +66,30 @@ class Candidate:
             risk=self.risk.choose(used),
             used=tuple(places[index] for index in used),
         )
+
+
+def subsets(members: Sequence[Candidate], most: int = 3) -> list[tuple[Candidate, ...]]:
+    """Every choice of 2 to `most` whole networks, cheapest first."""
+    ordered = sorted(members, key=lambda member: member.max_cost)
+    return [choice for size in range(2, most + 1) for choice in combinations(ordered, size)]
+
+
+def in_a_row(method: str, members: Sequence[Candidate], scorers: tuple[str, ...]) -> Candidate:
+    """One candidate of all the stages of others, which share no chain, in the order given."""
+    used: list[int] = []
+    given = 0
+    for each in members:
+        used += [given + place for place in each.used or range(len(each.stages))]
+        given += sum(len(part.stages) for part in each.parts) or len(each.stages)
+    return Candidate(
+        method,
+        tuple(stage for each in members for stage in each.stages),
+        joined([each.fit for each in members]),
+        joined([each.risk for each in members]),
+        scorers,
+        tuple(part for each in members for part in each.parts),
+        tuple(used),
+    )
 
 
 def chosen(stages: Sequence[Stage], used: Sequence[int]) -> tuple[Stage, ...]:

@@ -136,14 +136,14 @@ class Pair:
     def opening(self) -> Opening:
         return Opening(*self.saver_parts, self.channel_dims[0])
 
-    def pooled(self, inputs: Tensor) -> tuple[list[Tensor], Tensor]:
-        """What the sequence is trained on: K + 1 pooled features (b, channels), and the saver's logits (b, classes)."""
+    def watched(self, inputs: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
+        """What a sequence is trained on: K + 1 pooled features (b, channels), the saver's logits and the base's."""
         _, logits, first = self.opening()(inputs)
         found, features = [first], inputs
         for segment, channel_dim in zip(self.segments[:-1], self.channel_dims[1:], strict=True):
             features = segment(features)
             found.append(pool(features, channel_dim))
-        return found, logits
+        return found, logits, self.segments[-1](features)
 
 
 def pair_networks(saver: Member, base: Member, exits: int | Sequence[str] = 3) -> Pair:

@@ -39,6 +39,7 @@ class ExitSchedule:
         temperature: of these soft targets.
         joint_epochs: of backbone and heads together, afterwards; 0 leaves the backbone as it is.
         joint_lr: largest learning rate of these.
+        joint_augment: augment their examples, as a long training from scratch wants.
     """
 
     epochs: int = 30
@@ -49,7 +50,8 @@ class ExitSchedule:
     distill: float = 0.5
     temperature: float = 2.0
     joint_epochs: float = 0.0
-    joint_lr: float = 0.02
+    joint_lr: float = 0.01
+    joint_augment: bool = False
     joint_batch_size: int = 128
     joint_weight_decay: float = 5e-4
 
@@ -211,7 +213,8 @@ def _train_jointly(
     network.train()
     network.joint = True
     while step < steps:
-        for inputs, labels in train.batches(plan.batch_size, seed=seed * 100_003 + step + 1, augment=True):
+        order = seed * 100_003 + step + 1
+        for inputs, labels in train.batches(plan.batch_size, seed=order, augment=schedule.joint_augment):
             if step == steps or (len(labels) < plan.batch_size and len(train) >= plan.batch_size):
                 break
             set_learning_rate(optimizer, plan, step, steps)

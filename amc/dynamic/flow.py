@@ -15,11 +15,12 @@ from amc.dynamic.figures import BATCHES, figures_of, judged, seconds_of
 from amc.dynamic.independent import independent_network
 from amc.dynamic.methods import candidates_of, check_method, static_of
 from amc.dynamic.monitor import Monitor
+from amc.dynamic.options import Goal, Option
 from amc.dynamic.part import Member, joined
-from amc.dynamic.plan import Option, Plan, Reference, make_plan
+from amc.dynamic.plan import Plan, make_plan, risk_bounds
 from amc.dynamic.policy import walk
 from amc.dynamic.report import report_text
-from amc.dynamic.terms import Limits, Terms
+from amc.dynamic.terms import Terms
 from amc.errors import UsageError
 from amc.evaluation import paired_difference
 from amc.progress import Progress
@@ -71,18 +72,18 @@ def cascade(
         family.grow(limits, train)
         members = _with_strangers(family, strangers)
         singles = [static_of(family, member) for member in members]
-        reference = Reference(next(each for each in singles if each.parts[0] is family.dense))
+        goal = Goal(limits, next(each for each in singles if each.parts[0] is family.dense))
         progress.say(f"plan over {len(members)} networks: {', '.join(member.name for member in members)}")
         candidates = candidates_of(method, family, singles, limits, progress)
-        plan = make_plan([*singles, *candidates], reference, limits)
+        plan = make_plan([*singles, *candidates], goal)
         target = out or folder / CASCADE / terms.name
         record = {
             "format": FORMAT,
             "folder": str(target),
             "run": str(folder),
             "method": method,
-            "terms": {**terms.to_json(), "asked": terms.sentence(reference.macs)},
-            **_planned(plan, reference, limits),
+            "terms": {**terms.to_json(), "asked": terms.sentence(family.dense.macs)},
+            **_planned(plan, goal),
             **_tested(family, plan, progress),
             "members": [_member(member, single) for member, single in zip(members, singles, strict=True)],
             "digests": run.dense.digests,
@@ -112,28 +113,33 @@ def _with_strangers(family: Family, strangers: Sequence[str]) -> list[Member]:
     return members
 
 
-def _planned(plan: Plan, reference: Reference, limits: Limits) -> dict[str, Any]:
+def _planned(plan: Plan, goal: Goal) -> dict[str, Any]:
     """What was chosen, what it was chosen from, and what can be promised of it."""
     static = plan.static
     return {
         "dense": {
-            "macs": reference.macs,
-            "fit_accuracy": reference.accuracy,
-            "risk_accuracy": float(reference.dense.risk.accuracies[0]),
+            "macs": goal.dense.max_cost,
+            "fit_accuracy": float(goal.dense.fit.accuracies[0]),
+            "risk_accuracy": float(goal.dense.risk.accuracies[0]),
         },
-        "plan": _told(plan.option, reference, limits),
-        "static": None if static is None else {**_told(static, reference, limits), "passed": static in plan.tested},
+        "plan": _told(plan.option, goal),
+        "static": None if static is None else {**_told(static, goal), "passed": static in plan.tested},
         "fallback": plan.why,
         "tested": len(plan.tested),
         "failed": None if plan.failed is None else plan.failed.name,
         "rivals": [
-            {"name": option.name, "macs": option.cost, "fit_accuracy": option.accuracy, "worst_cost": option.max_cost}
+            {
+                "name": option.name,
+                "macs": option.cost,
+                "fit_accuracy": option.accuracy,
+                "worst_cost": option.candidate.max_cost,
+            }
             for option in plan.rivals
         ],
     }
 
 
-def _told(option: Option, reference: Reference, limits: Limits) -> dict[str, Any]:
+def _told(option: Option, goal: Goal) -> dict[str, Any]:
     candidate = option.candidate
     return {
         "name": option.name,
@@ -141,9 +147,9 @@ def _told(option: Option, reference: Reference, limits: Limits) -> dict[str, Any
         "stages": [stage.name for stage in candidate.stages],
         "added": candidate.added,
         "policy": policy_to_json(option.policy),
-        "fit": figures_of(candidate.fit, option.fit, candidate.added),
+        "fit": figures_of(option.held, option.held_walk, candidate.added),
         "risk": figures_of(candidate.risk, option.risk, candidate.added),
-        "certified": reference.bounds(option, limits.delta),
+        "certified": risk_bounds(option, goal),
     }
 
 

@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from itertools import combinations, pairwise
 
 from amc.dynamic import trained
-from amc.dynamic.candidate import Candidate
+from amc.dynamic.candidate import Candidate, in_a_row, subsets
 from amc.dynamic.family import Family
 from amc.dynamic.part import Member, Part
-from amc.dynamic.plan import STATIC, in_a_row, subsets
 from amc.dynamic.terms import Limits
 from amc.dynamic.tinysaver import rank_savers
 from amc.errors import ModelError, UsageError
 from amc.progress import Progress
 
+STATIC = "static"  # one network, run whole
 EXITS = "exits"  # what auto calls them: with any scorer, PCEE's among them
 METHODS = ("auto", "tinysaver", "esn", "pcee", "pcee-ws", "b-distil")
 SCORERS: dict[str, tuple[str, ...]] = {

@@ -2,8 +2,9 @@
 
 Labels are not needed: a shift that matters moves where inputs leave or how confident the answers are. Counts of both
 are compared, window by window, with those of the held-out examples: exits by a chi-square test of two samples,
-confidences by Kolmogorov and Smirnov's on a histogram (coarser than the samples, so its level still holds). The safe
-plan stops no input early, so it is the full network that answers.
+confidences by Kolmogorov and Smirnov's on a histogram (coarser than the samples, so its level still holds), which sees
+a move to one side first, and by chi-square on the same histogram, which sees a change of shape. The safe plan stops no
+input early, so it is the full network that answers.
 """
 
 from __future__ import annotations
@@ -255,7 +256,8 @@ def compare(reference: Profile, seen: Profile) -> Drift:
     exits, bins = (
         (np.array(getattr(reference, name)), np.array(getattr(seen, name))) for name in ("exits", "confidences")
     )
-    return Drift(seen.count, chi_square_p(*exits), kolmogorov_smirnov_p(*bins), stability(*exits), stability(*bins))
+    confidence_p = min(1.0, 2 * min(kolmogorov_smirnov_p(*bins), chi_square_p(*bins)))  # Bonferroni
+    return Drift(seen.count, chi_square_p(*exits), confidence_p, stability(*exits), stability(*bins))
 
 
 def chi_square_p(first: Counts, second: Counts) -> float:

@@ -1,108 +1,34 @@
 """The best plan under the user's terms: chosen on policy-fit examples, tested on risk-test examples.
 
-As Pareto testing does (Laufer-Goldshtein et al., arXiv 2210.07913): of all policies of all candidates, those that no
-other beats both in merit and in how safely they keep to the terms, as far as the policy-fit examples tell, are put in
-order from the safest to the best. On the risk-test examples, which had no part in any of it, they are tested one after
-the other up to the first that fails (fixed-sequence testing, arXiv 2110.01052); the last that passed is the plan. So
-the plan breaks a certified term with a probability of at most 1 - confidence, however many policies were looked at.
-Networks run whole stand in the same order: where no cascade passes, or none is better, one of them is the plan.
+As in Pareto testing (Laufer-Goldshtein et al., arXiv 2210.07913), the policies of the best ways (`options`) are put in
+order from the safest to the best, as far as the policy-fit examples tell. On the risk-test examples, which had no part
+in any of it, they are tested one after the other up to the first that fails (fixed-sequence testing, arXiv 2110.01052).
+That any of those that passed breaks a certified term has a probability of 1 - confidence at most, so each of them may
+be the plan. Networks run whole stand in the same order: where no cascade passes, or none beats the best of them on the
+risk-test examples, one of them is the plan.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from itertools import combinations
 from typing import Any
+
+import numpy as np
 
 from amc.budget import format_macs
 from amc.dynamic.candidate import Candidate
-from amc.dynamic.claims import Claim, bounds_of, claims_of, largest_p_value, least_safety
-from amc.dynamic.part import joined
-from amc.dynamic.points import Point, sweep
-from amc.dynamic.policy import Policy, Walk, walk
+from amc.dynamic.claims import Claim, bounds_of, claims_of, largest_p_value
+from amc.dynamic.options import NOTHING, Goal, Option, Way, expected_merit, options_of, static_option
 from amc.dynamic.risk import learn_then_test
-from amc.dynamic.scores import SCORERS
 from amc.dynamic.terms import Limits
 from amc.errors import BudgetUnreachable
 from amc.pareto import non_dominated
 
-STATIC = "static"
 FIRST = "confidence"  # the scorer by which candidates are compared before any other is fitted
-SHORTLIST = 6  # candidates that are planned with all their scorers
-MOST_STAGES = 3  # whole networks in one cascade
-TIE = 1e-9  # of accuracy, that the dense network's whole cost is worth: decides between equals
-
-
-@dataclass(frozen=True, eq=False)
-class Option:
-    """One policy of one candidate.
-
-    Attributes:
-        cost, accuracy: means on the policy-fit examples.
-        max_cost: of any example that there may be.
-    """
-
-    candidate: Candidate
-    policy: Policy
-    cost: float
-    accuracy: float
-    max_cost: float
-
-    @property
-    def is_static(self) -> bool:
-        return len(self.candidate.stages) == 1
-
-    @property
-    def name(self) -> str:
-        return self.candidate.name + ("" if self.is_static else f" ({self.policy.scorer.kind})")
-
-    @cached_property
-    def fit(self) -> Walk:
-        return walk(self.candidate.fit, self.policy, self.candidate.added)
-
-    @cached_property
-    def risk(self) -> Walk:
-        return walk(self.candidate.risk, self.policy, self.candidate.added)
-
-
-@dataclass(frozen=True, eq=False)
-class Reference:
-    """The dense network run whole: what a drop is measured against."""
-
-    dense: Candidate
-
-    @property
-    def macs(self) -> float:
-        return self.dense.max_cost
-
-    @property
-    def accuracy(self) -> float:
-        """On the policy-fit examples."""
-        return float(self.dense.fit.accuracies[0])
-
-    def is_same(self, option: Option) -> bool:
-        """Whether the option is the dense network itself."""
-        return option.is_static and option.candidate.stages[0].name == self.dense.stages[0].name
-
-    def fit_claims(self, option: Option, limits: Limits) -> list[Claim]:
-        """What the terms ask of it, on the policy-fit examples."""
-        candidate = option.candidate
-        logits = self.dense.fit.logits[0]
-        return claims_of(candidate.fit, option.fit, candidate.added, limits, logits, self.is_same(option))
-
-    def risk_claims(self, option: Option, limits: Limits) -> list[Claim]:
-        """The same, on the risk-test examples."""
-        candidate = option.candidate
-        logits = self.dense.risk.logits[0]
-        return claims_of(candidate.risk, option.risk, candidate.added, limits, logits, self.is_same(option))
-
-    def bounds(self, option: Option, delta: float) -> dict[str, Any]:
-        """As `bounds_of`, on the risk-test examples."""
-        candidate = option.candidate
-        logits = self.dense.risk.logits[0]
-        return bounds_of(candidate.risk, option.risk, candidate.added, logits, self.is_same(option), delta)
+SHORTLIST = 6  # candidates of which all ways are compared
+SURE, LIKELY = 3.0, 0.5  # standard errors from a limit
+TESTED = 2  # ways whose policies are tested where accuracy is not promised; where it is, each costs power: one
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +40,7 @@ class Plan:
         static: the best network run whole under the same terms; None where none keeps to them.
         tested: the options that passed on the risk-test examples, from the safest to the best.
         failed: the option at which testing ended; None where all passed.
-        rivals: the best option of each candidate that was looked at closely, best first.
+        rivals: the best option of each way that was looked at closely, best way first.
         why: where the plan is a static network although cascades were looked at: the reason, in a sentence.
     """
 
@@ -126,155 +52,128 @@ class Plan:
     why: str | None
 
 
-def subsets(members: Sequence[Candidate], most: int = MOST_STAGES) -> list[tuple[Candidate, ...]]:
-    """Every choice of 2 to `most` whole networks, cheapest first."""
-    ordered = sorted(members, key=lambda member: member.max_cost)
-    return [choice for size in range(2, most + 1) for choice in combinations(ordered, size)]
-
-
-def make_plan(candidates: Sequence[Candidate], reference: Reference, limits: Limits) -> Plan:
+def make_plan(candidates: Sequence[Candidate], goal: Goal) -> Plan:
     """The best plan that keeps to the terms with the confidence asked for.
 
     Args:
-        candidates: networks run whole (`static`) among them.
+        candidates: networks run whole (one stage) among them.
 
     Raises:
         BudgetUnreachable: nothing keeps to the terms; the message names the best that can be had.
     """
+    limits = goal.limits
     allowed = [each for each in candidates if limits.max_cost is None or each.max_cost <= limits.max_cost]
-    static = [option for each in allowed if len(each.stages) == 1 for option in options_of(each, FIRST)]
-    if not allowed or not static:
+    static = [static_option(each) for each in allowed if len(each.stages) == 1]
+    if not static:
         raise _too_dear(candidates, limits)
-    merit = _merit_for(limits, reference)
-    best = _shortlist([each for each in allowed if len(each.stages) > 1], limits, reference, merit)
-    groups = [[option for name in each.scorers for option in options_of(each, name)] for each in best]
-    options = [*static, *(option for group in groups for option in group)]
-    order = _in_order(options, reference, limits, merit)
-    tested, failed = _tested(order, reference, limits)
+    ways = shortlist([each for each in allowed if len(each.stages) > 1], goal)
+    offered = [options_of(way) for way in ways[: 1 if limits.wants_cheapest else TESTED]]
+    tested, failed = _tested(_in_order(static, offered, goal), goal)
     if not tested:
-        raise _unreachable(options, reference, limits)
-    rivals = [max(group, key=merit) for group in map(_meeting(limits, reference), groups) if group]
+        raise _unreachable([*static, *(option for group in offered for option in group)], goal)
     whole = [option for option in tested if option.is_static]
-    chosen, why = _decide(tested, failed, limits, bool(best))
+    chosen, why = _decide(tested, failed, goal, bool(ways))
+    rivals = (_likely(options_of(way), goal) for way in ways)
     return Plan(
         chosen,
-        whole[-1] if whole else _most_likely(static, reference, limits, merit),
+        max(whole, key=goal.merit_of) if whole else _likely(static, goal),
         tuple(tested),
         failed,
-        tuple(sorted(rivals, key=merit, reverse=True)),
+        tuple(option for option in rivals if option is not None),
         why,
     )
 
 
-def options_of(candidate: Candidate, scorer: str, answers: Sequence[bool] = (False, True)) -> list[Option]:
-    """Policies of a candidate that no other one with this scorer beats on the policy-fit examples.
+def risk_claims(option: Option, goal: Goal) -> list[Claim]:
+    """What the terms ask of an option, on the risk-test examples."""
+    candidate, logits = option.candidate, goal.dense.risk.logits[0]
+    return claims_of(candidate.risk, option.risk, candidate.added, goal.limits, logits, goal.is_dense(option))
 
-    Args:
-        answers: whether the best visited stage may answer instead of the last (`Policy.best`).
+
+def risk_bounds(option: Option, goal: Goal) -> dict[str, Any]:
+    """As `amc.dynamic.claims.bounds_of`, on the risk-test examples."""
+    candidate, logits = option.candidate, goal.dense.risk.logits[0]
+    return bounds_of(candidate.risk, option.risk, candidate.added, logits, goal.is_dense(option), goal.limits.delta)
+
+
+def shortlist(candidates: Sequence[Candidate], goal: Goal) -> list[Way]:
+    """The ways whose expected merit is best, the best first: at most one for each candidate."""
+    first = [Way(each, FIRST if FIRST in each.scorers else each.scorers[0]) for each in candidates]
+    merits = [(expected_merit(way, goal), way) for way in first]
+    ranked = [way for merit, way in sorted(merits, key=lambda pair: -pair[0]) if merit > NOTHING]
+    best: list[tuple[float, Way]] = []
+    for way in ranked[:SHORTLIST]:
+        ways = [Way(way.candidate, scorer, recall) for scorer in way.candidate.scorers for recall in (False, True)]
+        best.append(max(((expected_merit(each, goal), each) for each in ways), key=lambda pair: pair[0]))
+    return [way for _, way in sorted(best, key=lambda pair: -pair[0])]
+
+
+def _likely(options: Sequence[Option], goal: Goal) -> Option | None:
+    """The best of those that keep to the terms at face value."""
+    return max((option for option in options if goal.safety(option) >= 0), key=goal.merit_of, default=None)
+
+
+def _in_order(static: Sequence[Option], offered: Sequence[Sequence[Option]], goal: Goal) -> list[Option]:
+    """What is to be tested, the safest first.
+
+    Where accuracy is promised, a way's policies come in the order of their cost, the dearest first: the more often the
+    last stages answer the nearer is it to them, while the safety seen is partly luck. Where the mean cost alone is,
+    they come by safety, and those that others of the group beat in both safety and merit are left out. A network that
+    a cascade beats in both is tested only where it will hardly fail: a failure ends the test for all that come after.
     """
-    if len(candidate.stages) == 1:
-        policy = Policy(SCORERS[FIRST](candidate.fit), ())
-        return [Option(candidate, policy, candidate.max_cost, float(candidate.fit.accuracies[0]), candidate.max_cost)]
-    fitted = SCORERS[scorer](candidate.fit)
-    points = [point for best in answers for point in sweep(candidate.fit, candidate.added, fitted, best)]
-    kept = non_dominated([point.mean_cost for point in points], [point.accuracy for point in points])
-    return [_option(candidate, points[index]) for index in kept]
+    entries = [[(-goal.safety(option), goal.merit_of(option), option) for option in group] for group in offered]
+    whole = [entry for entry in ((-goal.safety(o), goal.merit_of(o), o) for o in static) if entry[0] <= 0]
+    whole = [whole[index] for index in _front(whole)]
+    if goal.limits.wants_cheapest:
+        kept = [entry for group in entries for entry in group if entry[0] <= -LIKELY]
+        kept = [entry for entry in kept if goal.cost_safety(entry[2]) >= SURE]  # the dearest come first
+        front = {id(entry[2]) for entry in whole if all(entry[1] > other[1] for other in kept)}
+    else:
+        fitting = [[entry for entry in group if entry[0] <= 0] for group in entries]
+        kept = [group[index] for group in fitting for index in _front(group)]
+        both = [*whole, *kept]
+        front = {id(both[index][2]) for index in _front(both)}
+    whole = [entry for entry in whole if entry[0] <= -SURE or id(entry[2]) in front]
+    by_cost = goal.limits.wants_cheapest
+    ordered = sorted([*whole, *kept], key=lambda entry: -entry[2].cost if by_cost else entry[0])
+    return [option for _, _, option in ordered]
 
 
-def _option(candidate: Candidate, point: Point) -> Option:
-    return Option(candidate, point.policy, point.mean_cost, point.accuracy, point.max_cost)
+def _front(entries: Sequence[tuple[float, float, Option]]) -> list[np.intp]:
+    return list(non_dominated([entry[0] for entry in entries], [entry[1] for entry in entries]))
 
 
-Merit = Callable[[Option], float]
-
-
-def _merit_for(limits: Limits, reference: Reference) -> Merit:
-    """What is to be as large as possible: minus the mean cost, or the accuracy; the other decides between equals."""
-    if limits.wants_cheapest:
-        return lambda option: -option.cost / reference.macs + TIE * option.accuracy
-    return lambda option: option.accuracy - TIE * option.cost / reference.macs
-
-
-def _meeting(limits: Limits, reference: Reference) -> Callable[[Sequence[Option]], list[Option]]:
-    """What keeps to the terms on the policy-fit examples, taken at face value."""
-    least = max(limits.accuracy or 0.0, 0.0 if limits.drop is None else reference.accuracy - limits.drop)
-    most = float("inf") if limits.mean_cost is None else limits.mean_cost
-
-    def meeting(options: Sequence[Option]) -> list[Option]:
-        return [option for option in options if option.cost <= most and option.accuracy >= least - 1e-12]
-
-    return meeting
-
-
-def _shortlist(candidates: Sequence[Candidate], limits: Limits, reference: Reference, merit: Merit) -> list[Candidate]:
-    """The candidates whose best policy is best, by the first of their scorers; none that keeps to no term."""
-    meeting = _meeting(limits, reference)
-    found = []
-    for each in candidates:
-        name = FIRST if FIRST in each.scorers else each.scorers[0]
-        fitting = meeting(options_of(each, name, answers=(False,)))
-        if fitting:
-            found.append((max(map(merit, fitting)), each))
-    found.sort(key=lambda pair: pair[0], reverse=True)
-    kept = [each for _, each in found[:SHORTLIST]]
-    methods = {each.method for each in kept}
-    for _, each in found[SHORTLIST:]:  # each method is looked at closely at least once
-        if each.method not in methods:
-            kept.append(each)
-            methods.add(each.method)
-    return kept
-
-
-def _in_order(options: Sequence[Option], reference: Reference, limits: Limits, merit: Merit) -> list[Option]:
-    """What keeps to the terms on the policy-fit examples, and none beats in safety and merit, safest first.
-
-    Networks run whole are beaten only by each other: each cascade is to be compared with one.
-    """
-    meeting = _meeting(limits, reference)(options)
-    unsafe = {id(option): -_finite(least_safety(reference.fit_claims(option, limits))) for option in meeting}
-    kept: list[Option] = []
-    for group in (meeting, [option for option in meeting if option.is_static]):
-        front = non_dominated([unsafe[id(option)] for option in group], [merit(option) for option in group])
-        kept += [group[index] for index in front if all(group[index] is not each for each in kept)]
-    return sorted(kept, key=lambda option: (unsafe[id(option)], merit(option)))
-
-
-def _finite(safety: float) -> float:
-    return min(max(safety, -1e9), 1e9)
-
-
-def _tested(order: Sequence[Option], reference: Reference, limits: Limits) -> tuple[list[Option], Option | None]:
+def _tested(order: Sequence[Option], goal: Goal) -> tuple[list[Option], Option | None]:
     """The options before the first one that fails on the risk-test examples, and that one."""
-    p_values = (largest_p_value(reference.risk_claims(option, limits), limits.delta) for option in order)
-    last = learn_then_test(p_values, limits.delta)
+    delta = goal.limits.delta
+    last = learn_then_test((largest_p_value(risk_claims(option, goal), delta) for option in order), delta)
     passed = 0 if last is None else last + 1
     return list(order[:passed]), order[passed] if passed < len(order) else None
 
 
-def _decide(tested: Sequence[Option], failed: Option | None, limits: Limits, looked: bool) -> tuple[Option, str | None]:
-    """The last that passed, unless it is a cascade that the risk-test examples show to be no better than a network."""
-    chosen = tested[-1]
-    static = next((option for option in reversed(tested) if option.is_static), None)
-    if chosen.is_static:
+def _decide(tested: Sequence[Option], failed: Option | None, goal: Goal, looked: bool) -> tuple[Option, str | None]:
+    """The best by the risk-test examples of what each way has at its best; a cascade only if it beats every network."""
+    finals: dict[str, Option] = {}
+    for option in sorted(tested, key=goal.merit_of):
+        finals["" if option.is_static else option.name] = option
+    static = finals.pop("", None)
+    if not finals:
+        assert static is not None
         if not looked:
-            return chosen, "no cascade keeps to the terms on the policy-fit examples"
-        if failed is not None:
-            return chosen, f"no better cascade passed the test on the risk-test examples: {failed.name} did not"
-        return chosen, "no cascade is better on the policy-fit examples"
-    if static is None:
-        return chosen, None
-    if limits.wants_cheapest:
-        beaten = chosen.risk.mean_cost < static.risk.mean_cost
-    else:
-        beaten = chosen.risk.accuracy > static.risk.accuracy
-    if beaten:
+            return static, "no cascade is likely to keep to the terms, by the policy-fit examples"
+        if failed is None:
+            return static, "no cascade keeps to the terms better, by the policy-fit examples"
+        return static, f"no cascade passed the test on the risk-test examples: {failed.name} did not"
+    chosen = max(finals.values(), key=lambda option: goal.merit(option.risk.mean_cost, option.risk.accuracy))
+    if static is None or _beats(chosen, static, goal):
         return chosen, None
     return static, f"on the risk-test examples {chosen.name} is no better than {static.name}, which is simpler"
 
 
-def _most_likely(static: Sequence[Option], reference: Reference, limits: Limits, merit: Merit) -> Option | None:
-    """The best network by the policy-fit examples, tested or not."""
-    return max(_meeting(limits, reference)(static), key=merit, default=None)
+def _beats(chosen: Option, static: Option, goal: Goal) -> bool:
+    if goal.limits.wants_cheapest:
+        return chosen.risk.mean_cost < static.risk.mean_cost
+    return chosen.risk.accuracy > static.risk.accuracy
 
 
 def _too_dear(candidates: Sequence[Candidate], limits: Limits) -> BudgetUnreachable:
@@ -286,8 +185,9 @@ def _too_dear(candidates: Sequence[Candidate], limits: Limits) -> BudgetUnreacha
     )
 
 
-def _unreachable(options: Sequence[Option], reference: Reference, limits: Limits) -> BudgetUnreachable:
+def _unreachable(options: Sequence[Option], goal: Goal) -> BudgetUnreachable:
     """The terms cannot be met with confidence: what can be had, said of one option chosen on policy-fit examples."""
+    limits = goal.limits
     affordable = [each for each in options if limits.mean_cost is None or each.cost <= limits.mean_cost]
     if not affordable:
         cheapest = min(options, key=lambda each: each.cost)
@@ -296,22 +196,10 @@ def _unreachable(options: Sequence[Option], reference: Reference, limits: Limits
             f"{format_macs(cheapest.cost)} ({cheapest.name}); raise --budget, or let more networks be trained"
         )
     best = max(affordable, key=lambda each: (each.accuracy, -each.cost))
-    bounds = reference.bounds(best, limits.delta)
+    bounds = risk_bounds(best, goal)
     return BudgetUnreachable(
         f"the terms must be reachable with confidence {1 - limits.delta:.0%}, but are not: the best certified on "
         f"{bounds['examples']} risk-test examples is accuracy {bounds['accuracy']:.2%} (measured "
         f"{best.risk.accuracy:.2%}), drop {bounds['drop']:.2%}, mean cost {format_macs(bounds['mean_cost'])} "
         f"({best.name}); ask for less, lower --confidence, or take a larger measure split"
-    )
-
-
-def in_a_row(method: str, members: Sequence[Candidate], scorers: tuple[str, ...]) -> Candidate:
-    """One candidate of all the stages of others, which share no chain, in the order given."""
-    return Candidate(
-        method,
-        tuple(stage for each in members for stage in each.stages),
-        joined([each.fit for each in members]),
-        joined([each.risk for each in members]),
-        scorers,
-        tuple(part for each in members for part in each.parts),
     )

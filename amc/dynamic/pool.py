@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +14,7 @@ from amc.errors import ModelError, UsageError
 from amc.surgery.recovery import evaluating
 
 BATCH = 250
-LARGEST = 100_000  # examples held in memory
+LARGEST = 2**31  # bytes of inputs held in memory
 
 State = Tensor | tuple[Tensor, Tensor, Tensor]  # inputs; or with what the students so far leave: features, outputs
 
@@ -73,10 +72,11 @@ def make_pool(
     seed: int = 0,
     largest: int = LARGEST,
 ) -> Pool:
-    """Run the teacher over `split` once as it is and `copies` - 1 times augmented (once where nothing is augmented).
+    """Run the teacher over `split`, shuffled, once plain and `copies` - 1 times augmented (once where nothing changes).
 
     Args:
         reach: of the students' range.
+        largest: bytes of inputs at which the pool is full.
         share: of the reach, the largest absolute target. At 1 students cannot overshoot where the teacher is surest.
 
     Raises:
@@ -89,11 +89,13 @@ def make_pool(
         copies = 1
     seen: list[tuple[Tensor, Tensor, Tensor]] = []
     with torch.inference_mode(), evaluating(teacher), compute.autocast():
-        for inputs, labels in islice(_passes(split, copies, seed), -(-largest // BATCH)):
+        for inputs, labels in _passes(split, copies, seed):
             outputs = teacher(inputs.to(compute.device))
             if not isinstance(outputs, Tensor) or outputs.ndim != 2 or not bool(outputs.isfinite().all()):
                 raise ModelError("a teacher must answer with finite logits (n, classes); B-DISTIL classifies only")
             seen.append((inputs, labels, centred(outputs.float()).cpu()))
+            if len(seen) * inputs.nbytes >= largest:
+                break
     inputs, labels, logits = (torch.cat(parts).clone() for parts in zip(*seen, strict=True))
     scale = share * reach / max(float(logits.abs().max()), 1e-9)
     return Pool(inputs, labels, logits * scale, Range(reach, scale))
@@ -105,9 +107,8 @@ def centred(logits: Tensor) -> Tensor:
 
 
 def _passes(split: Split, copies: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    yield from split.batches(BATCH)
-    for copy in range(1, copies):
-        yield from split.batches(BATCH, seed=seed * 1009 + copy, augment=True)
+    for copy in range(copies):
+        yield from split.batches(BATCH, seed=seed * 1009 + copy, augment=copy > 0)
 
 
 def _augments(split: Split) -> bool:

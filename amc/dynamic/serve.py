@@ -45,13 +45,14 @@ def load(folder: Path, compute: Compute | None = None) -> Loaded:
         from amc.dynamic.onnx_stage import load_exported, read_plan
 
         plan, cascade = read_plan(folder), load_exported(folder, torch.get_num_threads())
-        kept, shape, about = plan["about"].get("monitor"), tuple(plan["inputs"]["shape"][1:]), plan["about"]
+        about, kept, shape = plan["about"], plan["about"].get("monitor"), tuple(plan["inputs"]["shape"][1:])
     else:
         found = load_cascade(folder, compute or Compute.detect())
         cascade = Cascade(found.stages, found.policy, compute or Compute.detect())
-        kept, shape, about = found.record.get("monitor"), found.input_shape, found.record
+        about = {"method": found.record["method"], "terms": found.record.get("report", {}).get("terms")}
+        kept, shape = found.record.get("monitor"), found.input_shape
     monitor = None if kept is None else Monitor.from_json(kept, cascade.policy)
-    return Loaded(cascade, shape, {"method": about.get("method"), "terms": about.get("terms")}, monitor)
+    return Loaded(cascade, shape, {name: about.get(name) for name in ("method", "terms")}, monitor)
 
 
 def timed(loaded: Loaded, batch: int) -> Cascade:

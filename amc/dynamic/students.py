@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from amc.dense import Dense
 
 SIDE = {1: 32, 2: 8}  # a small student's map is at most that long
+INSIDE = 0.999  # of the reach: tanh rounds to 1
 PRUNED_LR = 0.004  # of variants that were cut, and not trained since
 KERNEL = {1: 5, 2: 3}
 LAYERS: dict[int, tuple[Any, Any]] = {1: (nn.Conv1d, nn.BatchNorm1d), 2: (nn.Conv2d, nn.BatchNorm2d)}
@@ -58,7 +59,7 @@ class ConvStudent(nn.Module):
         input_shape: (channels, length) or (channels, height, width).
         width: channels of the first convolution; the map that is handed on has twice as many.
         reads: channels of the features read, which must be as large as this student's own map; 0: it stands alone.
-        reach: B; outputs are B tanh(. / B).
+        reach: B; outputs are B tanh(. / B), a little less.
     """
 
     def __init__(self, input_shape: tuple[int, ...], classes: int, width: int, reads: int, reach: float) -> None:
@@ -93,8 +94,8 @@ def _convolution(dims: int, entering: int, leaving: int, stride: int, active: bo
 
 
 def bent(logits: Tensor, reach: float) -> Tensor:
-    """Centred logits bent smoothly into (-reach, reach)."""
-    return reach * torch.tanh(centred(logits.float()) / reach)
+    """Centred logits bent smoothly into (-reach, reach), and never to its ends, where the barrier is infinite."""
+    return INSIDE * reach * torch.tanh(centred(logits.float()) / reach)
 
 
 class AdoptedStudent(nn.Module):
@@ -174,7 +175,7 @@ class ConvStudents:
 
     Attributes:
         width: channels of the first convolution.
-        reuse: whether the student before may be read at all; without, levels only widen.
+        reuse: whether the student before may be read at all.
     """
 
     input_shape: tuple[int, ...]
@@ -193,8 +194,8 @@ class ConvStudents:
 
     def __call__(self, number: int, level: int, before: Tensor | None, within: Range) -> nn.Module:
         reads = before.shape[1] if before is not None and self.reuse and level > 0 else 0
-        wider = max(0, level - 1) if self.reuse else level
-        return ConvStudent(self.input_shape, self.classes, round(self.width * 1.5**wider), reads, within.reach)
+        width = round(self.width * 1.5 ** max(0, level - 1))
+        return ConvStudent(self.input_shape, self.classes, width, reads, within.reach)
 
 
 @dataclass(frozen=True, eq=False)

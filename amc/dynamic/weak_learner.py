@@ -52,6 +52,8 @@ def train_student(
         ModelError: the loss is not finite.
     """
     plus, minus = (weight.float() * len(pool) for weight in weights)
+    # In units of what the answer that knows nothing loses at equal weights: gradients of a usual size.
+    unit = 1 / max(float(torch.log1p(-((pool.target / (2 * pool.range.reach)) ** 2)).mean().abs()) / 2, 1e-9)
     steps = round(schedule.epochs * len(pool) / schedule.batch_size)
     optimizer = optimizer_of(step, schedule)
     step.train()
@@ -61,7 +63,7 @@ def train_student(
             outputs = step(pool.state(index, compute.device))[2][:, -1].float()
         error = outputs - pool.target[index].to(compute.device)
         more, less = plus[index].to(compute.device), minus[index].to(compute.device)
-        loss = -(1 - labels) * surrogate(more, less, error, pool.range.reach) / len(index)
+        loss = -(1 - labels) * unit * surrogate(more, less, error, pool.range.reach) / len(index)
         if labels:
             loss = loss + labels * cross_entropy(outputs / pool.range.scale, pool.labels[index].to(compute.device))
         if not bool(loss.isfinite()):

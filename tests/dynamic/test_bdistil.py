@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from amc.compute import Compute
 from amc.data.splits import Splits, TensorSplit
-from amc.dynamic.bdistil import Distilled, Terms, distil, judge
+from amc.dynamic.bdistil import Distilled, Rules, distil, judge
 from amc.dynamic.ensemble import Ensemble, load_ensemble
 from amc.dynamic.pool import make_pool
 from amc.dynamic.recording import record
@@ -56,13 +56,13 @@ class Matched(nn.Module):
         return logits
 
 
-TERMS = Terms(rounds=3, passes=3.0, batch_size=32)
+TERMS = Rules(rounds=3, passes=3.0, batch_size=32)
 
 
 def play(kind: str, **more: object) -> tuple[Distilled, Splits]:
     splits = toy_splits(SHAPES[kind])
     students = ConvStudents(SHAPES[kind], CLASSES, width=4)
-    return distil(Matched(splits).eval(), splits, CPU, students=students, terms=TERMS, **more), splits  # type: ignore[arg-type]
+    return distil(Matched(splits).eval(), splits, CPU, students=students, rules=TERMS, **more), splits  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module", params=["series", "pictures"])
@@ -142,6 +142,16 @@ def test_targets_are_centred_and_stay_inside_the_share_of_the_range() -> None:
     assert len(pool) == len(splits.train)  # nothing is augmented, so there is nothing to copy
 
 
+def test_a_saturated_teacher_never_drives_students_into_the_barrier() -> None:
+    """Targets reach the ends of the range, and so do students that are sure: the loss stays finite."""
+    splits = toy_splits(SHAPES["series"])
+    rules = Rules(rounds=2, passes=3.0, batch_size=32, share=1.0, worth=-1e9)
+    students = ConvStudents(SHAPES["series"], CLASSES, width=4, lr=0.2)
+    found = distil(Matched(splits).eval(), splits, CPU, students=students, rules=rules)
+    assert float(found.outputs.abs().max()) < rules.reach
+    assert len(found.ensemble.steps) == 2
+
+
 def test_a_negative_edge_alone_rejects_nobody() -> None:
     assert judge(1, 0.0, None, 0.1, knows=True) == "loss"
     assert judge(1, 0.0, None, 0.1, knows=False) == ""
@@ -153,9 +163,9 @@ def test_a_negative_edge_alone_rejects_nobody() -> None:
 def test_the_class_grows_as_rounds_fail_and_the_game_ends_when_it_cannot() -> None:
     """Nobody is worth an impossible amount; what is left is an edge."""
     splits = toy_splits(SHAPES["series"])
-    terms = Terms(rounds=4, passes=0.2, batch_size=32, worth=1e9, reading=0)
+    rules = Rules(rounds=4, passes=0.2, batch_size=32, worth=1e9, reading=0)
     students = ConvStudents(SHAPES["series"], CLASSES, width=4, levels=3, lr=0.05)
-    found = distil(Matched(splits).eval(), splits, CPU, students=students, terms=terms)
+    found = distil(Matched(splits).eval(), splits, CPU, students=students, rules=rules)
     for earlier, later in zip(found.rounds[1:], found.rounds[2:], strict=False):
         assert later.level == earlier.level + (0 if earlier.accepted else 1)
     assert ("largest class" in found.why) == (not found.rounds[-1].accepted)
@@ -166,8 +176,8 @@ def test_pruned_networks_start_as_what_they_are_and_keep_the_originals_as_they_w
     teacher = Matched(splits).eval()
     before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
     example = next(splits.train.batches(1))[0]
-    untrained = Terms(rounds=2, passes=0.0, worth=-1e9, share=0.01)
-    found = distil(teacher, splits, CPU, students=AdoptedStudents([teacher], example), terms=untrained)
+    untrained = Rules(rounds=2, passes=0.0, worth=-1e9, share=0.01)
+    found = distil(teacher, splits, CPU, students=AdoptedStudents([teacher], example), rules=untrained)
     assert [step.student.last for step in found.ensemble.steps] == ["fc", "fc"]
     with torch.no_grad():
         inputs = next(splits.measure.batches(200))[0]
@@ -175,7 +185,7 @@ def test_pruned_networks_start_as_what_they_are_and_keep_the_originals_as_they_w
         answers = found.ensemble.stages()[0].run(inputs, {})[0]
     assert torch.equal(logits.argmax(1), answers.argmax(1))
     assert all(torch.equal(before[name], tensor) for name, tensor in teacher.state_dict().items())
-    trained = distil(teacher, splits, CPU, students=AdoptedStudents([teacher], example), terms=TERMS)
+    trained = distil(teacher, splits, CPU, students=AdoptedStudents([teacher], example), rules=TERMS)
     trained.ensemble.save(tmp_path)
     with pytest.raises(RunError, match="skeleton"):
         load_ensemble(tmp_path)
@@ -198,7 +208,7 @@ def test_what_cannot_be_distilled_is_refused() -> None:
     with pytest.raises(ModelError, match="classifies only"):
         distil(nn.Identity(), splits, CPU)
     with pytest.raises(UsageError, match="share"):
-        Terms(share=1.5)
+        Rules(share=1.5)
     with pytest.raises(UsageError, match="factory of your own"):
         ConvStudents((7,), CLASSES)
 
@@ -221,8 +231,8 @@ def test_votes_of_an_ensemble_of_one_student_are_one_weight(played: tuple[Distil
 def test_pruned_variants_are_students_and_stand_on_disk_as_releases(tiny_run: Run, tmp_path: Path) -> None:
     dense = tiny_run.dense
     students = pruned_students(dense, [0.5, 0.3])
-    terms = Terms(rounds=2, passes=0.3, copies=1, batch_size=50, worth=-1e9)
-    found = distil(dense.model, dense.splits, dense.compute, students=students, terms=terms)
+    rules = Rules(rounds=2, passes=0.3, copies=1, batch_size=50, worth=-1e9)
+    found = distil(dense.model, dense.splits, dense.compute, students=students, rules=rules)
     stages = found.ensemble.stages()
     whole = dense.dense_costs()["macs"]
     assert all(stage.cost.body <= share * whole + 1000 for stage, share in zip(stages, (0.5, 0.3), strict=True))

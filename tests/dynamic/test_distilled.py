@@ -6,18 +6,18 @@ import pytest
 import torch
 
 from amc.bench.cascade.distilled import compare
-from amc.dynamic.bdistil import Terms
+from amc.dynamic.bdistil import Rules
 from amc.dynamic.students import ConvStudents
 from tests.dynamic.test_bdistil import CLASSES, CPU, SHAPES, Matched, toy_splits
 
 
 def test_every_method_answers_at_the_costs_of_the_prefixes_and_learns() -> None:
     splits = toy_splits(SHAPES["series"])
-    terms = Terms(rounds=2, passes=4.0, batch_size=32, worth=-10.0)
+    rules = Rules(rounds=2, passes=4.0, batch_size=32, worth=-10.0)
     students = ConvStudents(SHAPES["series"], CLASSES, width=16)
     halves = torch.arange(0, len(splits.measure), 2)
     found, curves = compare(
-        Matched(splits).eval(), splits, CPU, students=students, terms=terms, held_out=halves, seed=1
+        Matched(splits).eval(), splits, CPU, students=students, rules=rules, held_out=halves, seed=1
     )
     assert found.outputs.shape == (len(halves), 2, CLASSES)
     names = [curve.method for curve in curves]

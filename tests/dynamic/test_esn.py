@@ -26,7 +26,10 @@ from amc.dynamic.esn_training import (
 )
 from amc.dynamic.exit_sequence import ExitSequence, SequenceSize
 from amc.dynamic.part import Member, macs_of
+from amc.dynamic.policy import Policy, scores_of, walk
 from amc.dynamic.recording import record
+from amc.dynamic.runtime import Cascade
+from amc.dynamic.scores import Shown
 from amc.dynamic.stage import path_costs, without
 from amc.errors import ModelError, RunError, UsageError
 from amc.models.checkpoint import load_weights, read_weights
@@ -85,8 +88,9 @@ def test_stages_give_the_savers_answer_the_exits_and_the_bases_answer() -> None:
     part = SequencePart(pair, new_sequence(pair).eval())
     inputs = torch.randn(5, *SHAPE)
     found = run(part, inputs)
-    exits = part.sequence(*pair.pooled(inputs))
-    assert torch.equal(found[0], pair.saver.model(inputs))
+    pooled, logits, answers = pair.watched(inputs)
+    exits = part.sequence(pooled, logits)
+    assert torch.equal(found[0], pair.saver.model(inputs)) and torch.equal(found[-1], answers)
     assert torch.equal(found[-1], pair.base.model(inputs))
     for ours, at_once in zip(found[1:-1], exits, strict=True):
         torch.testing.assert_close(ours, at_once)
@@ -162,6 +166,44 @@ def test_survivors_go_on_as_they_would_have_in_the_whole_batch() -> None:
     state = {chain: tuple(each[keep] for each in tree) for chain, tree in state.items()}
     logits, _ = part.stages[2].run(inputs[keep], state)
     torch.testing.assert_close(logits, whole[2][keep])
+
+
+@torch.no_grad()
+def test_a_run_cascade_costs_and_answers_as_planned_on_records(trained_pair: Pair) -> None:
+    part = SequencePart(trained_pair, new_sequence(trained_pair).eval())
+    measure = pictures().measure
+    records = record(part.stages, measure, CPU)
+    scorer = Shown("confidence")
+    scores = scores_of(records, scorer)
+    thresholds = tuple(float(scores[stage].quantile(share)) for stage, share in enumerate((0.7, 0.5, 0.3)))
+    cascade = Cascade(part.stages, Policy(scorer, thresholds))
+    planned = walk(records, cascade.policy, path_costs([stage.cost for stage in part.stages], range(4)))
+    inputs, _ = next(iter(measure.batches(100)))
+    ran = cascade.run(inputs)
+    assert len(planned.stop.unique()) == 4
+    assert torch.equal(ran.stop, planned.stop) and torch.equal(ran.predictions, planned.predictions)
+    assert torch.equal(ran.cost.double(), planned.cost)
+
+
+@pytest.mark.parametrize(
+    ("saver", "base"), [("timm:test_convnext", "timm:test_vit"), ("timm:test_vit", "timm:test_resnet")]
+)
+@torch.no_grad()
+def test_networks_of_tokens_and_of_maps_make_pairs(saver: str, base: str) -> None:
+    shape, members = (3, 160, 160), []
+    for name in (saver, base):
+        source = ModelSource(name)
+        model = source.build().eval()
+        macs = macs_of(model, Call((torch.zeros(1, *shape),)))
+        members.append(Member(name, model, macs, source, shape, "independent"))
+    pair = pair_networks(members[0], members[1], 3)
+    part = SequencePart(pair, new_sequence(pair, SequenceSize(dim=16)).eval())
+    inputs = torch.randn(2, *shape)
+    found = run(part, inputs)
+    torch.testing.assert_close(found[0], pair.saver.model(inputs))
+    torch.testing.assert_close(found[-1], pair.base.model(inputs))
+    spent = sum(path_costs([stage.cost for stage in part.stages], range(len(found))))
+    assert 1 < spent / (pair.saver.macs + pair.base.macs) < 1.05
 
 
 def test_the_loss_counts_an_example_by_what_the_saver_lacks_in_confidence() -> None:
@@ -247,6 +289,14 @@ def test_a_saver_must_read_what_its_base_reads() -> None:
     other = Member("small", network(in_channels=3), 1.0, SMALL, (3, 28, 28), "dense")
     with pytest.raises(ModelError, match="read what its base reads"):
         pair_networks(other, member("large", LARGE, LARGE.build()))
+
+
+@torch.no_grad()
+def test_a_sequence_taught_by_the_base_alone_needs_no_labels(trained_pair: Pair) -> None:
+    training = SequenceTraining(passes=1, taught=1.0, mixup=0, cutmix=0)
+    lessons = take_lessons(trained_pair, pictures().train, CPU, training, 0, Silent())
+    inputs, _ = next(iter(pictures().train.batches(250, seed=0, augment=True)))
+    torch.testing.assert_close(lessons.targets[:250], softmax(trained_pair.base.model(inputs), 1))
 
 
 def test_heads_must_divide_the_dim() -> None:

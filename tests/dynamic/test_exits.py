@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from amc.compute import Compute
 from amc.cost.counts import count_cut_macs
+from amc.data.sources import load_splits
 from amc.data.splits import TensorSplit
 from amc.dynamic.exit_archive import RECORD, WEIGHTS, load_exits, save_exits
 from amc.dynamic.exit_training import ExitSchedule, train_exits
@@ -122,7 +123,7 @@ def test_exits_come_back_bit_for_bit_beside_a_release(tiny_run: Run, tmp_path: P
 def test_joint_training_changes_the_backbone_which_is_then_saved_with_the_exits(tmp_path: Path) -> None:
     network = some_exits()
     first = copy.deepcopy(network.backbone)
-    schedule = ExitSchedule(epochs=1, distill=0.0, joint_epochs=6, joint_batch_size=50)
+    schedule = ExitSchedule(epochs=1, distill=0.0, joint_epochs=6, joint_lr=0.2, joint_batch_size=50)
     train_exits(network, pictures().train, PLAIN, schedule)
     assert network.joint and not same(tensors(first), tensors(network.backbone))
     assert float(record(network.stages(), pictures().measure, PLAIN).accuracies[-1]) > 0.4
@@ -189,3 +190,15 @@ def test_a_sequence_network_has_exits_too() -> None:
     network = exit_network(build_model("sensor_net", num_classes=5), example)
     assert [tuple(logits.shape) for logits in network.outputs(torch.randn(3, 6, 64))] == [(3, 5)] * len(network.costs)
     assert len(network.heads) >= 2
+
+
+@pytest.mark.slow
+def test_on_the_shipped_weights_deeper_exits_know_more() -> None:
+    """ResNet-20 on the embedded pictures, backbone frozen: nine in ten are right at a quarter of the multiply-adds."""
+    splits = load_splits("fashion-mnist-10k")
+    network = exit_network(build_model("resnet20", weights="default", in_channels=1), EXAMPLE)
+    train_exits(network, splits.train, PLAIN)
+    accuracies = record(network.stages(), splits.measure, PLAIN).accuracies.tolist()
+    added = path_costs(network.costs, range(len(network.costs)))
+    assert accuracies == sorted(accuracies) and accuracies[0] > 0.88
+    assert added[0] < 0.25 * sum(added) and sum(added) < 1.01 * count_cut_macs(network.backbone, EXAMPLE)

@@ -32,7 +32,7 @@ def serve(monitor: Monitor, records: Records, batch: int) -> list[Verdict]:
 
 def test_nothing_is_flagged_more_often_than_the_rate_set_while_inputs_stay_as_they_were() -> None:
     rate, flagged, total = 0.05, 0, 0
-    for seed in range(60):
+    for seed in range(100):
         monitor = Monitor.on(population(800, 1000 + seed), POLICY, window=200, lasting=5, false_alarm=rate)
         verdicts = serve(monitor, population(2000, 2000 + seed), 100)
         flagged += sum(verdict.drifted for verdict in verdicts)

@@ -84,7 +84,7 @@ def test_so_it_is_for_pruned_networks(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "channels", "wanted"),
-    [("resnet20", {16, 32, 64}, 1), ("sensor_net", {32, 64, 128}, 1), ("swin_t", {96, 192, 384, 768}, -1)],
+    [("resnet20", {16, 32, 64}, 1), ("sensor_net", {32, 64, 128}, 1), ("swin_t", {96, 192, 384, 768, 1536}, -1)],
 )
 def test_channels_are_told_from_places(name: str, channels: set[int], wanted: int) -> None:
     """First in maps and sequences of convolutions, last where a transformer has them."""

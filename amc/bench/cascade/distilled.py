@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy
 
 from amc.compute import Compute
 from amc.data.splits import Split, Splits
-from amc.dynamic.bdistil import Distilled, Terms, distil, pool_of
+from amc.dynamic.bdistil import Distilled, Rules, distil, pool_of
 from amc.dynamic.ensemble import Ensemble, Step
 from amc.dynamic.pool import BATCH, Pool
 from amc.dynamic.students import ConvStudent, Students, width_for
@@ -53,7 +53,7 @@ class Contest:
     pool: Pool
     held_out: tuple[Tensor, Tensor]
     test: tuple[Tensor, Tensor]
-    terms: Terms
+    rules: Rules
     compute: Compute
     seed: int
 
@@ -86,16 +86,16 @@ class Contest:
         width = width_for(macs, self.example, self.classes, reads=False)
         torch.manual_seed(self.seed * 1009 + salt)
         shape = tuple(self.example.shape[1:])
-        return Step(self.compute.place(ConvStudent(shape, self.classes, width, 0, self.terms.reach)))
+        return Step(self.compute.place(ConvStudent(shape, self.classes, width, 0, self.rules.reach)))
 
     def train(self, step: Step, salt: int, target: Tensor | None) -> None:
         """By squared error to `target` (N, C), or by the cross-entropy of the labels where it is None."""
-        pool, terms, device = self.pool, self.terms, self.compute.device
-        schedule = Schedule(optimizer="adamw", lr=LEARNING_RATE, weight_decay=terms.weight_decay)
-        steps = round(terms.passes * len(pool) / terms.batch_size)
+        pool, rules, device = self.pool, self.rules, self.compute.device
+        schedule = Schedule(optimizer="adamw", lr=LEARNING_RATE, weight_decay=rules.weight_decay)
+        steps = round(rules.passes * len(pool) / rules.batch_size)
         optimizer = optimizer_of(step, schedule)
         step.train()
-        batches = batches_without_end(len(pool), terms.batch_size, self.seed * 1009 + salt)
+        batches = batches_without_end(len(pool), rules.batch_size, self.seed * 1009 + salt)
         for number, index in zip(range(steps), batches, strict=False):
             set_learning_rate(optimizer, schedule, number, steps)
             with self.compute.autocast():
@@ -123,7 +123,7 @@ def compare(
     compute: Compute,
     *,
     students: Students | None = None,
-    terms: Terms | None = None,
+    rules: Rules | None = None,
     held_out: Tensor | None = None,
     seed: int = 0,
     progress: Progress | None = None,
@@ -132,15 +132,15 @@ def compare(
 
     Arguments are those of `amc.dynamic.bdistil.distil`.
     """
-    terms, progress = terms or Terms(), progress or Silent()
-    pool = pool_of(teacher, splits, compute, terms, seed)
+    rules, progress = rules or Rules(), progress or Silent()
+    pool = pool_of(teacher, splits, compute, rules, seed)
     distilled = distil(
-        teacher, splits, compute, students=students, terms=terms, held_out=held_out, pool=pool, seed=seed,
+        teacher, splits, compute, students=students, rules=rules, held_out=held_out, pool=pool, seed=seed,
         progress=progress,
     )  # fmt: skip
     inputs, labels = all_of(splits.measure)
     chosen = torch.arange(len(labels)) if held_out is None else held_out
-    contest = Contest(pool, (inputs[chosen], labels[chosen]), all_of(splits.test), terms, compute, seed)
+    contest = Contest(pool, (inputs[chosen], labels[chosen]), all_of(splits.test), rules, compute, seed)
     ours = contest.curve("B-DISTIL", distilled.ensemble)
     average = [torch.ones(k + 1) for k in range(len(ours.macs))]
     plain = replace(distilled.ensemble, votes=tuple(average))

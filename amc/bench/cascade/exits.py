@@ -20,7 +20,7 @@ from amc.dynamic.policy import Policy, Scorer, walk
 from amc.dynamic.records import Records
 from amc.dynamic.scores import SCORERS
 
-TARGETS = (0.7, 0.75, 0.8, 0.85, 0.9, 0.925, 0.95, 0.97, 0.98)
+TARGETS, HIGHEST = 9, 0.99  # how many; below what the first exit reaches alone there is nothing to keep to
 ESTIMATORS = ("bins", "window", "isotonic")
 SIZES = (200, 1000)  # policy-fit pictures, beside all
 FEWEST = 50  # pictures that leave at an exit, for its accuracy to be told
@@ -58,8 +58,9 @@ def measure(ground: Ground) -> tuple[Figures, dict[str, Any]]:
     whole = Candidate("pcee", part.stages, *ground.halves(part), ("confidence",), (part,))
     test = ground.records(part, "test")
     figures: Figures = {f"accuracy of {name}": float(test.accuracies[i]) for i, name in enumerate(test.stages)}
+    targets = _targets(whole.fit)
     tracks = {
-        name: track(SCORERS[name](whole.fit), test, whole.added, family.dense.macs)
+        name: track(SCORERS[name](whole.fit), test, whole.added, family.dense.macs, targets)
         for name in ("confidence", *ESTIMATORS)
     }
     for name, found in tracks.items():
@@ -75,10 +76,18 @@ def measure(ground: Ground) -> tuple[Figures, dict[str, Any]]:
     return figures | gains, {"tracks": told, "curves": curves, "exits_at_95": [asdict(each) for each in report]}
 
 
-def track(scorer: Scorer, test: Records, added: Sequence[float], dense: float) -> list[Tracking]:
-    """One threshold for all exits, at each of `TARGETS`; `dense` is the whole network's cost."""
+def _targets(fit: Records) -> list[float]:
+    """Accuracies between what the first exit reaches on all examples and `HIGHEST`."""
+    least = float(fit.accuracies[0])
+    return [least + (HIGHEST - least) * step / TARGETS for step in range(1, TARGETS + 1)]
+
+
+def track(
+    scorer: Scorer, test: Records, added: Sequence[float], dense: float, targets: Sequence[float]
+) -> list[Tracking]:
+    """One threshold for all exits, at each of the targets; `dense` is the whole network's cost."""
     found = []
-    for target in TARGETS:
+    for target in targets:
         walked = walk(test, Policy(scorer, (target,) * (len(added) - 1)), added)
         early = walked.stop < len(added) - 1
         by_exit = [walked.right[walked.stop == stage] for stage in range(len(added) - 1)]
@@ -119,7 +128,7 @@ def _by_size(ground: Ground, whole: Candidate, test: Records) -> Figures:
         order = torch.randperm(len(whole.fit), generator=torch.Generator().manual_seed(ground.seed))
         few = whole.fit.take(order[:size])
         for name in ESTIMATORS:
-            tracks = track(SCORERS[name](few), test, whole.added, ground.family.dense.macs)
+            tracks = track(SCORERS[name](few), test, whole.added, ground.family.dense.macs, _targets(whole.fit))
             found[f"{name} of {size}: distance from the target"] = misses(tracks)["distance from the target"]
     return found
 

@@ -12,8 +12,8 @@ from amc.budget import Budget, parse_budget
 from amc.data.splits import Split
 from amc.dynamic.candidate import Candidate
 from amc.dynamic.family import RECORDS, Family
+from amc.dynamic.methods import STATIC
 from amc.dynamic.part import Member, Part, joined, recorded
-from amc.dynamic.plan import STATIC
 from amc.dynamic.records import Records
 from amc.errors import BudgetUnreachable
 from amc.flow import compress

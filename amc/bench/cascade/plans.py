@@ -16,8 +16,10 @@ from amc.dynamic.figures import judged
 from amc.dynamic.latency import batch_seconds
 from amc.dynamic.latency import measure as measure_latency
 from amc.dynamic.methods import candidates_of
+from amc.dynamic.options import Goal as Wanted
+from amc.dynamic.options import Option, static_option
 from amc.dynamic.part import joined
-from amc.dynamic.plan import Option, Plan, Reference, make_plan, options_of
+from amc.dynamic.plan import Plan, make_plan
 from amc.dynamic.points import cheapest_at, sweep
 from amc.dynamic.policy import Policy, Walk, walk
 from amc.dynamic.records import Records
@@ -47,16 +49,15 @@ GOALS = (
 def measure(ground: Ground) -> tuple[Figures, dict[str, Any]]:
     """The figures of one seed."""
     singles = [ground.single(member) for member in ground.members]
-    reference = Reference(next(each for each in singles if each.parts[0] is ground.family.dense))
-    whole = float(_test(ground, reference.dense).accuracies[0])
-    figures: Figures = {"the dense network: accuracy": whole}
+    whole = next(each for each in singles if each.parts[0] is ground.family.dense)
+    figures: Figures = {"the dense network: accuracy": float(_test(ground, whole).accuracies[0])}
     seconds = {each.name: _seconds(ground, each.stages, None, torch.zeros(1).long()) for each in singles}
     rows, gains, equal, broken = [], [], [], 0
     candidates: list[Candidate] = []
     for budget, limit in zip(ground.budgets, ground.limits, strict=True):
         limits = Limits(limit, None, None, None, DELTA)
         candidates = candidates_of("auto", ground.family, singles, limits, ground.progress)
-        row = _row(ground, make_plan([*singles, *candidates], reference, limits), singles, seconds)
+        row = _row(ground, make_plan([*singles, *candidates], Wanted(limits, whole)), singles, seconds)
         rows.append({"budget": str(budget), "limit": limit, **row})
         figures[f"plan at {budget}: accuracy"] = row["accuracy"]
         figures[f"gain at {budget}"] = row["gain"]
@@ -65,8 +66,8 @@ def measure(ground: Ground) -> tuple[Figures, dict[str, Any]]:
         broken += row["lowest_mean_cost"] > limit
     figures |= {"least gain": min(gains), "mean gain": sum(gains) / len(gains)}
     figures |= {"least gain at equal latency": min(equal), "mean gain at equal latency": sum(equal) / len(equal)}
-    figures |= _dense_accuracy(ground, [*singles, *candidates], reference)
-    told, failed = _certified_drop(ground, [*singles, *candidates], reference)
+    figures |= _dense_accuracy(ground, [*singles, *candidates], whole)
+    told, failed = _certified_drop(ground, [*singles, *candidates], whole)
     return figures | told | {"certified terms broken": float(broken + failed)}, {"budgets": rows}
 
 
@@ -108,34 +109,34 @@ def _seconds(ground: Ground, stages: Sequence[Stage], policy: Policy | None, sto
     return float(batch_seconds(curves, stop, BATCH, seed=ground.seed).mean()) / BATCH
 
 
-def _dense_accuracy(ground: Ground, candidates: Sequence[Candidate], reference: Reference) -> Figures:
+def _dense_accuracy(ground: Ground, candidates: Sequence[Candidate], whole: Candidate) -> Figures:
     """The cheapest policy that is as accurate as the dense network on the policy-fit half, on test."""
+    least = float(whole.fit.accuracies[0])
     best: tuple[float, Candidate, Policy] | None = None
     for each in candidates:
         for name in SCORERS_TRIED if len(each.stages) > 1 else SCORERS_TRIED[:1]:
             try:
-                point = cheapest_at(sweep(each.fit, each.added, SCORERS[name](each.fit)), reference.accuracy)
+                point = cheapest_at(sweep(each.fit, each.added, SCORERS[name](each.fit)), least)
             except BudgetUnreachable:
                 continue
             if best is None or point.mean_cost < best[0]:
                 best = point.mean_cost, each, point.policy
     assert best is not None  # the dense network itself is among them
     walked = walk(_test(ground, best[1]), best[2], best[1].added)
-    whole = float(_test(ground, reference.dense).accuracies[0])
+    dense = float(_test(ground, whole).accuracies[0])
     return {
-        "the dense accuracy: relative cost": walked.mean_cost / reference.macs,
-        "the dense accuracy: drop on test": whole - walked.accuracy,
+        "the dense accuracy: relative cost": walked.mean_cost / whole.max_cost,
+        "the dense accuracy: drop on test": dense - walked.accuracy,
     }
 
 
-def _certified_drop(ground: Ground, candidates: Sequence[Candidate], reference: Reference) -> tuple[Figures, int]:
+def _certified_drop(ground: Ground, candidates: Sequence[Candidate], whole: Candidate) -> tuple[Figures, int]:
     """The cheapest plan that is certified to lose at most `DROP`; whether test shows that it loses more."""
-    plan = make_plan(candidates, reference, Limits(None, None, None, DROP, DELTA))
-    (whole,) = options_of(reference.dense, SCORERS_TRIED[0])
-    ours, theirs = _on_test(ground, plan.option), _on_test(ground, whole)
+    plan = make_plan(candidates, Wanted(Limits(None, None, None, DROP, DELTA), whole))
+    ours, theirs = _on_test(ground, plan.option), _on_test(ground, static_option(whole))
     gain, _, high = paired_difference(judged(ours), judged(theirs))
     name = f"certified to lose at most {DROP:.1%}"
     return {
-        f"{name}: relative cost": ours.mean_cost / reference.macs,
+        f"{name}: relative cost": ours.mean_cost / whole.max_cost,
         f"{name}: drop on test": -gain,
     }, int(high < -DROP)

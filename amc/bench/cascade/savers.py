@@ -16,12 +16,12 @@ import torch
 from amc.bench.cascade.ground import Ground
 from amc.bench.cascade.verdict import Figures, Goal
 from amc.dynamic import trained
+from amc.dynamic.certify import certify
 from amc.dynamic.complementarity import complementarity
 from amc.dynamic.part import Member, Part
 from amc.dynamic.points import Point, best_under, evaluate, sweep
-from amc.dynamic.policy import Policy, walk
+from amc.dynamic.policy import Policy
 from amc.dynamic.records import Records
-from amc.dynamic.risk import RISKS, learn_then_test
 from amc.dynamic.scores import SCORERS
 from amc.dynamic.stage import Stage, path_costs
 from amc.dynamic.tinysaver import (
@@ -104,14 +104,9 @@ def _rules(fit: Records, risk: Records, test: Records, added: Sequence[float]) -
 
 
 def _certified(fit: Records, risk: Records, added: Sequence[float]) -> Policy:
-    """The last policy of the ladder that passes the test of its gap."""
+    """The boldest policy of the ladder known to lose at most `DROP`; the base alone where none is."""
     steps = ladder(fit, SCORERS["confidence"](fit))
-    p_values = (
-        RISKS["gap"].losses(risk, walk(risk, policy, added), added, risk.logits[-1]).p_value(DROP, DELTA)
-        for policy in steps[1:]  # the first is the base itself
-    )
-    passed = learn_then_test(p_values, DELTA)
-    return steps[0 if passed is None else passed + 1]
+    return certify(risk, added, steps[1:], "gap", DROP, DELTA).policy or steps[0]  # the first is the base itself
 
 
 def _read_off(test: Records) -> Match:

@@ -98,6 +98,7 @@ def _engine(cascade: Cascade, alone: Cascade, inputs: Tensor, batches: Sequence[
     curves = measure(cascade.stages, cascade.policy.scorer, inputs, cascade.compute, batches)
     answers = cascade.run(inputs)
     shares = torch.bincount(answers.stop, minlength=len(cascade.stages)).double() / len(inputs)
+    (whole,) = measure(alone.stages, cascade.policy.scorer, inputs, cascade.compute, batches)
     gather = _gathering(inputs, batches)
     return {
         "stages": [stage.name for stage in cascade.stages],
@@ -105,6 +106,7 @@ def _engine(cascade: Cascade, alone: Cascade, inputs: Tensor, batches: Sequence[
         "shares": shares.tolist(),
         "macs": Spread.of(answers.cost).to_json(),
         "batches": [_sized(cascade, alone, inputs, batch, rounds, curves) for batch in batches],
+        "seconds_per_mac": _per_mac(cascade, alone, curves, whole, max(batches)),
         "curves": [{**curve.to_json(), "error": curve.error} for curve in curves],
         "gathering": {
             "curve": gather.to_json(),
@@ -173,12 +175,23 @@ def _saved(curves: Sequence[Curve], gather: Curve, shares: Tensor, batch: int) -
     ]
 
 
+def _per_mac(cascade: Cascade, alone: Cascade, curves: Sequence[Curve], whole: Curve, batch: int) -> list[float]:
+    """Seconds of a multiply-add of each stage in a full batch, relative to the base's; 1 keeps what MACs promise."""
+    added = [cost - before for cost, before in zip(cascade.costs, (0.0, *cascade.costs), strict=False)]
+    unit = whole(batch) / alone.costs[0]
+    return [curve(batch) / macs / unit for curve, macs in zip(curves, added, strict=True)]
+
+
 def _table(engine: str, found: dict[str, Any]) -> list[str]:
     macs, whole = found["macs"], found["base"]
     shares = ", ".join(f"{name} {share:.0%}" for name, share in zip(found["stages"], found["shares"], strict=True))
     lines = [
         f"{engine}: {shares}; mean cost {macs['mean'] / whole['macs']:.0%} and worst {macs['max'] / whole['macs']:.0%} "
         f"of {whole['name']}",
+        "seconds of a MAC, of the base's: "
+        + ", ".join(
+            f"{name} {ratio:.2f}" for name, ratio in zip(found["stages"], found["seconds_per_mac"], strict=True)
+        ),
         "batch     base p50/p99 ms   gathered p50/p99 ms   masked ms   singly ms   speed-up   of MACs   model",
     ]
     for row in found["batches"]:

@@ -13,9 +13,8 @@ from amc.bench.cascade.ground import Ground
 from amc.bench.cascade.speed import bench_speed, speed_text
 from amc.bench.cascade.verdict import Figures, Goal
 from amc.dynamic import trained
-from amc.dynamic.candidate import Candidate
+from amc.dynamic.candidate import Candidate, in_a_row
 from amc.dynamic.part import Member
-from amc.dynamic.plan import in_a_row
 from amc.dynamic.points import cheapest_at, sweep
 from amc.dynamic.runtime import Cascade
 from amc.dynamic.scores import SCORERS

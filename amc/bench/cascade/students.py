@@ -17,7 +17,7 @@ from amc.bench.cascade.distilled import Curve, compare
 from amc.bench.cascade.ground import Ground
 from amc.bench.cascade.verdict import Figures, Goal
 from amc.cost.counts import count_cut_macs
-from amc.dynamic.bdistil import Distilled, Terms, distil
+from amc.dynamic.bdistil import Distilled, Rules, distil
 from amc.dynamic.records import parts_of
 from amc.dynamic.students import small_students
 
@@ -38,9 +38,9 @@ def measure(ground: Ground) -> tuple[Figures, dict[str, Any]]:
     family = ground.family
     dense, teacher = family.run.dense, family.dense
     held_out = parts_of(len(dense.splits.measure), ground.seed)[0]
-    terms = Terms(rounds=ROUNDS)
+    rules = Rules(rounds=ROUNDS)
     settings: dict[str, Any] = {"held_out": held_out, "seed": ground.seed, "progress": ground.progress}
-    found, curves = compare(teacher.model, dense.splits, dense.compute, terms=terms, **settings)
+    found, curves = compare(teacher.model, dense.splits, dense.compute, rules=rules, **settings)
     by_name = {curve.method: curve for curve in curves}
     ours = by_name[OURS]
     taught = ground.records(teacher, "test")
@@ -59,9 +59,9 @@ def measure(ground: Ground) -> tuple[Figures, dict[str, Any]]:
     example = next(iter(dense.splits.train.batches(1)))[0].to(dense.compute.device)
     students = small_students(count_cut_macs(teacher.model, example), example, taught.logits.shape[2])
     alone = distil(
-        teacher.model, dense.splits, dense.compute, students=replace(students, reuse=False), terms=terms, **settings
+        teacher.model, dense.splits, dense.compute, students=replace(students, reuse=False), rules=rules, **settings
     )
-    saturated = distil(teacher.model, dense.splits, dense.compute, terms=replace(terms, share=1.0), **settings)
+    saturated = distil(teacher.model, dense.splits, dense.compute, rules=replace(rules, share=1.0), **settings)
     figures["held-out loss with reuse"] = found.rounds[-1].loss
     figures["held-out loss without reuse"] = alone.rounds[-1].loss
     figures["held-out loss of a teacher that fills the range"] = saturated.rounds[-1].loss
