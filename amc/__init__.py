@@ -5,6 +5,7 @@ run = amc.compress("resnet50", data="imagefolder:/data/imagenet", budget="1.2GFL
 run.model                                   # nn.Module under the cap, fine-tuned
 run.retarget("800MFLOPs").save("small/")    # no new search
 model = amc.load("small/")                  # no pickle, no torch-pruning, no tracing
+amc.load_cascade("runs/phone/cascade/budget-30%")  # easy inputs leave early: .run(inputs) gives answers, stages, costs
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from amc.api import compress as compress
     from amc.api import load as load
+    from amc.api import load_cascade as load_cascade
     from amc.api import open_run as open_run
 
-__all__ = ["compress", "load", "open_run"]
+__all__ = ["compress", "load", "load_cascade", "open_run"]
 
 
 def __getattr__(name: str) -> Any:

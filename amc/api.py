@@ -8,6 +8,9 @@ from pathlib import Path
 from torch import nn
 
 from amc import flow
+from amc.compute import Compute
+from amc.dynamic import archive
+from amc.dynamic.runtime import Cascade
 from amc.progress import Progress
 from amc.recipe import job_name, load_recipe
 from amc.release.archive import load_network
@@ -72,3 +75,13 @@ def load(folder: str | Path) -> nn.Module:
 def open_run(folder: str | Path) -> Run:
     """A finished run. Raises `RunError` when there is none in `folder`."""
     return Run.open(folder)
+
+
+def load_cascade(folder: str | Path) -> Cascade:
+    """What `amc cascade` kept, ready to run: `load_cascade(folder).run(inputs)` on the GPU where there is one.
+
+    Raises `RunError` when there is no cascade in `folder`, or a file is damaged.
+    """
+    compute = Compute.detect()
+    found = archive.load_cascade(folder, compute)
+    return Cascade(found.stages, found.policy, compute)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 from amc.dynamic.archive import policy_to_json, save_cascade
 from amc.dynamic.candidate import Candidate
+from amc.dynamic.certify import report_exits
 from amc.dynamic.family import Family
 from amc.dynamic.figures import BATCHES, figures_of, judged, seconds_of
 from amc.dynamic.independent import independent_network
@@ -140,7 +141,7 @@ def _planned(plan: Plan, goal: Goal) -> dict[str, Any]:
 
 
 def _told(option: Option, goal: Goal) -> dict[str, Any]:
-    candidate = option.candidate
+    candidate, reference = option.candidate, goal.dense.risk.logits[0]
     return {
         "name": option.name,
         "method": candidate.method,
@@ -150,6 +151,7 @@ def _told(option: Option, goal: Goal) -> dict[str, Any]:
         "fit": figures_of(option.held, option.held_walk, candidate.added),
         "risk": figures_of(candidate.risk, option.risk, candidate.added),
         "certified": risk_bounds(option, goal),
+        "exits": [asdict(each) for each in report_exits(candidate.risk, option.risk, goal.limits.delta, reference)],
     }
 
 

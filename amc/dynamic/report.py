@@ -31,14 +31,26 @@ def _exits(plan: dict[str, Any], test: dict[str, Any]) -> list[str]:
     if len(test["exits"]) == 1:
         return []
     width = max(len(each["stage"]) for each in test["exits"])
-    lines = [f"             {'stage':<{width}}  {'adds':>12}  stop here  right of those  alone"]
-    for each, added in zip(test["exits"], plan["added"], strict=True):
+    confidence = f"{plan['certified']['confidence']:.0%}"
+    lines = [
+        f"             {'stage':<{width}}  {'adds':>12}  stop here  right of those   alone  below dense, of those "
+        f"({confidence})"
+    ]
+    for each, added, held in zip(test["exits"], plan["added"], plan["exits"], strict=True):
         right = "-" if each["accuracy"] is None else f"{each['accuracy']:.2%}"
         lines.append(
             f"             {each['stage']:<{width}}  {format_macs(added):>12}  {each['share']:>9.1%}  {right:>14}  "
-            f"{each['alone']:.2%}"
+            f"{each['alone']:.2%}  {_gap(held)}"
         )
     return lines
+
+
+def _gap(exit_: dict[str, Any]) -> str:
+    """Of the risk-test examples that stopped at an exit: how much less often right than the dense network."""
+    if exit_["gap"] is None:
+        return "-"
+    low, high = exit_["gap_interval"]
+    return f"{exit_['gap']:.2%} ({low:.1%} to {high:.1%})"
 
 
 def _static(record: dict[str, Any], dense: float) -> list[str]:

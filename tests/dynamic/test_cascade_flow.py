@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import amc
 from amc import cli
 from amc.dynamic.archive import load_cascade
 from amc.dynamic.flow import cascade
@@ -31,10 +32,8 @@ def own_run(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_what_is_told_of_the_test_split_is_what_the_kept_cascade_does(own_run: Path, method: str) -> None:
     result = cascade(own_run, Terms(budget="80%"), Silent(), method=method, train=1)
     run, record = Run.open(own_run), result.record
-    compute = run.dense.compute
-    found = load_cascade(record["folder"], compute)
     inputs, labels = next(iter(run.dense.splits.test.batches(len(run.dense.splits.test))))
-    answers = Cascade(found.stages, found.policy, compute).run(inputs)
+    answers = amc.load_cascade(record["folder"]).run(inputs)
     told = record["test"]["plan"]
     assert float((answers.predictions == labels).double().mean()) == pytest.approx(told["accuracy"], abs=0.011)
     assert float(answers.cost.mean()) == pytest.approx(told["cost"]["mean"], rel=0.02)

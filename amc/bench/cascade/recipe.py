@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import tomllib
 from functools import cached_property
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Literal
 
 from pydantic import Field, JsonValue, ValidationError
 
-from amc.bench.contest.recipe import dotted
+from amc.bench.contest.recipe import dotted, file_of
 from amc.budget import parse_budget
 from amc.errors import UsageError
 from amc.recipe import Recipe, Section, load_recipe, recipes_folder
@@ -56,7 +55,7 @@ def load_cascade_recipe(name_or_path: str | Path) -> CascadeRecipe:
     Raises:
         UsageError: no such recipe, an unreadable file, broken TOML, an unknown key, a value against its rule.
     """
-    path = _file_of(str(name_or_path))
+    path = file_of(str(name_or_path), _folder(), "amc bench cascade needs")
     origin = f"cascade recipe {name_or_path}"
     try:
         table = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
@@ -79,15 +78,3 @@ def load_cascade_recipe(name_or_path: str | Path) -> CascadeRecipe:
 
 def _folder() -> Path:
     return recipes_folder() / "cascade"
-
-
-def _file_of(name: str) -> Path:
-    built_in = _folder() / f"{name}.toml"
-    if name == Path(name).name and built_in.is_file():
-        return built_in
-    if Path(name).is_file():
-        return Path(name)
-    known = sorted(path.stem for path in _folder().glob("*.toml"))
-    near = difflib.get_close_matches(name, known, 1)
-    hint = f"did you mean {near[0]!r}?" if near else f"built in: {', '.join(known)}"
-    raise UsageError(f"a cascade recipe must be a built-in name or a TOML file, but there is no {name!r}; {hint}")

@@ -142,7 +142,7 @@ def load_bench_recipe(name_or_path: str | Path) -> BenchRecipe:
         UsageError: no such recipe, an unreadable file, broken TOML, an unknown key, a value against its rule.
     """
     name = str(name_or_path)
-    path = _file_of(name)
+    path = file_of(name, _folder(), "amc bench needs one of its commands,")
     origin = f"bench recipe {name}"
     try:
         table = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
@@ -169,18 +169,19 @@ def _folder() -> Path:
     return recipes_folder() / "bench"
 
 
-def _file_of(name: str) -> Path:
-    built_in = _folder() / f"{name}.toml"
+def file_of(name: str, folder: Path, command: str) -> Path:
+    """The file of a built-in recipe in `folder`, or the one at a path. Raises `UsageError` where there is none."""
+    built_in = folder / f"{name}.toml"
     if name == Path(name).name and built_in.is_file():
         return built_in
     path = Path(name)
     if path.is_file():
         return path
-    known = sorted(p.stem for p in _folder().glob("*.toml"))
+    known = sorted(p.stem for p in folder.glob("*.toml"))
     near = difflib.get_close_matches(path.stem, known, 1)
     hint = f"did you mean {near[0]}? " if near else ""
     raise UsageError(
-        f"amc bench needs one of its commands, a TOML file, or one of {', '.join(known)}, but there is no {name!r}; "
+        f"{command} a TOML file, or one of {', '.join(known)}, but there is no {name!r}; "
         f"{hint}`amc bench --help` lists the commands"
     )
 
