@@ -19,6 +19,7 @@ from tests.dynamic.test_archive import ABOUT, CPU, exits, family, offered, seque
 __all__ = ["family"]  # a fixture
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["networks and exits", "esn"])
 def test_a_kept_cascade_is_exported_with_its_answers(kind: str, family: Family, tmp_path: Path) -> None:
     parts = {"networks and exits": lambda: (family.released, exits(family)), "esn": lambda: (sequence(family),)}[kind]()

@@ -70,7 +70,9 @@ def test_segments_in_a_row_are_the_network(name: str) -> None:
     assert_same(model, cuttable, shape)
 
 
-@pytest.mark.parametrize("name", ["resnet20", "timm:vit_tiny_patch16_224", "timm:convnext_atto"])
+@pytest.mark.parametrize(
+    "name", ["resnet20", "timm:vit_tiny_patch16_224", pytest.param("timm:convnext_atto", marks=pytest.mark.slow)]
+)
 def test_so_it_is_for_pruned_networks(name: str) -> None:
     """Stand-ins stay whole, and sizes that a network's own code asks for are those that are left."""
     options = SMALL_VIT | {"embed_dim": 64} if "vit" in name else {}

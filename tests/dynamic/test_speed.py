@@ -23,6 +23,7 @@ def test_masked_gathered_and_single_runs_of_a_plan_give_the_same_answers(best: b
         torch.testing.assert_close(found.logits, gathered.logits)
 
 
+@pytest.mark.slow
 def test_speed_is_told_for_each_engine_and_batch_size() -> None:
     inputs = some_inputs(32)
     cascade = half_cascade(some_stages(wrap=lambda module: module), inputs)

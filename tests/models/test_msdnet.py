@@ -58,6 +58,7 @@ def test_exits_that_are_not_wanted_lend_their_blocks_to_the_next() -> None:
     assert sum(cost.body for cost in network.costs) == count_cut_macs(model, inputs[:1])
 
 
+@pytest.mark.slow
 def test_its_exits_are_trained_with_it_and_come_back_bit_for_bit(tmp_path: Path) -> None:
     """A frozen backbone has no head to train; jointly, every exit learns."""
     splits, example = pictures(), torch.randn(1, 1, 28, 28)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from amc.bench.cascade.ground import Ground
-from amc.bench.cascade.speed import bench_speed, speed_text
+from amc.bench.cascade.speed import BATCHES, bench_speed, speed_text
 from amc.bench.cascade.verdict import Figures, Goal
 from amc.dynamic import trained
 from amc.dynamic.candidate import Candidate, in_a_row
@@ -43,7 +43,8 @@ def measure(ground: Ground) -> tuple[Figures, dict[str, Any]]:
         least = float(candidate.fit.accuracies[-1]) - LOSS
         policy = cheapest_at(sweep(candidate.fit, candidate.added, scorer), least).policy
         cascade = Cascade(candidate.stages, policy, compute)
-        found = told[kind] = bench_speed(cascade, base, inputs)
+        batches = [size for size in BATCHES if size <= len(inputs)]
+        found = told[kind] = bench_speed(cascade, base, inputs, batches)
         ground.progress.say(speed_text(found))
         for engine in ("torch", "onnx"):
             for row in found[engine]["batches"]:
