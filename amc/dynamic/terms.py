@@ -158,4 +158,4 @@ def read_share(flag: str, text: str, example: str) -> float:
 
 
 def _short(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) else "".join(str(value).split())
+    return f"{100 * value:g}%" if isinstance(value, float) else "".join(str(value).split())

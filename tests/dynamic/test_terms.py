@@ -51,5 +51,5 @@ def test_percentages_and_shares_say_the_same(percent: float) -> None:
 def test_terms_come_back_from_json_and_name_a_folder() -> None:
     terms = Terms(budget="300 MFLOPs", max_cost="120%", max_drop=0.01, confidence=0.95)
     assert Terms.from_json(terms.to_json()) == terms
-    assert terms.name == "budget-300MFLOPs-max-cost-120%-max-drop-0.01-confidence-0.95"
+    assert terms.name == "budget-300MFLOPs-max-cost-120%-max-drop-1%-confidence-95%"
     assert Terms(budget="30%").name == "budget-30%"
