@@ -74,6 +74,11 @@ class ExitReport:
     gap: float | None
     gap_interval: tuple[float, float]
 
+    def to_json(self) -> dict[str, Any]:
+        """The fields as plain values."""
+        intervals = {name: list(getattr(self, name)) for name in ("accuracy_interval", "gap_interval")}
+        return {**asdict(self), **intervals}
+
 
 @dataclass(frozen=True)
 class Certificate:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -151,7 +151,7 @@ def _told(option: Option, goal: Goal) -> dict[str, Any]:
         "fit": figures_of(option.held, option.held_walk, candidate.added),
         "risk": figures_of(candidate.risk, option.risk, candidate.added),
         "certified": risk_bounds(option, goal),
-        "exits": [asdict(each) for each in report_exits(candidate.risk, option.risk, goal.limits.delta, reference)],
+        "exits": [each.to_json() for each in report_exits(candidate.risk, option.risk, goal.limits.delta, reference)],
     }
 
 
