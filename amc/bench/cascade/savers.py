@@ -38,7 +38,7 @@ from amc.release.archive import WEIGHTS, load_network, save_network
 from amc.training import train
 
 DROP, DELTA = 0.005, 0.1  # of the sound rules: points of accuracy, chance that they fail
-TWINS = "twins"  # folder of a run
+TWINS, TWIN = "twins", 0.25  # folder of a run; share of the base's cost at which relatives are compared
 GOALS = (
     Goal("the saver chosen on held-out pictures is within 2 % of the best one on test",
          "regret of the choice", most=0.02),
@@ -118,7 +118,7 @@ def _read_off(test: Records) -> Match:
 
 def _relatives(ground: Ground, savers: Sequence[Member], base: Member) -> tuple[Figures, dict[str, Any]]:
     """A pruned saver beside a network of the same shape that was trained from scratch: whose errors are the base's?"""
-    pruned = savers[len(savers) // 2]
+    pruned = min(savers, key=lambda member: abs(member.macs - TWIN * base.macs))
     twin = twin_of(ground, pruned)
     found: Figures = {}
     told: dict[str, Any] = {}
