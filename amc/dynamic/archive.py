@@ -58,8 +58,10 @@ def save_cascade(folder: Path, candidate: Candidate, policy: Policy, about: Mapp
         about: more keys of the record: input_shape, terms, figures.
 
     Raises:
+        RunError: the folder holds something else than a cascade.
         StorageError: the folder cannot be written.
     """
+    check_place(folder)
     working = folder.with_name(f".{folder.name}")
     try:
         shutil.rmtree(working, ignore_errors=True)
@@ -152,6 +154,16 @@ def policy_from_json(record: Mapping[str, Any]) -> Policy:
         return Policy(scorer_from_json(record["scorer"]), thresholds, bool(record["best"]))
     except (KeyError, TypeError, ValueError, DataError) as error:
         raise RunError(f"a policy must hold scorer, thresholds and best, but: {error!r}; plan it anew") from None
+
+
+def check_place(folder: Path) -> None:
+    """Raises `RunError` where a cascade may not be put: it would replace what is no cascade."""
+    if folder.exists() and not (folder / RECORD).is_file() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise RunError(
+            f"--out must be a new or empty folder or a cascade's, but {folder} holds other files; name another"
+        )
+    if not folder.name:
+        raise RunError(f"--out must be a folder with a name, but is {str(folder)!r}; name another")
 
 
 def _put(working: Path, folder: Path) -> None:

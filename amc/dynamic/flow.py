@@ -8,7 +8,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from amc.dynamic.archive import policy_to_json, save_cascade
+from amc.dynamic.archive import check_place, policy_to_json, save_cascade
 from amc.dynamic.candidate import Candidate
 from amc.dynamic.certify import report_exits
 from amc.dynamic.family import Family
@@ -66,6 +66,8 @@ def cascade(
     check_method(method)
     if train < 0:
         raise UsageError(f"--train must be 0 networks or more, but is {train}")
+    target = out or folder / CASCADE / terms.name
+    check_place(target)  # before anything is trained
     start, run = perf_counter(), Run.open(folder)
     with claimed(folder):
         family = Family(run, progress)
@@ -77,7 +79,6 @@ def cascade(
         progress.say(f"plan over {len(members)} networks: {', '.join(member.name for member in members)}")
         candidates = candidates_of(method, family, singles, limits, progress)
         plan = make_plan([*singles, *candidates], goal)
-        target = out or folder / CASCADE / terms.name
         record = {
             "format": FORMAT,
             "folder": str(target),

@@ -56,5 +56,5 @@ def run(folder: str | Path, inputs: np.ndarray) -> tuple[np.ndarray, ...]:
 
 
 if __name__ == "__main__":
-    for prediction, stop, cost in zip(*run(sys.argv[1], np.load(sys.argv[2], allow_pickle=False)), strict=True):
+    for prediction, stop, cost in zip(*run(sys.argv[1], np.load(sys.argv[2]).astype(np.float32)), strict=True):
         print(json.dumps({"prediction": int(prediction), "stage": int(stop), "cost": float(cost)}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -74,13 +75,14 @@ def serve(folder: Path, host: str, port: int, batch: int, wait: float, progress:
         wait: seconds that an input waits before a stage for others to come.
 
     Raises:
-        UsageError: fastapi or uvicorn is not installed.
+        UsageError: fastapi or uvicorn is not installed, or the address is taken.
     """
     for package in ("fastapi", "uvicorn"):
         if find_spec(package) is None:
             raise UsageError(
                 f"amc serve needs the package {package}, but it is not installed; pip install 'amc-compress[serve]'"
             )
+    check_address(host, port)
     import uvicorn
 
     from amc.dynamic.service import service
@@ -91,6 +93,18 @@ def serve(folder: Path, host: str, port: int, batch: int, wait: float, progress:
     app = service(cascade, loaded.input_shape, loaded.about, loaded.monitor, batch, wait)
     progress.say(f"serve {folder} at http://{host}:{port}: POST /answers, GET /cascade, GET /health, GET /docs")
     uvicorn.run(app, host=host, port=port, log_level="warning")
+
+
+def check_address(host: str, port: int) -> None:
+    """Raises `UsageError` where no server can listen."""
+    try:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+    except OSError as error:
+        raise UsageError(
+            f"an address must be free to be served at, but {host}:{port}: {error.strerror}; give another --port"
+        ) from None
 
 
 def export(folder: Path, out: Path) -> dict[str, Any]:

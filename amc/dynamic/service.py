@@ -121,7 +121,7 @@ def _read(body: bytes, request: Request, shape: tuple[int, ...]) -> tuple[Tensor
         raise UsageError(
             f"a request must be JSON with inputs, max_cost and seconds, but {place}: {first['msg']}; see /docs"
         ) from error
-    except (ValueError, TypeError, EOFError, OSError) as error:
+    except (ValueError, TypeError, EOFError, OSError, MemoryError) as error:
         raise UsageError(f"inputs must be numbers of shape (n, {_text(shape)}), but {error}; mend the body") from error
     if tuple(inputs.shape[1:]) != shape or len(inputs) == 0:
         found = tuple(inputs.shape)

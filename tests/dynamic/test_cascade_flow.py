@@ -87,3 +87,12 @@ def test_a_cascade_runs_in_any_number_format(own_run: Path) -> None:
     found = load_cascade(record["folder"])
     answers = Cascade(found.stages, found.policy).run(torch.zeros(5, *found.input_shape))
     assert answers.logits.shape[0] == 5 and bool(answers.logits.isfinite().all())
+
+
+def test_a_folder_that_holds_other_files_is_never_replaced_by_a_cascade(own_run: Path, tmp_path: Path) -> None:
+    kept = tmp_path / "thesis.txt"
+    kept.write_text("years")
+    for out in (tmp_path, kept, Path(".")):
+        with pytest.raises(RunError, match="--out"):
+            cascade(own_run, Terms(max_cost="100%"), Silent(), method="tinysaver", train=0, out=out)
+    assert kept.read_text() == "years"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,9 @@ from amc.dynamic.export import export_cascade
 from amc.dynamic.monitor import Monitor
 from amc.dynamic.onnx_stage import load_exported
 from amc.dynamic.runtime import Answers, Cascade
-from amc.dynamic.serve import load, timed
+from amc.dynamic.serve import check_address, load, timed
 from amc.dynamic.service import ARRAY, service
-from amc.errors import ModelError, RunError
+from amc.errors import ModelError, RunError, UsageError
 from tests.dynamic.cascades import half_cascade, recorded, some_inputs, some_stages
 
 INPUTS = some_inputs(30)
@@ -164,3 +165,11 @@ def test_the_command_tells_what_is_missing(
     with pytest.raises(SystemExit) as stopped:
         main()
     assert stopped.value.code == 2 and "pip install 'amc-compress[serve]'" in capsys.readouterr().err
+
+
+def test_an_address_that_is_taken_is_told_in_one_line() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(UsageError, match="give another --port"):
+            check_address("127.0.0.1", taken.getsockname()[1])
