@@ -362,15 +362,17 @@ app.add_typer(bench, name="bench")
 
 @app.command()
 def recipes(json_: JsonOption = False) -> None:
-    """List the built-in recipes: those of `amc compress`, then those of `amc bench`."""
+    """List the built-in recipes: those of `amc compress`, of `amc bench` and of `amc bench cascade`."""
+    from amc.bench.cascade.recipe import list_cascade_recipes
     from amc.bench.contest.recipe import list_bench_recipes
     from amc.recipe import list_recipes
 
     found = list_recipes()
-    benches = list_bench_recipes()
-    width = 2 + max(map(len, [*found, *benches]))
+    benches = {"amc bench": list_bench_recipes(), "amc bench cascade": list_cascade_recipes()}
+    width = 2 + max(len(name) for names in (found, *benches.values()) for name in names)
     lines = [f"{name:<{width}}{about}" for name, about in found.items()]
-    lines += ["", "for `amc bench`:", *(f"{name:<{width}}{about}" for name, about in benches.items())]
+    for command, names in benches.items():
+        lines += ["", f"for `{command}`:", *(f"{name:<{width}}{about}" for name, about in names.items())]
     print_result(found if json_ else "\n".join(lines))
 
 

@@ -14,6 +14,7 @@ from amc.bench.cascade.bench import STUDIES, bench_cascade
 from amc.bench.cascade.recipe import CascadeRecipe, list_cascade_recipes, load_cascade_recipe
 from amc.bench.cascade.verdict import Goal, summary, summary_text
 from amc.bench.contest.deadline import Unfinished
+from amc.cli import recipes
 from amc.errors import UsageError
 from amc.progress import Silent
 from amc.run import Run
@@ -50,6 +51,12 @@ def test_every_built_in_recipe_names_its_file_and_a_study_that_there_is() -> Non
     for name in list_cascade_recipes():
         recipe = load_cascade_recipe(name)
         assert recipe.name == name and recipe.study in STUDIES and recipe.about
+
+
+def test_amc_recipes_lists_the_studies(capsys: pytest.CaptureFixture[str]) -> None:
+    recipes()
+    assert "amc bench cascade" in (told := capsys.readouterr().out)
+    assert all(about in told for about in list_cascade_recipes().values())
 
 
 @pytest.mark.parametrize(
