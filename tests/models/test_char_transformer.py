@@ -45,7 +45,9 @@ def test_the_doctor_finds_all_checks_hold() -> None:
     assert record["input_shape"] == [128] and record["min_macs"] < 0.02 * record["macs"]
 
 
-@pytest.mark.parametrize("name", ["mobilenet_v2_small", "resnet56", "sensor_net"])
+@pytest.mark.parametrize(
+    "name", [*(pytest.param(each, marks=pytest.mark.slow) for each in ("mobilenet_v2_small", "resnet56")), "sensor_net"]
+)
 def test_the_networks_of_the_tasks_can_be_cut_exactly(name: str) -> None:
     """All of the doctor's checks hold at the size of the task's examples."""
     narrow = {"mobilenet_v2_small": {"width": 0.5}}.get(name, {})
