@@ -27,6 +27,7 @@ from amc.files import explain_storage, write_json
 
 FORMAT = "amc-cascade/1"
 RECORD, PARTS = "cascade.json", "parts"
+NEEDED = ("input_shape", "method", "parts", "used", "stages", "policy", "files")  # of the record
 
 Loader = Callable[[Path, str], tuple[Stage, ...]]  # folder, the part's name
 
@@ -127,8 +128,12 @@ def read_record(folder: Path) -> dict[str, Any]:
         ) from None
     except ValueError as error:
         raise RunError(f"{path} must be whole JSON, but: {error}; run the same `amc cascade` again") from None
-    if record.get("format") != FORMAT:
-        raise RunError(f"{path} must be of format {FORMAT}, but is {record.get('format')!r}; use the AMC that wrote it")
+    kind = record.get("format") if isinstance(record, dict) else type(record).__name__
+    if kind != FORMAT:
+        raise RunError(f"{path} must be of format {FORMAT}, but is {kind!r}; use the AMC that wrote it")
+    missing = [key for key in NEEDED if key not in record]
+    if missing:
+        raise RunError(f"{path} must hold {missing[0]!r}, but does not; run the same `amc cascade` again")
     return record
 
 

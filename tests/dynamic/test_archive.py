@@ -144,3 +144,11 @@ def test_what_is_made_once_is_not_made_again_and_leaves_nothing_half_done(tmp_pa
     kept_once(tmp_path / "part", whole)
     kept_once(tmp_path / "part", half)
     assert [path.name for path in (tmp_path / "part").iterdir()] == ["second"]
+
+
+@pytest.mark.parametrize("record", ["[]", "3", '{"format": "amc-cascade/1"}', "{"])
+def test_a_record_that_is_none_is_told_in_one_line(record: str, tmp_path: Path) -> None:
+    (tmp_path / RECORD).write_text(record)
+    with pytest.raises(RunError) as told:
+        load_cascade(tmp_path)
+    assert RECORD in str(told.value) and "\n" not in str(told.value)
