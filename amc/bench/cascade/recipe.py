@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import tomllib
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, JsonValue, ValidationError
 
-from amc.bench.contest.recipe import dotted, file_of
+from amc.bench.contest.recipe import dotted, explained, file_of, table_of
 from amc.budget import parse_budget
 from amc.errors import UsageError
 from amc.recipe import Recipe, Section, load_recipe, recipes_folder
@@ -58,17 +57,9 @@ def load_cascade_recipe(name_or_path: str | Path) -> CascadeRecipe:
     path = file_of(str(name_or_path), _folder(), "amc bench cascade needs")
     origin = f"cascade recipe {name_or_path}"
     try:
-        table = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise UsageError(f"{origin} must be readable UTF-8 and TOML, but: {reason}") from None
-    table.setdefault("name", path.stem)
-    try:
-        recipe = CascadeRecipe.model_validate(table)
+        recipe = CascadeRecipe.model_validate(table_of(path, origin))
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "it"
-        raise UsageError(f"{origin}: {where}: {first['msg']}, but got {first['input']!r}") from None
+        raise UsageError(f"{origin}: {explained(error)}") from None
     for ground in recipe.grounds:
         _ = ground.wanted  # a mistake in it is told before anything is run
     for budget in recipe.budgets:

@@ -144,16 +144,11 @@ def load_bench_recipe(name_or_path: str | Path) -> BenchRecipe:
     name = str(name_or_path)
     path = file_of(name, _folder(), "amc bench needs one of its commands,")
     origin = f"bench recipe {name}"
-    try:
-        table = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise UsageError(f"{origin} must be readable UTF-8 and TOML, but: {reason}") from None
-    table.setdefault("name", path.stem)
+    table = table_of(path, origin)
     try:
         recipe = BenchRecipe.model_validate(table)
     except ValidationError as error:
-        raise UsageError(f"{origin}: {_explained(error)}") from None
+        raise UsageError(f"{origin}: {explained(error)}") from None
     except UsageError as error:
         raise UsageError(f"{origin}: {error}") from None
     recipe._file = name
@@ -186,6 +181,17 @@ def file_of(name: str, folder: Path, command: str) -> Path:
     )
 
 
+def table_of(path: Path, origin: str) -> dict[str, Any]:
+    """What a recipe's file holds, named after the file where it names itself not. Raises `UsageError`."""
+    try:
+        table = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise UsageError(f"{origin} must be readable UTF-8 and TOML, but: {reason}") from None
+    table.setdefault("name", path.stem)
+    return table
+
+
 def dotted(table: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
     """Nested tables as dotted keys, so that `search.batch_size = 50` and `"search.batch_size" = 50` mean the same."""
     flat: dict[str, object] = {}
@@ -194,7 +200,7 @@ def dotted(table: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
     return flat
 
 
-def _explained(error: ValidationError) -> str:
+def explained(error: ValidationError) -> str:
     """One line: the first mistake, unknown keys before wrong values, and how many more there are."""
     mistakes = sorted(error.errors(include_url=False), key=lambda m: m["type"] != "extra_forbidden")
     mistake, more = mistakes[0], f" (and {len(mistakes) - 1} more)" if len(mistakes) > 1 else ""
