@@ -49,8 +49,11 @@ MAY_DIFFER = ("out", "threads", "search.workers", "surgery.trace_seconds", "surg
 
 
 @contextmanager
-def claimed(folder: Path) -> Iterator[None]:
+def claimed(folder: Path, otherwise: str = "give --out") -> Iterator[None]:
     """Hold the run folder for this process; the system lets go when the process ends, however it ends.
+
+    Args:
+        otherwise: what can be done instead of waiting.
 
     Raises:
         RunError: another process holds it.
@@ -62,7 +65,7 @@ def claimed(folder: Path) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout:
         raise RunError(
-            f"one process may work in a run folder, but another one is at work in {folder}; wait for it, or give --out"
+            f"one process may work in a run folder, but another one is at work in {folder}; wait for it, or {otherwise}"
         ) from None
     except OSError as error:
         raise StorageError(explain_storage(folder, error)) from error

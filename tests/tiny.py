@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from amc.data.sources import load_splits
 from amc.data.splits import MemorySplit, Splits
+from amc.models.msdnet import MSDNet, Sizes
 
 
 class TinyNet(nn.Module):
@@ -67,6 +68,12 @@ class ResidualNet(nn.Module):
 def residual(num_classes: int = 10, in_channels: int = 1) -> nn.Module:
     """A network whose `blocks.0.0` and `blocks.1.0` may keep no channel."""
     return ResidualNet(num_classes, in_channels)
+
+
+def multi_exit(num_classes: int = 10, in_channels: int = 1) -> nn.Module:
+    """A network with three exits of its own."""
+    sizes = Sizes(exits=3, first=1, steps=1, growing=False, channels=4, growth=2, classifier=16)
+    return MSDNet(sizes, num_classes, in_channels)
 
 
 def pictures() -> Splits:

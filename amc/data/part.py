@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from amc.data.splits import Batch, Split, TensorSplit
+from amc.data.splits import Batch, Split, TensorSplit, groups_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +26,11 @@ class PartSplit:
 
     def __len__(self) -> int:
         return len(self.index)
+
+    @property
+    def groups(self) -> Tensor | None:
+        found = groups_of(self.split)
+        return None if found is None else found[self.index]
 
     @cached_property
     def digest(self) -> str:

@@ -77,6 +77,12 @@ class Splits:
         return hashlib.sha256(f"{self.train.digest} {self.measure.digest}".encode()).hexdigest()[:16]
 
 
+def groups_of(split: Split) -> Tensor | None:
+    """(n,) int64, which examples belong together, as one person's do: a split may have them as its `groups`."""
+    groups: Tensor | None = getattr(split, "groups", None)
+    return groups
+
+
 def plan_batches(
     number: int, size: int, *, seed: int | None = None, limit: int | None = None, rank: int = 0, world: int = 1
 ) -> Iterator[Tensor]:
@@ -175,13 +181,16 @@ class TensorSplit:
     """Examples held in memory as tensors: batches are (inputs[i], targets[i]), never augmented.
 
     `inputs` and `targets` are a tensor (N, ...), or a tuple or dict of such, all of one length; `mean` and `std` are
-    what the inputs were normalised with, per channel, for the record of a release.
+    what the inputs were normalised with, per channel, for the record of a release. `groups` (N,) int64 tells which
+    examples belong together, as one person's do: a cascade is tested on other groups than it was planned on. They
+    change no batch, so the digest is without them.
     """
 
     inputs: Any
     targets: Any
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    groups: Tensor | None = None
 
     def __len__(self) -> int:
         return len(tree_flatten(self.inputs)[0][0])

@@ -1,6 +1,6 @@
 """A cascade on disk: all that is needed to run it without the run it came from. Safetensors and JSON, no pickle.
 
-cascade.json      stages, costs, policy with its scorer, terms, figures, and the SHA-256 of every other file
+cascade.json      stages, costs, policy with its scorer, terms, figures, the SHA-256 of every other file, and its own
 parts/NUMBER/     what the stages come from, each as its own kind keeps it: a release, or what was trained on one
 """
 
@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from torch import nn
@@ -28,6 +29,7 @@ from amc.files import explain_storage, write_json
 FORMAT = "amc-cascade/1"
 RECORD, PARTS = "cascade.json", "parts"
 NEEDED = ("input_shape", "method", "parts", "used", "stages", "policy", "files")  # of the record
+DIGEST = "sha256"  # of the record itself, without this key
 
 Loader = Callable[[Path, str], tuple[Stage, ...]]  # folder, the part's name
 
@@ -82,7 +84,7 @@ def save_cascade(folder: Path, candidate: Candidate, policy: Policy, about: Mapp
             "policy": policy_to_json(policy),
             "files": _digests(working),
         }
-        write_json(working / RECORD, record)
+        write_json(working / RECORD, {**record, DIGEST: _digest_of(record)})
         _put(working, folder)
     except OSError as error:
         raise StorageError(explain_storage(folder, error)) from error
@@ -118,7 +120,7 @@ def load_cascade(folder: str | Path, compute: Compute | None = None) -> Archived
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """What `cascade.json` says. Raises `RunError` where there is none, or it is of another format."""
+    """What `cascade.json` says. Raises `RunError` where there is none, it was changed, or it is of another format."""
     path = folder / RECORD
     try:
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -134,6 +136,8 @@ def read_record(folder: Path) -> dict[str, Any]:
     missing = [key for key in NEEDED if key not in record]
     if missing:
         raise RunError(f"{path} must hold {missing[0]!r}, but does not; run the same `amc cascade` again")
+    if record.pop(DIGEST, None) != _digest_of(record):
+        raise RunError(f"{path} must be as it was written, but was changed; run the same `amc cascade` again")
     return record
 
 
@@ -162,13 +166,24 @@ def policy_from_json(record: Mapping[str, Any]) -> Policy:
 
 
 def check_place(folder: Path) -> None:
-    """Raises `RunError` where a cascade may not be put: it would replace what is no cascade."""
+    """Whether a cascade may be put there.
+
+    Raises:
+        RunError: it would replace what is no cascade.
+        StorageError: the place cannot be written.
+    """
     if folder.exists() and not (folder / RECORD).is_file() and not (folder.is_dir() and not any(folder.iterdir())):
         raise RunError(
             f"--out must be a new or empty folder or a cascade's, but {folder} holds other files; name another"
         )
     if not folder.name:
         raise RunError(f"--out must be a folder with a name, but is {str(folder)!r}; name another")
+    there = next(each for each in folder.absolute().parents if each.exists())
+    try:
+        with TemporaryDirectory(prefix=f".{folder.name}.", dir=there):
+            pass
+    except OSError as error:
+        raise StorageError(explain_storage(folder, error)) from error
 
 
 def _put(working: Path, folder: Path) -> None:
@@ -185,6 +200,12 @@ def _digests(folder: Path) -> dict[str, str]:
     """SHA-256 of every file below a folder, by its path there."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): _digest(path) for path in files}
+
+
+def _digest_of(record: Mapping[str, Any]) -> str:
+    """SHA-256 of a record, whatever the order and the spaces it is written with."""
+    plain = json.loads(json.dumps(record))
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 def _digest(path: Path) -> str:

@@ -78,13 +78,15 @@ def bounds_of(
 ) -> dict[str, Any]:
     """One-sided bounds of a plan, each by itself with confidence 1 - delta; `max_cost` is no estimate.
 
-    `accuracy` from below, `mean_cost` and `drop` (against the dense network) from above.
+    `accuracy` from below, `mean_cost` and `drop` (against the dense network) from above. All of them take the examples
+    for independent draws, those of one of the `groups` (None: there are none) as well.
     """
     error, cost, gap = (
         RISKS[name].losses(records, walked, added, reference).upper(delta) for name in ("accuracy", "cost", "gap")
     )
     return {
         "examples": len(records),
+        "groups": None if records.groups is None else len(set(records.groups.tolist())),
         "confidence": 1 - delta,
         "accuracy": 1 - error,
         "mean_cost": min(cost, sum(added)),

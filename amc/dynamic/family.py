@@ -1,8 +1,9 @@
 """The networks of one run that a cascade may be made of: dense, released, and retargets that are trained on demand.
 
 A retarget is fine-tuned once, as the run's recipe says, and kept in `RUN/family/NAME` as a release: whole or absent.
-Its best epoch is chosen on the policy-fit half of the measure split, so that the risk-test half has no part in it. (The
-release's own epoch, and which policies the run measured, were chosen on the whole of it.)
+Its best epoch is chosen on the policy-fit half of the measure split, so that the risk-test half has no part in it; one
+that was chosen on another half is trained anew. (The release's own epoch, and which policies the run measured, were
+chosen on the whole of the split.)
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ from numpy.typing import NDArray
 
 from amc.budget import format_macs, parse_budget
 from amc.data.part import PartSplit
-from amc.data.splits import Splits
+from amc.data.splits import Splits, groups_of
 from amc.dense import example_call
+from amc.dynamic.division import parts_of
 from amc.dynamic.part import Member, Part, macs_of, recorded
-from amc.dynamic.records import Records, parts_of
+from amc.dynamic.records import Records
 from amc.dynamic.terms import Limits
 from amc.errors import BudgetUnreachable, UsageError
 from amc.files import write_json
@@ -35,6 +37,7 @@ from amc.run import Run, policy_table, save_release
 from amc.training import train
 
 FAMILY, RECORDS = "family", "records"
+HALF = "fit_half"  # key of a network's record: the digest of the policy-fit half
 CHECKPOINT = "checkpoint.pt"
 NEAR, CLOSE = 0.85, 0.95  # a network that uses this share of a cap, or more, stands for it; where it must be exact
 STEPS = (0.25, 0.5, 1.0, 2.0)  # of the mean budget: savers, what a static network may cost, and what may follow
@@ -82,7 +85,9 @@ class Family:
     @cached_property
     def trained(self) -> list[Member]:
         """The retargets that are kept, by rising cost; `need` adds to them."""
-        names = [entry.name for entry in self._entries() if (entry / POLICY).is_file() and (entry / WEIGHTS).is_file()]
+        names = [
+            entry.name for entry in self._entries() if (entry / WEIGHTS).is_file() and self._is_of_this_half(entry)
+        ]
         return sorted((self._kept(name) for name in names), key=lambda member: member.macs)
 
     @property
@@ -115,7 +120,7 @@ class Family:
             None where no legal policy fits.
         """
         name = share_name(cap / self.dense.macs)
-        if not (self.folder / name / POLICY).is_file():
+        if not self._is_of_this_half(self.folder / name):
             try:
                 self._train(name)
             except BudgetUnreachable:
@@ -134,9 +139,13 @@ class Family:
 
     @cached_property
     def halves(self) -> tuple[PartSplit, PartSplit]:
-        """The policy-fit and the risk-test half of the measure split."""
+        """The policy-fit and the risk-test half of the measure split, as the run's own seed divides it.
+
+        Raises:
+            DataError: the split is of one group, which cannot be divided.
+        """
         measure = self.run.dense.splits.measure
-        fit, risk = parts_of(len(measure), self.seed)
+        fit, risk = parts_of(len(measure), self.run.recipe.seed, groups=groups_of(measure))
         return PartSplit(measure, fit), PartSplit(measure, risk)
 
     @cached_property
@@ -160,6 +169,16 @@ class Family:
         if not self.folder.is_dir():
             return []
         return sorted(entry for entry in self.folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+
+    def _is_of_this_half(self, folder: Path) -> bool:
+        """Whether a policy is kept there for a network whose epoch is, or was, chosen on this policy-fit half.
+
+        A record that does not say was made when halves were drawn example by example.
+        """
+        if not (folder / POLICY).is_file():
+            return False
+        half = self.halves[0]
+        return bool(read_json(folder / POLICY).get(HALF, half.digest if half.groups is None else None) == half.digest)
 
     def _member(self, name: str, model: torch.nn.Module, origin: str) -> Member:
         dense = self.run.dense
@@ -194,9 +213,11 @@ class Family:
             "budgets": [{"budget": name, "unit": "macs", "limit": cap, "used": costs["macs"]}],
             "fit_accuracy_before_finetune": start,
             "fit_accuracy": after,
+            HALF: self.halves[0].digest,
         }
         write_json(working / POLICY, record)
         (working / CHECKPOINT).unlink(missing_ok=True)
+        shutil.rmtree(self.folder / name, ignore_errors=True)  # of another half
         os.replace(working, self.folder / name)
         said = f"{start:.2%} before fine-tuning, {after:.2%} after, on the policy-fit half"
         self.progress.say(f"{name}: {format_macs(costs['macs'])}, {said}")
@@ -204,7 +225,7 @@ class Family:
     def _policy(self, name: str, working: Path) -> NDArray[np.int64]:
         """The (d,) policy of a cap; the one of an earlier try, so that its checkpoint still fits."""
         space = self.run.dense.space
-        if (working / POLICY).is_file():
+        if self._is_of_this_half(working):
             kept = read_json(working / POLICY).get("policy", {})
             if set(kept) == set(space.names):
                 return np.array([kept[each] for each in space.names], dtype=np.int64)
@@ -212,7 +233,7 @@ class Family:
         found = self.run.retarget(name)
         self.progress.stage(f"measure the best candidates for {name}", 1)
         found.measure()
-        write_json(working / POLICY, {"policy": found.named_policy})
+        write_json(working / POLICY, {"policy": found.named_policy, HALF: self.halves[0].digest})
         return found.policy
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from amc.compute import Compute
+from amc.dynamic.inference import for_inference
 from amc.dynamic.latency import Spread, batch_seconds, measure
 from amc.dynamic.policy import Policy, Walk
 from amc.dynamic.records import Records
@@ -58,13 +59,15 @@ def seconds_of(
 ) -> dict[str, dict[str, float]]:
     """Seconds of a batch on this machine as it is now, by batch size: mean, p50, p95, p99, max over random batches.
 
-    From curves of each stage, so that a moment's noise counts little; all answers of a batch are given together.
+    From curves of each stage as it is served, so that a moment's noise counts little; all answers of a batch are given
+    together.
 
     Args:
         inputs: (n, ...) to time on.
         stop: (m,) where examples stop.
     """
-    curves = measure(stages, policy.scorer, inputs.to(compute.device), compute, BATCHES, ROUNDS)
+    inputs = inputs.to(compute.device)
+    curves = measure(for_inference(stages, inputs, compute), policy.scorer, inputs, compute, BATCHES, ROUNDS)
     return {str(batch): Spread.of(batch_seconds(curves, stop, batch)).to_json() for batch in (BATCHES[0], BATCHES[-1])}
 
 

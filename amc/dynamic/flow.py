@@ -14,7 +14,7 @@ from amc.dynamic.certify import report_exits
 from amc.dynamic.family import Family
 from amc.dynamic.figures import BATCHES, figures_of, judged, seconds_of
 from amc.dynamic.independent import independent_network
-from amc.dynamic.methods import candidates_of, check_method, static_of
+from amc.dynamic.methods import FROZEN, candidates_of, check_method, static_of
 from amc.dynamic.monitor import Monitor
 from amc.dynamic.options import Goal, Option
 from amc.dynamic.part import Member, joined
@@ -49,6 +49,7 @@ def cascade(
     strangers: Sequence[str] = (),
     out: Path | None = None,
     train: int = TRAINED,
+    exits: str = FROZEN,
 ) -> Result:
     """Plan the best cascade of a run's networks under `terms`, and keep it.
 
@@ -58,18 +59,19 @@ def cascade(
         strangers: networks that are no relatives of the run's, each NAME or NAME=WEIGHTS.
         out: where the cascade goes; None: `cascade/TERMS` inside the run.
         train: networks of the family that may be trained now; what is trained stays in the run.
+        exits: frozen leaves networks with exits as they are; joint trains copies of them on with their exits.
 
     Raises:
         BudgetUnreachable: nothing keeps to the terms with their confidence; the message names what can be had.
         ModelError, RunError, UsageError: one line each.
     """
-    check_method(method)
+    check_method(method, exits)
     if train < 0:
         raise UsageError(f"--train must be 0 networks or more, but is {train}")
     target = out or folder / CASCADE / terms.name
     check_place(target)  # before anything is trained
     start, run = perf_counter(), Run.open(folder)
-    with claimed(folder):
+    with claimed(folder, "plan with a copy of the folder"):
         family = Family(run, progress)
         limits = terms.limits(family.dense.macs)
         family.grow(limits, train)
@@ -77,7 +79,7 @@ def cascade(
         singles = [static_of(family, member) for member in members]
         goal = Goal(limits, next(each for each in singles if each.parts[0] is family.dense))
         progress.say(f"plan over {len(members)} networks: {', '.join(member.name for member in members)}")
-        candidates = candidates_of(method, family, singles, limits, progress)
+        candidates = candidates_of(method, family, singles, limits, progress, exits)
         plan = make_plan([*singles, *candidates], goal)
         record = {
             "format": FORMAT,
@@ -149,7 +151,7 @@ def _told(option: Option, goal: Goal) -> dict[str, Any]:
         "stages": [stage.name for stage in candidate.stages],
         "added": candidate.added,
         "policy": policy_to_json(option.policy),
-        "fit": figures_of(option.held, option.held_walk, candidate.added),
+        "fit": figures_of(candidate.fit, option.fit, candidate.added),
         "risk": figures_of(candidate.risk, option.risk, candidate.added),
         "certified": risk_bounds(option, goal),
         "exits": [each.to_json() for each in report_exits(candidate.risk, option.risk, goal.limits.delta, reference)],

@@ -16,7 +16,7 @@ from torch import nn
 from amc.call import Call
 from amc.compute import Compute
 from amc.cost.counts import count_cut_macs
-from amc.data.splits import Split
+from amc.data.splits import Split, groups_of
 from amc.dense import digest_tensors
 from amc.dynamic.recording import record
 from amc.dynamic.records import Records
@@ -92,7 +92,7 @@ def macs_of(model: nn.Module, example: Call) -> float:
 def joined(parts: Sequence[Records]) -> Records:
     """The stages of several records of the same examples, one after the other."""
     names = tuple(name for part in parts for name in part.stages)
-    return Records(names, torch.cat([part.logits for part in parts]), parts[0].labels)
+    return Records(names, torch.cat([part.logits for part in parts]), parts[0].labels, parts[0].groups)
 
 
 def recorded(part: Part, split: Split, compute: Compute, folder: Path | None = None, batch_size: int = 250) -> Records:
@@ -108,7 +108,7 @@ def recorded(part: Part, split: Split, compute: Compute, folder: Path | None = N
     if path is not None and path.is_file():
         try:
             kept = load(path.read_bytes())
-            return Records(names, kept["logits"], kept["labels"])
+            return Records(names, kept["logits"], kept["labels"], groups_of(split))
         except (SafetensorError, KeyError, ValueError):
             pass  # damaged, or of other stages: made anew
     found = record(part.stages, split, compute, batch_size)

@@ -4,8 +4,8 @@ As in Pareto testing (Laufer-Goldshtein et al., arXiv 2210.07913), the policies 
 order from the safest to the best, as far as the policy-fit examples tell. On the risk-test examples, which had no part
 in any of it, they are tested one after the other up to the first that fails (fixed-sequence testing, arXiv 2110.01052).
 That any of those that passed breaks a certified term has a probability of 1 - confidence at most, so each of them may
-be the plan. Networks run whole stand in the same order: where no cascade passes, or none beats the best of them on the
-risk-test examples, one of them is the plan.
+be the plan. Networks run whole stand in the same order: where no cascade passes, or none beats the best of them on all
+held-out examples together, one of them is the plan.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 from amc.budget import format_macs
 from amc.dynamic.candidate import Candidate
 from amc.dynamic.claims import Claim, bounds_of, claims_of, largest_p_value
-from amc.dynamic.options import NOTHING, Goal, Option, Way, expected_merit, options_of, static_option
+from amc.dynamic.options import LIKELY, Goal, Option, Way, expected_merit, options_of, static_option
 from amc.dynamic.risk import learn_then_test
 from amc.dynamic.terms import Limits
 from amc.errors import BudgetUnreachable
@@ -27,7 +27,7 @@ from amc.pareto import non_dominated
 
 FIRST = "confidence"  # the scorer by which candidates are compared before any other is fitted
 SHORTLIST = 6  # candidates of which all ways are compared
-SURE, LIKELY = 3.0, 0.5  # standard errors from a limit
+SURE = 3.0  # standard errors from a limit
 TESTED = 2  # ways whose policies are tested where accuracy is not promised; where it is, each costs power: one
 
 
@@ -66,17 +66,18 @@ def make_plan(candidates: Sequence[Candidate], goal: Goal) -> Plan:
     static = [static_option(each) for each in allowed if len(each.stages) == 1]
     if not static:
         raise _too_dear(candidates, limits)
-    ways = shortlist([each for each in allowed if len(each.stages) > 1], goal)
-    offered = [options_of(way) for way in ways[: 1 if limits.wants_cheapest else TESTED]]
+    ways = shortlist([each for each in allowed if len(each.stages) > 1], goal, _fallback(static, goal))
+    found = [options_of(way) for way in ways]
+    offered = found[: 1 if limits.wants_cheapest else TESTED]
     tested, failed = _tested(_in_order(static, offered, goal), goal)
     if not tested:
         raise _unreachable([*static, *(option for group in offered for option in group)], goal)
     whole = [option for option in tested if option.is_static]
     chosen, why = _decide(tested, failed, goal, bool(ways))
-    rivals = (_likely(options_of(way), goal) for way in ways)
+    rivals = (_likely(options, goal) for options in found)
     return Plan(
         chosen,
-        max(whole, key=goal.merit_of) if whole else _likely(static, goal),
+        max(whole, key=goal.pooled_merit) if whole else _likely(static, goal),
         tuple(tested),
         failed,
         tuple(option for option in rivals if option is not None),
@@ -96,16 +97,26 @@ def risk_bounds(option: Option, goal: Goal) -> dict[str, Any]:
     return bounds_of(candidate.risk, option.risk, candidate.added, logits, goal.is_dense(option), goal.limits.delta)
 
 
-def shortlist(candidates: Sequence[Candidate], goal: Goal) -> list[Way]:
-    """The ways whose expected merit is best, the best first: at most one for each candidate."""
+def shortlist(candidates: Sequence[Candidate], goal: Goal, fallback: float) -> list[Way]:
+    """The ways whose expected merit is best, the best first: at most one for each candidate.
+
+    Args:
+        fallback: the merit of what is taken where nothing passes.
+    """
     first = [Way(each, FIRST if FIRST in each.scorers else each.scorers[0]) for each in candidates]
-    merits = [(expected_merit(way, goal), way) for way in first]
-    ranked = [way for merit, way in sorted(merits, key=lambda pair: -pair[0]) if merit > NOTHING]
+    merits = [(expected_merit(way, goal, fallback), way) for way in first]
+    ranked = [way for merit, way in sorted(merits, key=lambda pair: -pair[0]) if merit > 0]
     best: list[tuple[float, Way]] = []
     for way in ranked[:SHORTLIST]:
         ways = [Way(way.candidate, scorer, recall) for scorer in way.candidate.scorers for recall in (False, True)]
-        best.append(max(((expected_merit(each, goal), each) for each in ways), key=lambda pair: pair[0]))
+        best.append(max(((expected_merit(each, goal, fallback), each) for each in ways), key=lambda pair: pair[0]))
     return [way for _, way in sorted(best, key=lambda pair: -pair[0])]
+
+
+def _fallback(static: Sequence[Option], goal: Goal) -> float:
+    """The merit of the best network that is likely to keep to the terms; where there is none, of the worst there is."""
+    best = _likely(static, goal)
+    return min(goal.merit_of(option) for option in static) if best is None else goal.merit_of(best)
 
 
 def _likely(options: Sequence[Option], goal: Goal) -> Option | None:
@@ -120,6 +131,7 @@ def _in_order(static: Sequence[Option], offered: Sequence[Sequence[Option]], goa
     last stages answer the nearer is it to them, while the safety seen is partly luck. Where the mean cost alone is,
     they come by safety, and those that others of the group beat in both safety and merit are left out. A network that
     a cascade beats in both is tested only where it will hardly fail: a failure ends the test for all that come after.
+    What cannot fail, such as the dense network where a drop is limited, comes first.
     """
     entries = [[(-goal.safety(option), goal.merit_of(option), option) for option in group] for group in offered]
     whole = [entry for entry in ((-goal.safety(o), goal.merit_of(o), o) for o in static) if entry[0] <= 0]
@@ -136,6 +148,7 @@ def _in_order(static: Sequence[Option], offered: Sequence[Sequence[Option]], goa
     whole = [entry for entry in whole if entry[0] <= -SURE or id(entry[2]) in front]
     by_cost = goal.limits.wants_cheapest
     ordered = sorted([*whole, *kept], key=lambda entry: -entry[2].cost if by_cost else entry[0])
+    ordered.sort(key=lambda entry: not goal.is_certain(entry[2]))  # what cannot fail costs those after it nothing
     return [option for _, _, option in ordered]
 
 
@@ -152,28 +165,30 @@ def _tested(order: Sequence[Option], goal: Goal) -> tuple[list[Option], Option |
 
 
 def _decide(tested: Sequence[Option], failed: Option | None, goal: Goal, looked: bool) -> tuple[Option, str | None]:
-    """The best by the risk-test examples of what each way has at its best; a cascade only if it beats every network."""
-    finals: dict[str, Option] = {}
-    for option in sorted(tested, key=goal.merit_of):
-        finals["" if option.is_static else option.name] = option
-    static = finals.pop("", None)
-    if not finals:
+    """The best of what passed; a cascade only if it beats every network.
+
+    Whichever of them is taken, and by whatever figures, the promise holds. So the best is told by as many examples as
+    there are, the policy-fit ones (cross-fitted) and the risk-test ones together: half as many tell little.
+    """
+    cascades = [option for option in tested if not option.is_static]
+    static = max((option for option in tested if option.is_static), key=goal.pooled_merit, default=None)
+    if not cascades:
         assert static is not None
         if not looked:
             return static, "no cascade is likely to keep to the terms, by the policy-fit examples"
         if failed is None:
             return static, "no cascade keeps to the terms better, by the policy-fit examples"
         return static, f"no cascade passed the test on the risk-test examples: {failed.name} did not"
-    chosen = max(finals.values(), key=lambda option: goal.merit(option.risk.mean_cost, option.risk.accuracy))
+    chosen = max(cascades, key=goal.pooled_merit)
     if static is None or _beats(chosen, static, goal):
         return chosen, None
-    return static, f"on the risk-test examples {chosen.name} is no better than {static.name}, which is simpler"
+    return static, f"on all held-out examples {chosen.name} is no better than {static.name}, which is simpler"
 
 
 def _beats(chosen: Option, static: Option, goal: Goal) -> bool:
-    if goal.limits.wants_cheapest:
-        return chosen.risk.mean_cost < static.risk.mean_cost
-    return chosen.risk.accuracy > static.risk.accuracy
+    figure = 0 if goal.limits.wants_cheapest else 1
+    ours, theirs = chosen.pooled[figure], static.pooled[figure]
+    return ours < theirs if goal.limits.wants_cheapest else ours > theirs
 
 
 def _too_dear(candidates: Sequence[Candidate], limits: Limits) -> BudgetUnreachable:

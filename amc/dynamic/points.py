@@ -73,15 +73,6 @@ def sweep(
     return pareto(_points(records, added, scorer, best, scores, found.front().thinned(at_most)))
 
 
-def common_sweep(
-    records: Records, added: Sequence[float], scorer: Scorer, best: bool = False, at_most: int = FRONT
-) -> list[Point]:
-    """One threshold for all stages, from stopping all at the first to none before the last, good or bad."""
-    scores = scores_of(records, scorer)
-    found = Board(records, added, scores, best).common()
-    return _points(records, added, scorer, best, scores, found.thinned(at_most))
-
-
 def pareto(points: Sequence[Point]) -> list[Point]:
     """Those more accurate than all that cost the same or less, cheapest first; one of equals."""
     kept: list[Point] = []

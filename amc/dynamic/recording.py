@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from amc.compute import Compute
-from amc.data.splits import Split
+from amc.data.splits import Split, groups_of
 from amc.dynamic.records import Records
 from amc.dynamic.stage import Stage, State
 from amc.errors import ModelError
@@ -36,7 +36,8 @@ def record(stages: Sequence[Stage], split: Split, compute: Compute, batch_size: 
     if len(set(widths.values())) > 1:
         listed = ", ".join(f"{name} has {width}" for name, width in widths.items())
         raise ModelError(f"stages of a cascade must have the same classes, but {listed}; leave one out")
-    return Records(tuple(widths), torch.stack([torch.cat(seen) for seen in logits]), torch.cat(labels))
+    stacked = torch.stack([torch.cat(seen) for seen in logits])
+    return Records(tuple(widths), stacked, torch.cat(labels), groups_of(split))
 
 
 def _checked(name: str, outputs: Tensor, count: int) -> Tensor:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax
+
+from amc.dynamic.division import parts_of
 
 FEATURES = ("confidence", "margin", "certainty", "streak", "earlier")  # the columns of `features_of`
 
@@ -22,11 +24,13 @@ class Records:
         stages: S names, in the order in which they are run.
         logits: (S, n, classes) float32, finite.
         labels: (n,) int64.
+        groups: (n,) int64, which examples belong together and stand in one part; None where none do.
     """
 
     stages: tuple[str, ...]
     logits: Tensor
     labels: Tensor
+    groups: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.logits.shape[:2] != (len(self.stages), len(self.labels)):
@@ -60,26 +64,28 @@ class Records:
 
     def take(self, index: Tensor) -> Records:
         """Some of the examples: `index` is (k,) int64 or (n,) bool."""
-        return Records(self.stages, self.logits[:, index], self.labels[index])
+        groups = None if self.groups is None else self.groups[index]
+        taken = Records(self.stages, self.logits[:, index], self.labels[index], groups)
+        if "features" in self.__dict__:  # of each example by itself: no need to compute them anew
+            taken.__dict__["features"] = self.features[:, index]
+        return taken
 
     def choose(self, stages: Sequence[int]) -> Records:
         """Some of the stages, in the order given."""
-        return Records(tuple(self.stages[i] for i in stages), self.logits[list(stages)], self.labels)
+        names = tuple(self.stages[i] for i in stages)
+        return Records(names, self.logits[list(stages)], self.labels, self.groups)
 
     def parted(self, seed: int, share: float = 0.5) -> tuple[Records, Records]:
-        """Two disjoint parts, the first with `share` of the examples: the same ones for the same n and seed."""
-        first, second = parts_of(len(self), seed, share)
+        """Two disjoint parts, the first with about `share` of the examples: the same ones for the same n and seed.
+
+        Raises:
+            DataError: as `amc.dynamic.division.parts_of`.
+        """
+        first, second = parts_of(len(self), seed, share, self.groups)
         return self.take(first), self.take(second)
 
 
-def parts_of(number: int, seed: int, share: float = 0.5) -> tuple[Tensor, Tensor]:
-    """The places of `number` examples in two disjoint parts, ascending, as `Records.parted` has them."""
-    order = torch.randperm(number, generator=torch.Generator().manual_seed(seed))
-    cut = round(share * number)
-    return order[:cut].sort().values, order[cut:].sort().values
-
-
-def features_of(visited: Tensor) -> Tensor:
+def features_of(visited: Tensor, wanted: Collection[str] = FEATURES) -> Tensor:
     """What a stop rule sees of b examples at the last of the k stages that they have visited.
 
     `confidence` is the largest probability, `margin` its lead over the second, `certainty` one minus the entropy as a
@@ -88,22 +94,26 @@ def features_of(visited: Tensor) -> Tensor:
 
     Args:
         visited: (k, b, classes) logits of the visited stages, in order.
+        wanted: of `FEATURES`; at run time a scorer waits for no other.
 
     Returns:
-        (b, F) float64, all in [0, 1].
+        (b, F) float64, all in [0, 1]; 0 in the columns that are not wanted.
     """
     log_probabilities = log_softmax(visited[-1], 1, dtype=torch.float64)
     probabilities = log_probabilities.exp()
-    classes = probabilities.shape[1]
-    top = probabilities.topk(min(2, classes), 1).values
-    confidence = top[:, 0]
-    margin = confidence - top[:, 1] if classes > 1 else confidence
-    entropy = -(probabilities * log_probabilities).sum(1)
-    certainty = (1 - entropy / math.log(max(2, classes))).clamp(0, 1)
-    if len(visited) == 1:  # by itself, as at run time these lines are all that a stage waits for
-        return torch.stack([confidence, margin, certainty, torch.ones_like(margin), torch.zeros_like(margin)], 1)
-    answers = visited.argmax(2)
-    agreeing = (answers.flip(0) == answers[-1]).long().cumprod(0).double().mean(0)
-    before = log_softmax(visited[-2], 1, dtype=torch.float64)
-    earlier = before.gather(1, answers[-1][:, None])[:, 0].exp()
-    return torch.stack([confidence, margin, certainty, agreeing, earlier], 1)
+    classes, columns = probabilities.shape[1], dict.fromkeys(FEATURES, probabilities.new_zeros(len(probabilities)))
+    if "confidence" in wanted:
+        columns["confidence"] = probabilities.amax(1)
+    if "margin" in wanted:
+        top = probabilities.topk(min(2, classes), 1).values
+        columns["margin"] = top[:, 0] - top[:, 1] if classes > 1 else top[:, 0]
+    if "certainty" in wanted:
+        entropy = -(probabilities * log_probabilities).sum(1)
+        columns["certainty"] = (1 - entropy / math.log(max(2, classes))).clamp(0, 1)
+    if "streak" in wanted:
+        answers = visited.argmax(2)
+        columns["streak"] = (answers.flip(0) == answers[-1]).long().cumprod(0).double().mean(0)
+    if "earlier" in wanted and len(visited) > 1:
+        before = log_softmax(visited[-2], 1, dtype=torch.float64)
+        columns["earlier"] = before.gather(1, visited[-1].argmax(1, keepdim=True))[:, 0].exp()
+    return torch.stack(list(columns.values()), 1)

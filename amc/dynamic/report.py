@@ -111,7 +111,10 @@ def _accuracy(test: dict[str, Any]) -> str:
 def _certified(bounds: dict[str, Any], dense: float) -> str:
     drop = bounds["drop"]
     against = f"at most {drop:.2%} below" if drop >= 0 else f"at least {-drop:.2%} above"
+    tested = f"{bounds['examples']:,} other examples"
+    if bounds["groups"] is not None:
+        tested += f" of {bounds['groups']} groups, taken for independent draws"
     return (
-        f"with {bounds['confidence']:.0%} confidence each, on {bounds['examples']:,} other examples: accuracy at least "
-        f"{bounds['accuracy']:.2%}, {against} the dense network, mean cost at most {_cost(bounds['mean_cost'], dense)}"
+        f"with {bounds['confidence']:.0%} confidence each, on {tested}: accuracy at least {bounds['accuracy']:.2%}, "
+        f"{against} the dense network, mean cost at most {_cost(bounds['mean_cost'], dense)}"
     )

@@ -153,6 +153,13 @@ SCORERS: dict[str, Callable[[Records], Scorer]] = {
 }
 
 
+def features_read(scorer: Scorer) -> tuple[str, ...]:
+    """Which of `FEATURES` a scorer looks at: all, unless it is known."""
+    if isinstance(scorer, Shown):
+        return (SHOWN[scorer.kind],)
+    return ("confidence",) if isinstance(scorer, Reliable) else FEATURES
+
+
 def scorer_from_json(record: dict[str, Any]) -> Scorer:
     """The scorer that `to_json` described, giving the same scores.
 

@@ -13,6 +13,7 @@ import torch
 from amc.compute import Compute
 from amc.dynamic.archive import load_cascade
 from amc.dynamic.export import PLAN, export_cascade
+from amc.dynamic.inference import for_inference
 from amc.dynamic.latency import measure
 from amc.dynamic.monitor import Monitor
 from amc.dynamic.runtime import Cascade
@@ -57,14 +58,13 @@ def load(folder: Path, compute: Compute | None = None) -> Loaded:
 
 
 def timed(loaded: Loaded, batch: int) -> Cascade:
-    """The cascade with the seconds of its stages on this machine, by which deadlines are kept."""
-    cascade = loaded.cascade
+    """The cascade as it is served, with the seconds of its stages on this machine, by which deadlines are kept."""
+    compute, policy = loaded.cascade.compute, loaded.cascade.policy
     inputs = torch.randn(min(batch, 64), *loaded.input_shape, generator=torch.Generator().manual_seed(0))
-    batches = sorted({1, max(1, batch // 8), batch})
-    curves = measure(
-        cascade.stages, cascade.policy.scorer, inputs.to(cascade.compute.device), cascade.compute, batches, rounds=5
-    )
-    return replace(cascade, curves=curves)
+    inputs = inputs.to(compute.device)
+    stages = for_inference(loaded.cascade.stages, inputs, compute)
+    curves = measure(stages, policy.scorer, inputs, compute, sorted({1, max(1, batch // 8), batch}), rounds=5)
+    return replace(loaded.cascade, stages=stages, curves=curves)
 
 
 def serve(folder: Path, host: str, port: int, batch: int, wait: float, progress: Progress) -> None:

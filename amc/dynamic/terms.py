@@ -11,7 +11,7 @@ from typing import Any
 from amc.budget import format_macs, parse_budget
 from amc.errors import UsageError
 
-PERCENT = re.compile(r"[0-9]*\.?[0-9]+%")
+NUMBER, PERCENT = re.compile(r"[0-9]*\.?[0-9]+"), re.compile(r"[0-9]*\.?[0-9]+%")
 CONFIDENCE = 0.9
 
 
@@ -140,9 +140,15 @@ def _read_cost(flag: str, text: str) -> _Cost:
     compact = "".join(text.split())
     if PERCENT.fullmatch(compact) and float(compact[:-1]) > 0:  # of a worst case, more than 100% makes sense
         return _Cost(float(compact[:-1]) / 100, relative=True)
-    budget = parse_budget(text)
-    if budget.unit != "macs":
-        raise UsageError(f"{flag} of a cascade must be in multiply-adds, but is {text!r}; give e.g. 300MFLOPs or 30%")
+    try:
+        budget = parse_budget(text)
+    except UsageError:  # its advice is of units that a cascade is not planned in
+        budget = None
+    if budget is None or budget.unit != "macs":
+        mend = f"{compact}% or {compact}MFLOPs" if NUMBER.fullmatch(compact) else "e.g. 30% or 300MFLOPs"
+        raise UsageError(
+            f"{flag} of a cascade must be a share of the dense network or multiply-adds, but is {text!r}; give {mend}"
+        )
     return _Cost(budget.value, budget.relative)
 
 

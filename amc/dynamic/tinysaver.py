@@ -102,11 +102,6 @@ def delta_compute(s: float, r: float) -> float:
     return s - r
 
 
-def worst_case(s: float) -> float:
-    """Cost of an example that both networks see, as a share of the base's."""
-    return s + 1
-
-
 def published_thresholds() -> Tensor:
     """The thresholds of the published scan, 1 down to 0.001: (1000,) float64."""
     return 1 - STEP * torch.arange(1000, dtype=torch.float64)

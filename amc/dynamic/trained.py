@@ -5,11 +5,12 @@ Each stands in `RUN/family/KIND-NAME-DIGEST`, whole or absent; the digest is of 
 
 from __future__ import annotations
 
+import copy
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -21,18 +22,20 @@ from amc.dynamic.ensemble import Ensemble, load_ensemble
 from amc.dynamic.esn import SequencePart, kept_member, load_sequence, pair_networks
 from amc.dynamic.esn_training import train_sequence
 from amc.dynamic.exit_archive import load_exits, save_exits
-from amc.dynamic.exit_training import train_exits
-from amc.dynamic.exits import ExitNetwork, exit_network
+from amc.dynamic.exit_training import ExitSchedule, train_exits
+from amc.dynamic.exits import ExitNetwork, OwnExits, every_own_exit, exit_network
 from amc.dynamic.family import Family
 from amc.dynamic.part import Member
 from amc.dynamic.stage import Stage
+from amc.dynamic.students import WithTrained, small_students
+from amc.errors import UsageError
 
 NETWORK, EXITS = "network", "exits"
 
 
 @dataclass(frozen=True, eq=False)
 class ExitsPart:
-    """A network with exits on its way, its backbone as it was."""
+    """A network with exits on its way; its backbone as it was, unless both were trained on together."""
 
     member: Member
     network: ExitNetwork
@@ -82,24 +85,45 @@ class StudentsPart:
         self.ensemble.save(folder)
 
 
-def exits_of(family: Family, member: Member) -> ExitsPart:
-    """A network of the family with three exits, trained with the backbone frozen.
+def exits_of(family: Family, member: Member, joint: bool = False) -> ExitsPart:
+    """A network with all the exits of its own, as they are, or with three that are trained, its backbone frozen.
+
+    Args:
+        joint: then train the network on with its exits, as long as the run's recipe fine-tunes: a copy of it, under
+            another name.
 
     Raises:
-        ModelError: it cannot be traced, or has no place for an exit.
-        UsageError: it has exits of its own, which are trained with it or not at all.
+        ModelError: it cannot be traced or has no place for an exit, or its own exits do not fit it any more.
+        UsageError: `joint`, but the run's recipe does not fine-tune.
     """
     run = family.run
     compute, splits = run.dense.compute, family.splits
     example = example_call(run.dense.task, splits).to(compute.device).args[0]
+    own = isinstance(member.model, OwnExits)
+    if own and not joint:
+        return ExitsPart(member, every_own_exit(member.model, example, member.name))
+    kind, tuned = "exits-joint" if joint else "exits", run.recipe.finetune
+    folder = family.folder / f"{kind}-{member.name}-{member.digest}"
+    schedule = ExitSchedule()
+    if joint:
+        if not tuned.epochs:
+            raise UsageError(
+                "exits are trained jointly as long as the run's recipe fine-tunes, but its finetune.epochs is 0; take "
+                "--exits frozen, or a run that fine-tunes"
+            )
+        schedule = ExitSchedule(
+            joint_epochs=tuned.epochs, joint_optimizer=tuned.optimizer, joint_lr=tuned.lr, joint_augment=True,
+            joint_batch_size=tuned.batch_size, joint_weight_decay=tuned.weight_decay,
+        )  # fmt: skip
+        member = replace(member, name=f"{member.name}-joint", model=copy.deepcopy(member.model).requires_grad_())
 
     def make(folder: Path) -> None:
-        network = exit_network(member.model, example, chain=member.name, seed=run.recipe.seed)
-        train_exits(network, splits.train, compute, seed=run.recipe.seed, progress=family.progress)
+        fitted = every_own_exit if own else partial(exit_network, seed=run.recipe.seed)
+        network = fitted(member.model, example, chain=member.name)
+        train_exits(network, splits.train, compute, schedule, seed=run.recipe.seed, progress=family.progress)
         save_exits(folder, network)
 
-    folder = kept_once(family.folder / f"exits-{member.name}-{member.digest}", make)
-    return ExitsPart(member, load_exits(folder, member.model, member.name))
+    return ExitsPart(member, load_exits(kept_once(folder, make), member.model, member.name))
 
 
 def load_exits_part(folder: Path, name: str) -> ExitsPart:
@@ -128,19 +152,32 @@ def sequence_of(family: Family, saver: Member, base: Member) -> SequencePart:
 
 
 def students_of(family: Family, teacher: Member) -> StudentsPart:
-    """Students of a teacher; their votes are fitted on the policy-fit half.
+    """Students of a teacher: fresh ones and the family's cheaper networks; votes are fitted on the policy-fit half.
 
     Raises:
         ModelError: the teacher does not classify.
         UsageError: no student learned anything.
     """
     run = family.run
+    pruned = [member for member in family.members if member.macs < teacher.macs]
+    example = example_call(run.dense.task, family.splits).to(run.dense.compute.device).args[0]
 
     def make(folder: Path) -> None:
-        found = distil(teacher.model, family.splits, run.dense.compute, seed=run.recipe.seed, progress=family.progress)
+        classes = teacher.model(example).shape[-1]
+        found = distil(
+            teacher.model, family.splits, run.dense.compute,
+            students=WithTrained(
+                small_students(teacher.macs, example, classes),
+                {member.name: (member.model, member.source) for member in pruned}, example,
+            ),
+            seed=run.recipe.seed, progress=family.progress,
+        )  # fmt: skip
         found.ensemble.save(folder)
 
-    folder = kept_once(family.folder / f"b-distil-{teacher.name}-{teacher.digest}", make)
+    half = family.halves[0]
+    divided = "" if half.groups is None else f"-{half.digest}"  # votes are of this half, with its groups kept whole
+    members = digest_tensors({member.digest: torch.empty(0) for member in pruned})
+    folder = kept_once(family.folder / f"b-distil-{teacher.name}-{teacher.digest}-{members}{divided}", make)
     return StudentsPart(f"students of {teacher.name}", load_ensemble(folder))
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from amc.data.hapt import CHANNELS, MEASURE_PEOPLE, load_hapt, windows
 from amc.data.sources import load_splits
+from amc.data.splits import groups_of
 from amc.errors import DataError
 
 PEOPLE = [1, 2, 3, 4, 5, 6, 7, 8, 22, 25]
@@ -82,6 +83,16 @@ def test_no_person_stands_in_two_splits(tmp_path: Path) -> None:
         assert people[2] == {22, 25} and len(people[1]) == MEASURE_PEOPLE
         assert people[0] | people[1] == set(PEOPLE[:8]) and not people[0] & people[1]
         assert (splits.input_shape, splits.num_classes) == ((6, 128), 12)
+
+
+def test_a_windows_group_is_its_person(tmp_path: Path) -> None:
+    """Whatever the order of the windows; so that no person's stand on both sides when held-out ones are halved."""
+    splits = load_splits(f"hapt:{write_raw(tmp_path)}")
+    for split in (splits.train, splits.measure, splits.test):
+        inputs, _ = next(iter(split.batches(10_000)))
+        people = [round(float(x[0, 0]) * split.std[0] + split.mean[0]) for x in inputs]  # type: ignore[attr-defined]
+        groups = groups_of(split)
+        assert groups is not None and groups.tolist() == people
 
 
 def test_channels_are_normalised_by_the_training_people(tmp_path: Path) -> None:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
+from amc.dynamic.points import Point, evaluate
+from amc.dynamic.policy import Policy, Scorer, scores_of
 from amc.dynamic.records import Records
+from amc.dynamic.thresholds import Board
 
 
 def graded_records(
@@ -22,3 +27,9 @@ def graded_records(
         signal = ease * (0.5 + (stage + 1) / stages) * truth
         logits.append(overconfidence * (signal + 0.7 * shared + 0.7 * own))
     return Records(tuple(f"s{stage}" for stage in range(stages)), torch.stack(logits), labels)
+
+
+def one_threshold(records: Records, added: Sequence[float], scorer: Scorer) -> list[Point]:
+    """Every policy with one threshold for all stages, cheapest first."""
+    found = Board(records, added, scores_of(records, scorer)).common()
+    return [evaluate(records, Policy(scorer, tuple(row)), added) for row in found.thresholds.tolist()]

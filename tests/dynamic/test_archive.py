@@ -10,7 +10,15 @@ import pytest
 import torch
 
 from amc.compute import Compute
-from amc.dynamic.archive import RECORD, load_cascade, policy_from_json, policy_to_json, save_cascade
+from amc.dynamic.archive import (
+    DIGEST,
+    RECORD,
+    check_place,
+    load_cascade,
+    policy_from_json,
+    policy_to_json,
+    save_cascade,
+)
 from amc.dynamic.candidate import Candidate, in_a_row
 from amc.dynamic.ensemble import Ensemble, Step
 from amc.dynamic.esn import SequencePart, new_sequence, pair_networks
@@ -18,12 +26,11 @@ from amc.dynamic.exits import exit_network
 from amc.dynamic.family import Family
 from amc.dynamic.part import Part
 from amc.dynamic.policy import NEVER, Policy
-from amc.dynamic.pool import Range
 from amc.dynamic.runtime import Cascade
 from amc.dynamic.scores import SCORERS
 from amc.dynamic.students import ConvStudents
 from amc.dynamic.trained import ExitsPart, StudentsPart, kept_once
-from amc.errors import RunError
+from amc.errors import RunError, StorageError
 from amc.run import Run
 
 ABOUT = {"input_shape": [1, 28, 28]}
@@ -59,10 +66,10 @@ def sequence(family: Family) -> SequencePart:
 def students(classes: int = 10) -> StudentsPart:
     """Two students that have learned nothing."""
     made, example = ConvStudents((1, 28, 28), classes, width=4), torch.zeros(1, 1, 28, 28)
-    first = Step(made(0, 0, None, Range(1.0, 1.0)).eval())
+    first = Step(made.student().eval())
     with torch.no_grad():
         left = first(example)
-    second = Step(made(1, 1, left[1], Range(1.0, 1.0)).eval())
+    second = Step(made.student(reads=left[1].shape[1]).eval())
     votes = (torch.tensor([1.0]), torch.tensor([0.5, 0.5]))
     return StudentsPart("students", Ensemble((first, second), votes, example))
 
@@ -100,6 +107,38 @@ def test_a_damaged_or_missing_file_is_told(family: Family, tmp_path: Path) -> No
     (tmp_path / "kept" / RECORD).write_text(json.dumps({"format": "amc-cascade/99"}))
     with pytest.raises(RunError, match="amc-cascade/99"):
         load_cascade(tmp_path / "kept")
+
+
+@pytest.mark.parametrize("changed", ["threshold", "figure", "digest"])
+def test_a_record_that_was_changed_is_told(changed: str, family: Family, tmp_path: Path) -> None:
+    """A threshold, any figure, or its own hash; that it is only written otherwise does not matter."""
+    row = offered(family, family.released, family.dense)
+    save_cascade(tmp_path / "kept", row, Policy(SCORERS["confidence"](row.fit), (0.5,)), {**ABOUT, "figure": (1.5,)})
+    path = tmp_path / "kept" / RECORD
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps(dict(reversed(record.items()))))
+    assert load_cascade(tmp_path / "kept").policy.thresholds == (0.5,)
+    if changed == "threshold":
+        record["policy"]["thresholds"] = [0.4]
+    elif changed == "figure":
+        record["figure"] = [1.4]
+    else:
+        del record[DIGEST]
+    path.write_text(json.dumps(record))
+    with pytest.raises(RunError, match=RECORD) as told:
+        load_cascade(tmp_path / "kept")
+    assert "changed" in str(told.value) and "\n" not in str(told.value)
+
+
+def test_a_place_that_cannot_be_written_is_told_before_anything_is_made(tmp_path: Path) -> None:
+    """Below a file, and where the system lets nobody; a place that is free stays as it is."""
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path / "file" / "cascade", tmp_path / "file" / "deep" / "cascade", Path("/proc/cascade")):
+        with pytest.raises(StorageError) as told:
+            check_place(place)
+        assert str(place) in str(told.value) and "\n" not in str(told.value)
+    check_place(tmp_path / "new" / "cascade")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_cascade_is_kept_whole_or_not_at_all(family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,10 @@ from amc.compute import Compute
 from amc.data.splits import Splits, TensorSplit
 from amc.dynamic.bdistil import Distilled, Rules, distil, judge
 from amc.dynamic.ensemble import Ensemble, load_ensemble
-from amc.dynamic.pool import make_pool
+from amc.dynamic.pool import Range, make_pool
 from amc.dynamic.recording import record
 from amc.dynamic.stage import path_costs, without
-from amc.dynamic.students import AdoptedStudents, ConvStudents, conv_macs, pruned_students, width_for
+from amc.dynamic.students import AdoptedStudents, ConvStudents, Draw, WithTrained, conv_macs, width_for
 from amc.errors import ModelError, RunError, UsageError
 from amc.run import Run
 
@@ -123,11 +124,15 @@ def test_the_same_seed_gives_the_same_game() -> None:
     assert torch.equal(first.outputs, second.outputs)
 
 
-def test_students_read_the_one_before_from_round_two_on(played: tuple[Distilled, Splits]) -> None:
-    steps = played[0].ensemble.steps
-    assert steps[0].student.settings["reads"] == 0
-    read = [step.student.settings["reads"] for step in steps[1:]]
-    assert read == [2 * step.student.settings["width"] for step in steps[:-1]]
+def test_a_round_keeps_at_most_the_best_of_what_it_tried(played: tuple[Distilled, Splits]) -> None:
+    """From round two on a student that reads the one before is tried beside one that stands alone."""
+    rounds = played[0].rounds
+    for number, size in {(found.number, found.size) for found in rounds}:
+        tried = [found for found in rounds if (found.number, found.size) == (number, size)]
+        assert [found.student for found in tried] == ["alone", "alone" if number == 1 else "reading"]
+        for kept in (found for found in tried if found.accepted and number > 1):
+            assert kept.worth == max(found.worth for found in tried if found.worth is not None)
+            assert len([found for found in tried if found.accepted]) == 1
 
 
 def test_targets_are_centred_and_stay_inside_the_share_of_the_range() -> None:
@@ -163,12 +168,14 @@ def test_a_negative_edge_alone_rejects_nobody() -> None:
 def test_the_class_grows_as_rounds_fail_and_the_game_ends_when_it_cannot() -> None:
     """Nobody is worth an impossible amount; what is left is an edge."""
     splits = toy_splits(SHAPES["series"])
-    rules = Rules(rounds=4, passes=0.2, batch_size=32, worth=1e9, reading=0)
-    students = ConvStudents(SHAPES["series"], CLASSES, width=4, levels=3, lr=0.05)
+    rules = Rules(rounds=4, passes=0.2, batch_size=32, worth=1e9)
+    students = ConvStudents(SHAPES["series"], CLASSES, width=4, sizes=2, lr=0.05)
     found = distil(Matched(splits).eval(), splits, CPU, students=students, rules=rules)
-    for earlier, later in zip(found.rounds[1:], found.rounds[2:], strict=False):
-        assert later.level == earlier.level + (0 if earlier.accepted else 1)
-    assert ("largest class" in found.why) == (not found.rounds[-1].accepted)
+    kept = {found.number: found.size for found in found.rounds if found.accepted}
+    for attempt in found.rounds:
+        assert attempt.size <= kept.get(attempt.number, 1)
+        assert attempt.size >= kept.get(attempt.number - 1, 0)
+    assert ("largest class" in found.why) == (found.rounds[-1].number not in kept)
 
 
 def test_pruned_networks_start_as_what_they_are_and_keep_the_originals_as_they_were(tmp_path: Path) -> None:
@@ -228,18 +235,44 @@ def test_votes_of_an_ensemble_of_one_student_are_one_weight(played: tuple[Distil
     assert [len(weights) for weights in first.votes] == [1] and len(first.stages()) == 1
 
 
-def test_pruned_variants_are_students_and_stand_on_disk_as_releases(tiny_run: Run, tmp_path: Path) -> None:
+def test_a_trained_network_is_taken_as_it_is_where_it_is_worth_most() -> None:
+    """Maps are read as vectors and vectors as maps, so that both kinds of student follow each other."""
+    splits = toy_splits(SHAPES["pictures"])
+    teacher = Matched(splits).eval()
+    example = next(splits.train.batches(1))[0]
+    fresh = ConvStudents(SHAPES["pictures"], CLASSES, width=4)
+    students = WithTrained(fresh, {"pruned": (teacher, None)}, example)
+    found = distil(teacher, splits, CPU, students=students, rules=replace(TERMS, passes=0.5))
+    names = [attempt.student for attempt in found.rounds if attempt.accepted]
+    assert names[0] == "pruned" and names.count("pruned") == 1  # what is known already is worth nothing again
+    inputs = next(splits.measure.batches(200))[0]
+    assert torch.equal(teacher(inputs).argmax(1), found.ensemble.stages()[0].run(inputs, {})[0].argmax(1))
+    vector = found.ensemble.steps[0](inputs)[1]
+    reader = fresh.student(reads=vector.shape[1]).eval()
+    features, outputs = reader(inputs, vector)
+    assert outputs.shape == (200, CLASSES)
+    late = AdoptedStudents([teacher], example).draws(1, 0, features, Range(1.0, 0.1))[1].make()
+    assert late(inputs, features)[1].shape == (200, CLASSES)
+
+
+def test_networks_of_a_run_are_students_and_stand_on_disk_as_releases(tiny_run: Run, tmp_path: Path) -> None:
     dense = tiny_run.dense
-    students = pruned_students(dense, [0.5, 0.3])
-    rules = Rules(rounds=2, passes=0.3, copies=1, batch_size=50, worth=-1e9)
-    found = distil(dense.model, dense.splits, dense.compute, students=students, rules=rules)
-    stages = found.ensemble.stages()
-    whole = dense.dense_costs()["macs"]
-    assert all(stage.cost.body <= share * whole + 1000 for stage, share in zip(stages, (0.5, 0.3), strict=True))
+    example = dense.example.args[0]
+    students = WithTrained(_Nothing(), {"released": (tiny_run.model, dense.source)}, example)
+    found = distil(dense.model, dense.splits, dense.compute, students=students, rules=Rules(rounds=1, copies=1))
     found.ensemble.save(tmp_path)
-    assert (tmp_path / "student-1" / "architecture.json").is_file()
+    assert (tmp_path / "student-0" / "architecture.json").is_file()
     ours, theirs = (
         record(ensemble.stages(), dense.splits.test, dense.compute)
         for ensemble in (found.ensemble, load_ensemble(tmp_path))
     )
     assert torch.equal(ours.logits, theirs.logits)
+
+
+class _Nothing:
+    """A class of functions with no function in it."""
+
+    sizes = 1
+
+    def draws(self, number: int, size: int, before: Tensor | None, within: Range) -> list[Draw]:
+        return []

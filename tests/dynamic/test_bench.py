@@ -109,7 +109,7 @@ def test_a_study_out_of_time_ends_as_an_interrupted_command_does(runs: Path, tmp
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["savers", "risk", "plans", "speed"])
+@pytest.mark.parametrize("name", ["exits-joint", "savers", "risk", "plans", "speed"])
 def test_every_study_gives_finite_figures_for_each_of_its_goals(name: str, runs: Path, tmp_path: Path) -> None:
     found = bench_cascade(study(name, runs), tmp_path, runs, Silent())
     json.dumps(found, allow_nan=False)

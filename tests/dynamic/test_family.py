@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,13 +11,14 @@ import torch
 from torch import Tensor
 
 from amc.data.part import PartSplit
-from amc.data.splits import TensorSplit
-from amc.dynamic.family import Family, ladder, share_name
+from amc.data.splits import TensorSplit, groups_of
+from amc.dynamic.division import parts_of
+from amc.dynamic.family import FAMILY, HALF, Family, ladder, share_name
 from amc.dynamic.part import recorded
-from amc.dynamic.records import parts_of
 from amc.dynamic.terms import Limits, Terms
 from amc.errors import UsageError
-from amc.folder import POLICY
+from amc.files import write_json
+from amc.folder import POLICY, read_json
 from amc.progress import Silent
 from amc.run import Run
 
@@ -99,6 +101,33 @@ def test_caps_lie_under_the_worst_case_and_the_budget_is_one_of_them(limits: Lim
     caps = [cap for cap, _ in ladder(limits, 100)]
     assert caps and all(0 < cap < 100 and (limits.max_cost is None or cap <= limits.max_cost) for cap in caps)
     assert limits.mean_cost is None or (limits.mean_cost, True) in ladder(limits, 100)
+
+
+def test_a_network_whose_epoch_was_chosen_on_another_half_is_no_longer_of_the_family(
+    own_run: Path, tmp_path: Path
+) -> None:
+    """Examples that take part in the tests must have had no part in the choice: not once the data have groups."""
+    folder = tmp_path / "run"
+    shutil.copytree(own_run, folder)
+    record = read_json(folder / FAMILY / "30%" / POLICY)
+    assert record[HALF] == Family(Run.open(folder)).halves[0].digest
+    del record[HALF]  # as it was written when there were no groups
+    write_json(folder / FAMILY / "30%" / POLICY, record)
+    assert "30%" in {member.name for member in Family(Run.open(folder)).trained}
+
+    run = Run.open(folder)
+    measure = run.dense.splits.measure
+    inputs, labels = next(iter(measure.batches(10**6)))
+    groups = torch.arange(len(labels)) // 10
+    run.dense.splits = replace(run.dense.splits, measure=TensorSplit(inputs, labels, groups=groups))
+    family = Family(run)
+    assert family.trained == []
+    fit, risk = family.records(family.dense)
+    halves = [groups_of(half) for half in family.halves]
+    assert fit.groups is not None and torch.equal(fit.groups, halves[0]) and torch.equal(risk.groups, halves[1])  # type: ignore[arg-type]
+    assert not {*fit.groups.tolist()} & {*risk.groups.tolist()}  # type: ignore[union-attr]
+    again = family.train(0.3 * family.dense.macs)
+    assert again is not None and [member.name for member in Family(run).trained] == ["30%"]
 
 
 def test_a_share_is_rounded_down_so_that_its_network_fits() -> None:

@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from amc.dynamic.pcee import Kind, aimed, exit_reports, oracle, pcee
-from amc.dynamic.points import common_sweep, evaluate
+from amc.dynamic.points import evaluate
 from amc.dynamic.policy import NEVER, Policy, scores_of, walk
 from amc.dynamic.reliability import ESTIMATORS, calibration_error
 from amc.dynamic.scores import SCORERS
 from amc.errors import BudgetUnreachable, UsageError
-from tests.dynamic.outcomes import graded_records
+from tests.dynamic.outcomes import graded_records, one_threshold
 
 ADDED = [1.0, 2.0, 4.0]
 SEEDS = st.integers(0, 10**6)
@@ -45,7 +45,7 @@ def test_a_mean_target_is_met_at_the_least_cost_of_one_threshold_or_refused(
 ) -> None:
     records = graded_records(seed, number=80)
     scorer = SCORERS[name](records)
-    points = common_sweep(records, ADDED, scorer, at_most=10**6)
+    points = one_threshold(records, ADDED, scorer)
     enough = [point.mean_cost for point in points if point.accuracy >= target]
     if enough:
         found = evaluate(records, aimed(records, ADDED, scorer, target, "mean"), ADDED)
@@ -71,7 +71,7 @@ def test_a_gap_is_kept_and_a_larger_one_never_costs_more(seed: int, gap: float) 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_a_target_out_of_reach_is_refused_with_what_can_be_reached(kind: Kind, estimator: str) -> None:
     records = graded_records(0)
-    points = common_sweep(records, ADDED, SCORERS[estimator](records), at_most=10**6)
+    points = one_threshold(records, ADDED, SCORERS[estimator](records))
     best, last = max(point.accuracy for point in points), float(records.accuracies[-1])
     with pytest.raises(BudgetUnreachable, match=f"99.90%.*{best:.2%}.*{last:.2%}") as refused:
         pcee(records, ADDED, 0.999, kind, estimator)

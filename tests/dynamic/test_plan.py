@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from amc.dynamic.candidate import Candidate, in_a_row, subsets
-from amc.dynamic.claims import claims_of, largest_p_value, least_safety
+from amc.dynamic.claims import bounds_of, claims_of, largest_p_value, least_safety
 from amc.dynamic.options import Goal
 from amc.dynamic.plan import Plan, make_plan
 from amc.dynamic.policy import NEVER, Policy, walk
@@ -121,6 +121,20 @@ def test_claims_hold_together_only_if_each_does() -> None:
     both = claims_of(records, walked, COSTS, Limits(11.0, None, 0.5, None, 0.1), records.logits[-1], False)
     assert largest_p_value(both, 0.1) == max(values)
     assert least_safety(both) == min(claim.safety for claim in both) and largest_p_value([], 0.1) == 0
+
+
+def test_the_dense_network_is_the_plan_where_a_dearer_cascade_fails_before_it() -> None:
+    """It cannot lose against itself: no failure of another keeps it from being tested."""
+    for seed in range(10):
+        assert planned(population(120, seed), Terms(max_drop=0.005), seed).tested[0].name == "static: large"
+
+
+def test_bounds_tell_of_how_many_groups_the_examples_are() -> None:
+    records = population(60, 0)
+    grouped = Records(records.stages, records.logits, records.labels, torch.arange(60) // 20)
+    for each, number in ((records, None), (grouped, 3)):
+        walked = walk(each, Policy(SCORERS["confidence"](each), (0.9, 0.9)), COSTS)
+        assert bounds_of(each, walked, COSTS, each.logits[-1], False, 0.1)["groups"] == number
 
 
 def test_stages_that_are_left_out_are_remembered_by_their_places() -> None:

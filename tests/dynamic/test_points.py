@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from amc.dynamic.points import best_under, cheapest_at, common_sweep, evaluate, pareto, sweep
+from amc.dynamic.points import best_under, cheapest_at, evaluate, pareto, sweep
 from amc.dynamic.policy import NEVER, Policy, scores_of, walk
 from amc.dynamic.records import Records
 from amc.dynamic.scores import SCORERS
 from amc.dynamic.thresholds import PRICES, Board, Found, between, together
 from amc.errors import BudgetUnreachable
-from tests.dynamic.outcomes import graded_records
+from tests.dynamic.outcomes import graded_records, one_threshold
 
 SEEDS = st.integers(0, 10**6)
 NAMES = st.sampled_from([*SCORERS])
@@ -133,7 +133,7 @@ def test_with_falling_shares_the_best_of_those_still_there_leave() -> None:
 
 def test_one_threshold_goes_from_all_at_the_first_stage_to_all_at_the_last() -> None:
     records, added = graded_records(1), [1.0, 2.0, 4.0]
-    points = common_sweep(records, added, SCORERS["confidence"](records))
+    points = one_threshold(records, added, SCORERS["confidence"](records))
     assert points[0].mean_cost == 1 and points[-1].mean_cost == 7
     assert points[0].accuracy == float(records.accuracies[0]) and points[-1].accuracy == float(records.accuracies[2])
     assert [point.mean_cost for point in points] == sorted(point.mean_cost for point in points)
@@ -183,7 +183,7 @@ def test_one_stage_alone_has_one_point() -> None:
 
 def test_a_front_has_no_point_that_another_beats() -> None:
     records, added = graded_records(0), [1.0, 2.0, 4.0]
-    points = common_sweep(records, added, SHOWN)
+    points = one_threshold(records, added, SHOWN)
     front = pareto(points)
     for point in points:
         assert any(kept.accuracy >= point.accuracy and kept.mean_cost <= point.mean_cost for kept in front)

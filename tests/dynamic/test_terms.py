@@ -29,6 +29,14 @@ def test_terms_that_make_no_sense_are_refused_in_one_line(given: dict[str, str],
     assert word in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("text", ["30", "0", "9MB", "60%params", "much", "", "30 %%"])
+def test_a_cost_in_another_unit_is_answered_with_those_that_a_cascade_takes(text: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        Terms(budget=text)
+    advice = str(caught.value).split(";")[-1]
+    assert "%" in advice and "MFLOPs" in advice and not any(unit in advice for unit in ("params", "MB", "bytes"))
+
+
 def test_costs_are_multiply_adds_or_shares_of_the_dense_network_and_a_worst_case_may_be_above_it() -> None:
     assert Terms(budget="1.2GFLOPs").limits(5e9).mean_cost == 1.2e9
     assert Terms(budget="30%").limits(1000).mean_cost == 300
