@@ -102,7 +102,8 @@ def measure(
 
     Args:
         inputs: (n, ...) on the compute's device; taken in turn where a batch is larger than n.
-        rounds: timed runs of each stage and size, in rounds over all of them, so that a slow moment hurts all alike.
+        rounds: timed runs of each stage and size, in rounds over all of them, so that a slow moment hurts all alike;
+            each follows a run that is not timed, as another stage's largest batch has emptied the caches.
     """
     works: list[list[Callable[[], Survivors]]] = []
     for batch in batches:
@@ -113,6 +114,7 @@ def measure(
             group = works[-1][-1]()
     taken = np.empty((rounds, len(batches), len(stages)))
     for at in np.ndindex(taken.shape):
+        works[at[1]][at[2]]()
         start = perf_counter()
         works[at[1]][at[2]]()
         taken[at] = perf_counter() - start

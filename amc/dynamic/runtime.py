@@ -74,7 +74,11 @@ class Cascade:
 
     def cost_at(self, stop: Tensor) -> Tensor:
         """Where inputs stopped (n,) -> multiply-adds (n,) float64."""
-        return torch.tensor(self.costs, dtype=torch.float64)[stop]
+        return self._costs[stop]
+
+    @cached_property
+    def _costs(self) -> Tensor:
+        return torch.tensor(self.costs, dtype=torch.float64)
 
     def depth(self, max_cost: float | None = None) -> int:
         """How many stages an example may visit within `max_cost` multiply-adds.

@@ -12,6 +12,7 @@ from torch import Tensor
 from amc.compute import Compute
 from amc.dynamic.policy import Scorer
 from amc.dynamic.records import features_of
+from amc.dynamic.scores import features_read
 from amc.dynamic.stage import Stage, State
 from amc.dynamic.trees import gathered, joined
 
@@ -66,7 +67,8 @@ class Survivors:
         logits = (*self.logits, outputs.float().cpu())
         if scorer is None:
             return Survivors(self.rows, self.inputs, state, logits, self.scores)
-        scores = scorer.score(len(self.logits), features_of(torch.stack(logits)))
+        features = features_of(torch.stack(logits), features_read(scorer))
+        scores = scorer.score(len(self.logits), features)
         return Survivors(self.rows, self.inputs, state, logits, (*self.scores, scores))
 
     def answers(self, recall: bool) -> Left:

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from amc.dynamic.policy import NEVER, Policy, scores_of, walk
-from amc.dynamic.records import FEATURES, Records
+from amc.dynamic.records import FEATURES, Records, features_of
 from amc.dynamic.reliability import ESTIMATORS, NEVER_STOPS, bins, isotonic, lower_bound, window
 from amc.dynamic.rightness import chance, fit_chance
-from amc.dynamic.scores import CONFIDENCE, SCORERS, fit_reliable, scorer_from_json
+from amc.dynamic.scores import CONFIDENCE, SCORERS, features_read, fit_reliable, scorer_from_json
 from amc.errors import DataError
 from tests.dynamic.outcomes import graded_records
 
@@ -45,6 +45,14 @@ def test_an_example_is_scored_by_itself(name: str) -> None:
     whole = scores_of(unseen, scorer)
     alone = torch.cat([scores_of(unseen.take(torch.tensor([i])), scorer) for i in range(30)], 1)
     torch.testing.assert_close(alone, whole, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", SCORERS)
+def test_a_scorer_needs_no_other_features_than_those_that_it_reads(name: str) -> None:
+    scorer, unseen = SCORERS[name](graded_records(0)), graded_records(1)
+    for stage in range(len(unseen.stages)):
+        read = features_of(unseen.logits[: stage + 1], features_read(scorer))
+        assert torch.equal(scorer.score(stage, read), scorer.score(stage, unseen.features[stage]))
 
 
 @given(SEEDS, st.booleans(), st.sampled_from([None, 0.1]))

@@ -13,6 +13,7 @@ from amc.bench.cascade.ground import Ground
 from amc.bench.cascade.verdict import Figures, Goal
 from amc.dynamic.candidate import Candidate
 from amc.dynamic.figures import judged
+from amc.dynamic.inference import for_inference
 from amc.dynamic.latency import batch_seconds
 from amc.dynamic.latency import measure as measure_latency
 from amc.dynamic.methods import candidates_of
@@ -105,7 +106,8 @@ def _seconds(ground: Ground, stages: Sequence[Stage], policy: Policy | None, sto
     compute = ground.family.run.dense.compute
     inputs = next(iter(ground.split("measure").batches(BATCH)))[0].to(compute.device)
     scorer = policy.scorer if policy is not None and len(stages) > 1 else None
-    curves = measure_latency(stages, scorer, inputs, compute, batches=(4, 16, BATCH), rounds=7)
+    ready = for_inference(stages, inputs, compute)
+    curves = measure_latency(ready, scorer, inputs, compute, batches=(4, 16, BATCH), rounds=7)
     return float(batch_seconds(curves, stop, BATCH, seed=ground.seed).mean()) / BATCH
 
 

@@ -1,12 +1,13 @@
 """Wall-clock seconds of a cascade beside its base network, against what its multiply-adds promise.
 
 Three ways to run the same plan: gathered (the runtime: only who is left goes on), masked (all go through all stages,
-and who has left is ignored) and singly (each input by itself).
+and who has left is ignored) and singly (each input by itself). Networks are made ready for inference alike.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,8 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from amc.bench.cascade.breakdown import Bare, kept_by, warm_seconds
 from amc.bench.clock import seconds
 from amc.dynamic.export import export_cascade
+from amc.dynamic.inference import for_inference
 from amc.dynamic.latency import Curve, Spread, expected_seconds, measure, saved_by_gathering
 from amc.dynamic.onnx_stage import load_exported
 from amc.dynamic.policy import Policy
@@ -25,7 +28,7 @@ from amc.dynamic.stage import NetworkStage
 from amc.dynamic.survivors import Left, Survivors
 
 BATCHES = (1, 8, 64, 256)
-SINGLES = 200  # inputs that are timed one at a time
+SINGLES, PARTS = 200, 64  # inputs that are timed one at a time; larger batches that are timed at most
 AGREE = 1e-4  # of the logits of the three ways, relative to the largest
 
 
@@ -34,7 +37,7 @@ def bench_speed(
     base: NetworkStage,
     inputs: Tensor,
     batches: Sequence[int] = BATCHES,
-    rounds: int = 7,
+    rounds: int = 3,
     onnx: bool = True,
 ) -> dict[str, Any]:
     """Time a cascade and its base by torch and, with `onnx`, both by ONNX Runtime on the CPU.
@@ -43,13 +46,16 @@ def bench_speed(
         base: the static network that the cascade is compared to.
         inputs: (n, ...) with n at least the largest batch; each size is timed on as many whole batches as they give.
         rounds: timings of every batch, in rounds over all ways, so that a slow moment hurts all alike; the median
-            counts.
+            counts. Each follows a run that is not timed: one way leaves caches that are no use to the next.
 
     Returns:
-        For each engine: costs, speed-ups by batch size, curves of the stages, and where gathering pays.
+        For each engine: costs, speed-ups by batch size, curves of the stages, and where gathering pays. `alike`: the
+        share of the inputs whose answer is that of the stages as they were trained.
     """
     alone = Cascade((base,), Policy(cascade.policy.scorer, ()), cascade.compute)
-    found = {"torch": _engine(cascade, alone, inputs, batches, rounds)}
+    ready = [replace(each, stages=for_inference(each.stages, inputs, each.compute)) for each in (cascade, alone)]
+    found = {"torch": _engine(ready[0], ready[1], inputs, batches, rounds)}
+    alike = cascade.run(inputs).predictions == ready[0].run(inputs).predictions
     if onnx:
         with TemporaryDirectory() as folder:
             example, threads = inputs[:3].to(cascade.compute.device), torch.get_num_threads()
@@ -58,7 +64,7 @@ def bench_speed(
                 place = export_cascade(each, example, Path(folder) / str(number))
                 pair.append(load_exported(place, threads))
             found["onnx"] = _engine(pair[0], pair[1], inputs, batches, rounds)
-    return {"threads": torch.get_num_threads(), "rounds": rounds, **found}
+    return {"threads": torch.get_num_threads(), "rounds": rounds, "alike": float(alike.double().mean()), **found}
 
 
 def speed_text(found: dict[str, Any]) -> str:
@@ -67,8 +73,13 @@ def speed_text(found: dict[str, Any]) -> str:
     for engine in ("torch", "onnx"):
         if engine in found:
             lines += [*_table(engine, found[engine]), ""]
-    lines.append("Of MACs: the wall-clock speed-up as a share of the multiply-adds'. Model: error of the mean seconds")
-    lines.append(f"that the stages' curves promise. {found['threads']} threads, medians of {found['rounds']} rounds.")
+    lines += [
+        "Of MACs: the wall-clock speed-up as a share of the multiply-adds', a product: what is kept by the seconds of",
+        "a MAC of the stages in whole batches (own), as later batches are smaller (small), and by all else (run).",
+        "Model: error of the mean seconds that the stages' curves promise. Made ready for inference, "
+        f"{found['alike']:.1%} of the",
+        f"answers are as trained. {found['threads']} threads, medians of {found['rounds']} rounds.",
+    ]
     return "\n".join(lines)
 
 
@@ -95,18 +106,18 @@ def singly(cascade: Cascade, inputs: Tensor) -> Answers:
 
 @torch.inference_mode()
 def _engine(cascade: Cascade, alone: Cascade, inputs: Tensor, batches: Sequence[int], rounds: int) -> dict[str, Any]:
-    curves = measure(cascade.stages, cascade.policy.scorer, inputs, cascade.compute, batches)
+    curves = measure(cascade.stages, cascade.policy.scorer, inputs, cascade.compute, batches, rounds=7)
     answers = cascade.run(inputs)
     shares = torch.bincount(answers.stop, minlength=len(cascade.stages)).double() / len(inputs)
-    (whole,) = measure(alone.stages, cascade.policy.scorer, inputs, cascade.compute, batches)
     gather = _gathering(inputs, batches)
+    rows = [_sized(cascade, alone, inputs, batch, rounds, curves) for batch in batches]
     return {
         "stages": [stage.name for stage in cascade.stages],
         "base": {"name": alone.stages[0].name, "macs": alone.costs[0]},
         "shares": shares.tolist(),
         "macs": Spread.of(answers.cost).to_json(),
-        "batches": [_sized(cascade, alone, inputs, batch, rounds, curves) for batch in batches],
-        "seconds_per_mac": _per_mac(cascade, alone, curves, whole, max(batches)),
+        "batches": rows,
+        "seconds_per_mac": _per_mac(cascade, alone, rows[-1]["bare"]),
         "curves": [{**curve.to_json(), "error": curve.error} for curve in curves],
         "gathering": {
             "curve": gather.to_json(),
@@ -118,8 +129,8 @@ def _engine(cascade: Cascade, alone: Cascade, inputs: Tensor, batches: Sequence[
 def _sized(
     cascade: Cascade, alone: Cascade, inputs: Tensor, batch: int, rounds: int, curves: Sequence[Curve]
 ) -> dict[str, Any]:
-    """The figures of one batch size."""
-    count = min(len(inputs), SINGLES) if batch == 1 else len(inputs) // batch * batch
+    """The figures of one batch size; `bare`: mean seconds of a batch, of the base and of each stage on all inputs."""
+    count = min(len(inputs), SINGLES) if batch == 1 else min(len(inputs) // batch, PARTS) * batch
     parts = [inputs[start : start + batch] for start in range(0, count, batch)]
     answers = [cascade.run(part) for part in parts]
     cost = torch.cat([each.cost for each in answers])
@@ -131,14 +142,18 @@ def _sized(
         "masked": partial(masked, cascade),
     }
     taken = {name: torch.empty(rounds, len(parts), dtype=torch.float64) for name in ways}
+    bare = [Bare.of(cascade, alone, part, each.stop) for part, each in zip(parts, answers, strict=True)]
+    by_themselves = torch.empty(rounds, len(parts), 2 + len(cascade.stages), dtype=torch.float64)
     for number in range(rounds):
         for place, part in enumerate(parts):
             for name, way in ways.items():
-                taken[name][number, place] = seconds(partial(way, part))
+                taken[name][number, place] = warm_seconds(partial(way, part))
+            by_themselves[number, place] = torch.tensor(bare[place].timed(), dtype=torch.float64)
     medians = {name: values.median(0).values for name, values in taken.items()}
-    medians["singly"] = torch.tensor([seconds(partial(singly, cascade, parts[0]))], dtype=torch.float64)
+    medians["singly"] = torch.tensor([warm_seconds(partial(singly, cascade, parts[0]))], dtype=torch.float64)
     speedup = float(medians["base"].mean() / medians["gathered"].mean())
     shares = torch.bincount(stops, minlength=len(cascade.stages)).double() / len(stops)
+    stages = by_themselves.median(0).values.mean(0)
     return {
         "batch": batch,
         "inputs": count,
@@ -146,6 +161,8 @@ def _sized(
         "speedup": speedup,
         "macs_speedup": promised,
         "share_of_macs": speedup / promised,
+        "kept": kept_by(stages, stops, promised, speedup),
+        "bare": [float(stages[0]), *stages[2:].tolist()],
         "model_error": expected_seconds(curves, shares, batch) / float(medians["gathered"].mean()) - 1,
         "agree": _agree(answers[0], masked(cascade, parts[0])) and _agree(answers[0], singly(cascade, parts[0])),
     }
@@ -175,11 +192,11 @@ def _saved(curves: Sequence[Curve], gather: Curve, shares: Tensor, batch: int) -
     ]
 
 
-def _per_mac(cascade: Cascade, alone: Cascade, curves: Sequence[Curve], whole: Curve, batch: int) -> list[float]:
+def _per_mac(cascade: Cascade, alone: Cascade, bare: Sequence[float]) -> list[float]:
     """Seconds of a multiply-add of each stage in a full batch, relative to the base's; 1 keeps what MACs promise."""
     added = [cost - before for cost, before in zip(cascade.costs, (0.0, *cascade.costs), strict=False)]
-    unit = whole(batch) / alone.costs[0]
-    return [curve(batch) / macs / unit for curve, macs in zip(curves, added, strict=True)]
+    base, *stages = bare
+    return [taken / macs * alone.costs[0] / base for taken, macs in zip(stages, added, strict=True)]
 
 
 def _table(engine: str, found: dict[str, Any]) -> list[str]:
@@ -192,13 +209,16 @@ def _table(engine: str, found: dict[str, Any]) -> list[str]:
         + ", ".join(
             f"{name} {ratio:.2f}" for name, ratio in zip(found["stages"], found["seconds_per_mac"], strict=True)
         ),
-        "batch     base p50/p99 ms   gathered p50/p99 ms   masked ms   singly ms   speed-up   of MACs   model",
+        "batch   base p50/p99 ms  gathered p50/p99 ms  masked ms  singly ms  speed-up  of MACs =  own x small x run"
+        "  model",
     ]
     for row in found["batches"]:
         ms = {name: {key: 1000 * value for key, value in each.items()} for name, each in row["seconds"].items()}
+        kept = row["kept"]
         base, ours = (f"{ms[name]['p50']:.2f} / {ms[name]['p99']:.2f}" for name in ("base", "gathered"))
         lines.append(
-            f"{row['batch']:>5} {base:>19} {ours:>21} {ms['masked']['p50']:>11.2f} {ms['singly']['mean']:>11.2f}"
-            f" {row['speedup']:>9.2f}x {row['share_of_macs']:>8.0%} {row['model_error']:>+7.0%}"
+            f"{row['batch']:>5} {base:>17} {ours:>20} {ms['masked']['p50']:>10.2f} {ms['singly']['mean']:>10.2f}"
+            f" {row['speedup']:>8.2f}x {row['share_of_macs']:>8.0%}"
+            f" {kept['stages']:>6.0%} {kept['batches']:>6.0%} {kept['runtime']:>5.0%} {row['model_error']:>+6.0%}"
         )
     return lines
