@@ -202,6 +202,9 @@ def cascade(
         typer.Option("--with", help="An independent network to plan with; may be repeated.", metavar="NAME[=WEIGHTS]"),
     ] = None,
     train: Annotated[int, typer.Option(min=0, help="Networks of the run's family that may be trained now.")] = 4,
+    exits: Annotated[
+        str, typer.Option(help="frozen: exits are fitted to the network as it is; joint: it is trained on with them.")
+    ] = "frozen",
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Left out: RUN/cascade/TERMS.")] = None,
     json_: JsonOption = False,
     quiet: QuietOption = False,
@@ -213,7 +216,7 @@ def cascade(
 
     terms = Terms.read(budget, max_cost, accuracy, max_drop, confidence)
     with shown(quiet=quiet) as progress:
-        result = cascade(run, terms, progress, method=method, strangers=with_ or [], out=out, train=train)
+        result = cascade(run, terms, progress, method=method, strangers=with_ or [], out=out, train=train, exits=exits)
     print_result(result.record if json_ else result.text)
 
 

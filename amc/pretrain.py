@@ -10,6 +10,7 @@ from amc.compute import Compute
 from amc.data.sources import load_splits
 from amc.dense import load_model
 from amc.distributed import join, rank
+from amc.dynamic.own_exits import exit_accuracies, with_every_exit
 from amc.errors import RunError
 from amc.evaluation import evaluate
 from amc.files import write_json
@@ -57,11 +58,15 @@ def _pretrain(recipe: Recipe, out: Path, progress: Progress) -> dict[str, Any]:
     source, model = load_model(untrained, splits.num_classes, splits.input_shape)
     compute.place(model)
     checkpoint = out / "checkpoint.pt"
+    trained, aim = with_every_exit(model, task)
     done = train(
-        model, splits, recipe.train, compute, seed=recipe.seed, checkpoint=checkpoint,
-        title=f"train {recipe.model.name}", progress=progress, task=task,
+        trained, splits, recipe.train, compute, seed=recipe.seed, checkpoint=checkpoint,
+        title=f"train {recipe.model.name}", progress=progress, task=aim,
     )  # fmt: skip
     test = evaluate(model.eval(), splits.test, compute, task=task)
+    exits = exit_accuracies(model, splits.measure, compute) if task.metric is None and task.batch is None else []
+    if exits:
+        progress.say(f"its exits on the measure split: {', '.join(f'{accuracy:.2%}' for accuracy in exits)}")
     record = {
         "format": FORMAT,
         "model": source.to_json(),
@@ -73,6 +78,7 @@ def _pretrain(recipe: Recipe, out: Path, progress: Progress) -> dict[str, Any]:
         "metric": task.metric_name,
         "measure_accuracies": done.accuracies,
         "measure_accuracy": done.best_accuracy,
+        "exit_measure_accuracies": exits,  # of a network with exits of its own, the last one being the network
         "test_accuracy": test.accuracy,
         "test_interval_95": list(test.interval_95),
         "test_loss": test.loss,  # nats, as in amc.evaluation

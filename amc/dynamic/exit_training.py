@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +39,7 @@ class ExitSchedule:
         distill: share of the loss that comes from the deepest exit's outputs.
         temperature: of these soft targets.
         joint_epochs: of backbone and heads together, afterwards; 0 leaves the backbone as it is.
+        joint_optimizer: sgd or adamw, as in a recipe.
         joint_lr: largest learning rate of these.
         joint_augment: augment their examples, as a long training from scratch wants.
     """
@@ -50,6 +52,7 @@ class ExitSchedule:
     distill: float = 0.5
     temperature: float = 2.0
     joint_epochs: float = 0.0
+    joint_optimizer: Literal["sgd", "adamw"] = "sgd"
     joint_lr: float = 0.01
     joint_augment: bool = False
     joint_batch_size: int = 128
@@ -203,8 +206,8 @@ def _train_jointly(
 ) -> float:
     """Train segments and heads on the mean of the exits' losses; returns the mean loss of the last epoch."""
     plan = Schedule(
-        epochs=schedule.joint_epochs, lr=schedule.joint_lr, batch_size=schedule.joint_batch_size,
-        weight_decay=schedule.joint_weight_decay, warmup=0.1,
+        epochs=schedule.joint_epochs, optimizer=schedule.joint_optimizer, lr=schedule.joint_lr,
+        batch_size=schedule.joint_batch_size, weight_decay=schedule.joint_weight_decay, warmup=0.1,
     )  # fmt: skip
     optimizer = optimizer_of(network, plan)
     per_epoch = max(1, len(train) // plan.batch_size)

@@ -17,7 +17,6 @@ from amc.dynamic.heads import HeadShape, head_of
 from amc.dynamic.segments import Cuttable
 from amc.dynamic.stage import ExitStage, StageCost
 from amc.errors import ModelError, UsageError
-from amc.factory import one_line
 
 EXITS, HIDDEN = 3, 128
 OWN = "own"  # where exits stand in a network that has them itself
@@ -151,7 +150,7 @@ def exit_network(
     """
     wanted = _wanted(exits, fractions)
     if isinstance(model, OwnExits):
-        return _with_own(model.eval(), example, wanted, chain)
+        return _with_own(model, example, wanted, chain)
     cuttable = Cuttable(model, example)
     points = cuttable.nearest(wanted)
     with torch.no_grad():
@@ -201,15 +200,26 @@ def with_own_exits(model: nn.Module, example: Tensor, indices: Sequence[int], ch
     return network
 
 
-def _with_own(model: nn.Module, example: Tensor, fractions: Sequence[float], chain: str) -> ExitNetwork:
+def every_own_exit(model: nn.Module, example: Tensor, chain: str) -> ExitNetwork:
+    """A network that has exits of its own, put in `eval` mode, with all of them.
+
+    Raises:
+        ModelError: the exits do not fit it any more.
+    """
     assert isinstance(model, OwnExits)
     every = range(len(model.exit_parts()[1]) - 1)
     try:
-        whole = with_own_exits(model, example, every, chain)
-    except RuntimeError as error:  # heads that pruning did not see
+        return with_own_exits(model.eval(), example, every, chain)
+    except RuntimeError:  # heads that pruning did not see
         raise ModelError(
-            f"the exits of {type(model).__name__} must fit it, but it was cut without them: {one_line(error)}"
+            f"the exits of {type(model).__name__} must fit it, but it was cut without them; take the network it was "
+            "cut from"
         ) from None
+
+
+def _with_own(model: nn.Module, example: Tensor, fractions: Sequence[float], chain: str) -> ExitNetwork:
+    whole = every_own_exit(model, example, chain)
+    every = range(len(whole.places))
     total = sum(cost.body for cost in whole.costs)
     nearest = {min(every, key=lambda i: abs(whole.places[i].macs - share * total)) for share in fractions}
     return whole if len(nearest) == len(every) else with_own_exits(model, example, sorted(nearest), chain)

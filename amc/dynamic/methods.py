@@ -7,7 +7,9 @@ from itertools import combinations, pairwise
 
 from amc.dynamic import trained
 from amc.dynamic.candidate import Candidate, in_a_row, subsets
+from amc.dynamic.exits import OwnExits
 from amc.dynamic.family import Family
+from amc.dynamic.independent import ORIGIN
 from amc.dynamic.part import Member, Part
 from amc.dynamic.terms import Limits
 from amc.dynamic.tinysaver import rank_savers
@@ -28,12 +30,18 @@ SCORERS: dict[str, tuple[str, ...]] = {
 }
 MOST = 4  # exits of one network that are used, unless all are
 SAVERS = 2  # of the dense network, that an exit sequence is trained for
+FROZEN, JOINT = "frozen", "joint"  # how exits are trained: alone, or the network on with them
+WITH_EXITS = ("auto", "pcee", "pcee-ws")
 
 
-def check_method(method: str) -> None:
-    """Raises `UsageError` for a method that there is not."""
+def check_method(method: str, exits: str = FROZEN) -> None:
+    """Raises `UsageError` for a method that there is not, or a way to train exits that there is not or it has none."""
     if method not in METHODS:
         raise UsageError(f"--method must be one of {', '.join(METHODS)}, but is {method!r}")
+    if exits not in (FROZEN, JOINT):
+        raise UsageError(f"--exits must be {FROZEN} or {JOINT}, but is {exits!r}")
+    if exits == JOINT and method not in WITH_EXITS:
+        raise UsageError(f"--exits {JOINT} needs a method with exits ({', '.join(WITH_EXITS)}), but got {method}")
 
 
 def static_of(family: Family, member: Member) -> Candidate:
@@ -42,20 +50,27 @@ def static_of(family: Family, member: Member) -> Candidate:
 
 
 def candidates_of(
-    method: str, family: Family, singles: Sequence[Candidate], limits: Limits, progress: Progress
+    method: str,
+    family: Family,
+    singles: Sequence[Candidate],
+    limits: Limits,
+    progress: Progress,
+    exits: str = FROZEN,
 ) -> list[Candidate]:
     """What a method offers; auto: what all offer whose parts are quickly trained, which B-DISTIL's are not.
 
     Args:
         singles: the networks, each run whole.
+        exits: how exits are trained, frozen or joint.
     """
     found: list[Candidate] = []
     if method in ("auto", "tinysaver"):
         found += _savers(singles)
     if method in ("auto", "esn"):
         found += _sequences(family, singles, progress)
-    if method in ("auto", "pcee", "pcee-ws"):
-        found += _exits(EXITS if method == "auto" else method, family, singles, limits, progress)
+    if method in WITH_EXITS:
+        named = EXITS if method == "auto" else method
+        found += _exits(named, family, singles, limits, progress, exits == JOINT)
     if method == "b-distil":
         found += some_of(_candidate("b-distil", family, trained.students_of(family, family.dense)))
     return found
@@ -77,13 +92,13 @@ def _rises(values: Sequence[float]) -> bool:
 
 
 def _exits(
-    method: str, family: Family, singles: Sequence[Candidate], limits: Limits, progress: Progress
+    method: str, family: Family, singles: Sequence[Candidate], limits: Limits, progress: Progress, joint: bool
 ) -> list[Candidate]:
-    """Exits of the dense network and of the most accurate one that is cheaper; and a saver in front of either."""
+    """Exits of some networks, and a saver in front of each of these."""
     found: list[Candidate] = []
-    for member in _backbones(family, limits):
+    for member in _backbones(family, singles, limits):
         try:
-            whole = _candidate(method, family, trained.exits_of(family, member))
+            whole = _candidate(method, family, trained.exits_of(family, member, joint))
         except (ModelError, UsageError) as error:
             progress.say(f"no exits on {member.name}: {error}")
             continue
@@ -113,11 +128,14 @@ def _sequences(family: Family, singles: Sequence[Candidate], progress: Progress)
     return found
 
 
-def _backbones(family: Family, limits: Limits) -> list[Member]:
-    """The dense network, and the largest other one that the terms let every example run whole."""
+def _backbones(family: Family, singles: Sequence[Candidate], limits: Limits) -> list[Member]:
+    """The dense network, the largest other one that the terms let every example run whole, and the independent ones
+    that have exits of their own.
+    """
     cap = limits.max_cost or (2 * limits.mean_cost if limits.mean_cost else family.released.macs)
     others = [member for member in family.members if member is not family.dense and member.macs <= cap]
-    return [family.dense, *others[-1:]]
+    given = [part for each in singles for part in each.parts if isinstance(part, Member) and part.origin == ORIGIN]
+    return [family.dense, *others[-1:], *(member for member in given if isinstance(member.model, OwnExits))]
 
 
 def some_of(whole: Candidate) -> list[Candidate]:

@@ -23,9 +23,9 @@ SMALL = Sizes(exits=3, first=1, steps=1, growing=False, channels=4, growth=2)
 EVERY = tuple(share / 100 for share in range(1, 100))
 
 
-@pytest.mark.parametrize(("variant", "exits"), [("budgeted", 5), ("anytime", 7)])
+@pytest.mark.parametrize(("variant", "exits"), [("budgeted", 5), ("anytime", 7), ("small", 4)])
 def test_the_last_exit_is_what_the_network_gives(variant: str, exits: int) -> None:
-    """Exits are those of the paper's two settings; running all of them is running the network."""
+    """Exits are those of the paper's two settings and ours; running all of them is running the network."""
     model = build_model("msdnet", num_classes=100, options={"variant": variant})
     network = exit_network(model, torch.randn(1, 3, 32, 32), fractions=EVERY)
     inputs = torch.randn(2, 3, 32, 32)

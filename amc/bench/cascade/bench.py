@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -39,6 +40,7 @@ class Study:
 
 STUDIES: dict[str, Study] = {
     "exits": Study(exits.measure, exits.GOALS),
+    "exits-joint": Study(partial(exits.measure, joint=True), exits.GOALS),
     "savers": Study(savers.measure, savers.GOALS),
     "students": Study(students.measure, students.GOALS),
     "risk": Study(risks.measure, risks.GOALS),

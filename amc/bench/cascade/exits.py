@@ -15,10 +15,11 @@ from amc.bench.cascade.verdict import Figures, Goal
 from amc.dynamic import trained
 from amc.dynamic.candidate import Candidate
 from amc.dynamic.pcee import exit_reports, oracle
-from amc.dynamic.points import best_under, evaluate, sweep
+from amc.dynamic.points import Point, best_under, evaluate, sweep
 from amc.dynamic.policy import Policy, Scorer, walk
 from amc.dynamic.records import Records
 from amc.dynamic.scores import SCORERS
+from amc.dynamic.stage import path_costs
 
 TARGETS, HIGHEST = 9, 0.99  # how many; below what the first exit reaches alone there is nothing to keep to
 ESTIMATORS = ("bins", "window", "isotonic")
@@ -51,10 +52,10 @@ class Tracking:
     exits: tuple[float | None, ...]
 
 
-def measure(ground: Ground) -> tuple[Figures, dict[str, Any]]:
-    """The figures of one seed."""
+def measure(ground: Ground, joint: bool = False) -> tuple[Figures, dict[str, Any]]:
+    """The figures of one seed; `joint`: of the dense network trained on with its exits."""
     family = ground.family
-    part = trained.exits_of(family, family.dense)
+    part = trained.exits_of(family, family.dense, joint)
     whole = Candidate("pcee", part.stages, *ground.halves(part), ("confidence",), (part,))
     test = ground.records(part, "test")
     figures: Figures = {f"accuracy of {name}": float(test.accuracies[i]) for i, name in enumerate(test.stages)}
@@ -68,7 +69,9 @@ def measure(ground: Ground) -> tuple[Figures, dict[str, Any]]:
     plain, ours = (figures[f"{name}: distance from the target"] for name in ("confidence", "isotonic"))
     figures["isotonic nearer to the target than confidence by"] = plain - ours
     figures |= _by_size(ground, whole, test)
-    gains, curves = _against_smaller(ground, whole, test)
+    points = [point for name in SCORERS_TRIED for point in sweep(whole.fit, whole.added, SCORERS[name](whole.fit))]
+    gains, curves = _against_smaller(ground, whole, points, test)
+    figures |= _against_its_exits(whole, points, test)
     best = oracle(test, whole.added)
     figures |= {"oracle: accuracy": best.accuracy, "oracle: relative cost": best.mean_cost / family.dense.macs}
     report = exit_reports(test, Policy(SCORERS["isotonic"](whole.fit), (0.95,) * (len(whole.added) - 1)), whole.added)
@@ -133,9 +136,21 @@ def _by_size(ground: Ground, whole: Candidate, test: Records) -> Figures:
     return found
 
 
-def _against_smaller(ground: Ground, whole: Candidate, test: Records) -> tuple[Figures, dict[str, Any]]:
+def _against_its_exits(whole: Candidate, points: Sequence[Point], test: Records) -> Figures:
+    """The network with exits at the mean cost of every picture leaving at one of them, from the second on."""
+    costs = [stage.cost for stage in whole.stages]
+    gains: Figures = {}
+    for index, stage in list(enumerate(whole.stages))[1:]:
+        alone = sum(path_costs(costs, [index]))
+        gained = evaluate(test, best_under(points, alone).policy, whole.added).accuracy - float(test.accuracies[index])
+        gains[f"exits against {stage.name} for every picture: gain"] = gained
+    return gains | {"exits against one of them for every picture: mean gain": _mean(list(gains.values()))}
+
+
+def _against_smaller(
+    ground: Ground, whole: Candidate, points: Sequence[Point], test: Records
+) -> tuple[Figures, dict[str, Any]]:
     """The dense network with exits at the mean cost of each smaller network; policy chosen on the policy-fit half."""
-    points = [point for name in SCORERS_TRIED for point in sweep(whole.fit, whole.added, SCORERS[name](whole.fit))]
     gains: dict[str, float] = {}
     rows = []
     for member in ground.members:

@@ -13,7 +13,7 @@ from amc.budget import parse_budget
 from amc.errors import UsageError
 from amc.recipe import Recipe, Section, load_recipe, recipes_folder
 
-StudyName = Literal["exits", "savers", "students", "risk", "speed", "plans"]
+StudyName = Literal["exits", "exits-joint", "savers", "students", "risk", "speed", "plans"]
 
 
 class GroundSection(Section):
