@@ -2,11 +2,13 @@
 
 A game of two players. One holds weights over (example, output, sign) and moves them to where the average of the
 students is still wrong (`amc.dynamic.hedge`); the other searches a class of small networks for one with an edge under
-those weights (`amc.dynamic.weak_learner`). Where it finds none the class grows: first by reading the features of the
-student before, then by width. What the ensemble's average can be wrong by is certified after every round, and checked.
+those weights (`amc.dynamic.weak_learner`). Every round tries all that the class offers (`amc.dynamic.students`) and
+keeps what is worth most on held-out examples; where none is worth its multiply-adds the class grows. What the
+ensemble's average can be wrong by is certified after every round, and checked.
 
-The paper's code is not public: this is a reconstruction, with two changes. A student without an edge is accepted too if
-it is worth its multiply-adds on held-out examples; and prefixes answer by weights fitted there, not by the average.
+The paper's code is not public: this is a reconstruction, with three changes. A student without an edge is accepted too
+if it is worth its multiply-adds on held-out examples; half of what students learn from is the true labels; and prefixes
+answer by weights fitted on held-out examples, not by the average.
 """
 
 from __future__ import annotations
@@ -26,12 +28,14 @@ from amc.data.splits import Split, Splits
 from amc.dynamic.ensemble import Ensemble, Step
 from amc.dynamic.hedge import Certificate, Hedge, best_eta
 from amc.dynamic.pool import BATCH, Pool, State, make_pool
-from amc.dynamic.students import Students, small_students
+from amc.dynamic.students import Draw, Students, small_students
 from amc.dynamic.votes import fit_votes, held_out_loss
 from amc.dynamic.weak_learner import surrogate, train_student
 from amc.errors import ModelError, UsageError
 from amc.progress import Progress, Silent
 from amc.recipe import Schedule
+
+NEAR = 1.5  # times the cheapest first student's multiply-adds: what it is compared with
 
 
 @dataclass(frozen=True)
@@ -45,8 +49,7 @@ class Rules:
         eta: Hedge's step as a multiple of the one that makes the certificate's bound smallest after T rounds.
         copies: of every training example, the first plain and the others augmented.
         passes: over all copies, in a student's training.
-        labels: share of a student's loss that is the cross-entropy of the true labels.
-        reading: the first level of the class from round 2 on: 1 reads the student before, 0 only where rounds fail.
+        labels: share of a student's loss that is the cross-entropy of the true labels, given the sum of all students.
         worth: what a student without an edge must at least be worth: the fall in held-out loss, as a share of it, over
             the rise in multiply-adds, as a share of all so far.
     """
@@ -59,8 +62,7 @@ class Rules:
     passes: float = 10.0
     batch_size: int = 64
     weight_decay: float = 1e-3
-    labels: float = 0.0
-    reading: int = 1
+    labels: float = 0.5
     worth: float = 0.02
 
     def __post_init__(self) -> None:
@@ -76,19 +78,21 @@ class Round:
     """One attempt at a student, kept or not.
 
     Attributes:
-        number: of the round, from 1; a round may take several attempts.
-        level: of the class of functions it was drawn from.
+        number: of the round, from 1; a round takes several attempts, of which one is kept at most.
+        size: of the class of functions it was drawn from.
+        student: which of the class.
         macs: of the student, given what the students before have left.
         edge: e_t under the weights it was trained for; 0 in the first round for any student.
         surrogate: S; where it is positive so is the edge.
-        accepted: "loss" (first round), "edge", "worth", or "" where it was not.
+        accepted: "loss" (first round), "edge", "worth", or "" where it was not, or a better one was.
         loss: held-out nats with it.
         worth: as in `Rules`; None in the first round.
         certificate: what holds with it; None where it was not accepted.
     """
 
     number: int
-    level: int
+    size: int
+    student: str
     macs: int
     edge: float
     surrogate: float
@@ -117,6 +121,11 @@ class Distilled:
     why: str
     outputs: Tensor
 
+    @property
+    def loss(self) -> float:
+        """Held-out nats of the whole ensemble."""
+        return next(attempt.loss for attempt in reversed(self.rounds) if attempt.accepted)
+
 
 def distil(
     teacher: nn.Module,
@@ -134,7 +143,7 @@ def distil(
 
     Args:
         teacher: on `compute.device`; it is not changed.
-        students: None: small convolutional ones of `ConvStudents`, each of about a twentieth of the teacher's
+        students: None: small convolutional ones of `ConvStudents`, the smallest of about a twentieth of the teacher's
             multiply-adds.
         pool: what `pool_of` gives for these rules, where it is known already.
         held_out: indices (n,) of the measure split on which students are judged and votes fitted; None: all of it.
@@ -161,6 +170,24 @@ def pool_of(teacher: nn.Module, splits: Splits, compute: Compute, rules: Rules, 
     )
 
 
+@dataclass(frozen=True, eq=False)
+class _Said:
+    """What a student leaves and answers, on the pool and on the held-out examples."""
+
+    features: Tensor
+    outputs: Tensor
+    held_features: Tensor
+    held_outputs: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class _Attempt:
+    step: Step
+    said: _Said
+    error: Tensor
+    found: Round
+
+
 @dataclass
 class _Game:
     """The state of one game."""
@@ -174,6 +201,7 @@ class _Game:
     example: Tensor
     progress: Progress
     steps: list[Step] = field(default_factory=list)
+    known: dict[str, _Said] = field(default_factory=dict)  # of students that are taken as they are
     rounds: list[Round] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -193,16 +221,14 @@ class _Game:
     def play(self, seed: int) -> str:
         """Round after round; returns why it ended."""
         stage = self.progress.stage("distil students", self.rules.rounds)
-        level = 0
+        size = 0
         for number in range(1, self.rules.rounds + 1):
-            level = max(level, min(self.rules.reading, self.students.levels - 1)) if number > 1 else 0
-            while not self._attempt(number, level, seed):
-                level += 1
-                if level >= self.students.levels:
+            while not self._round(number, size, seed):
+                size += 1
+                if size >= self.students.sizes:
                     return self._ended(number)
-            found = self.rounds[-1]
-            assert found.certificate is not None
-            stage.advance(1, f"held-out loss {found.loss:.4f}, error at most {found.certificate.bound:.3f}")
+            certificate = self.hedge.certificate()
+            stage.advance(1, f"held-out loss {self.loss:.4f}, error at most {certificate.bound:.3f}")
         return f"all {self.rules.rounds} rounds were played"
 
     def _ended(self, number: int) -> str:
@@ -213,40 +239,69 @@ class _Game:
             )
         return f"round {number} found no student with an edge or worth its cost, in the largest class of functions"
 
-    def _attempt(self, number: int, level: int, seed: int) -> bool:
-        """Search the class `level`; whether a student was accepted."""
-        start, weights = perf_counter(), self.hedge.weights()
+    def _round(self, number: int, size: int, seed: int) -> bool:
+        """Search the class `size`, and keep the best; whether there was one to keep."""
         before = self.example_state[1] if not isinstance(self.example_state, Tensor) else None
-        torch.manual_seed(seed * 1009 + 31 * number + level)
-        student = self.students(number - 1, level, before, self.pool.range)
-        step = Step(self.compute.place(student))
-        schedule = Schedule(
-            epochs=self.rules.passes, optimizer="adamw", lr=self.students.lr, batch_size=self.rules.batch_size,
-            weight_decay=self.rules.weight_decay,
-        )  # fmt: skip
-        train_student(step, self.pool, weights, schedule, self.compute, seed + number, self.rules.labels)
-        features, outputs = self._run(step, self.pool.state, len(self.pool))
-        error = outputs.double() - self.pool.target.double()
+        draws = self.students.draws(number - 1, size, before, self.pool.range)
+        used = {found.student for found in self.rounds if found.accepted}
+        tried = [
+            self._attempt(number, size, draw, seed * 1009 + 31 * number + 7 * size + place)
+            for place, draw in enumerate(draws)
+            if draw.lr or draw.name not in used
+        ]
+        fit = [attempt for attempt in tried if attempt.found.accepted]
+        if number == 1 and fit:  # of about one size: how small the first should be is for the caller to say
+            most = NEAR * min(attempt.found.macs for attempt in fit)
+            fit = [attempt for attempt in fit if attempt.found.macs <= most]
+        best = max(fit, key=lambda each: (each.found.worth or 0.0, -each.found.loss), default=None)
+        for attempt in tried:
+            certificate = self._keep(attempt) if attempt is best else None
+            accepted = attempt.found.accepted if attempt is best else ""
+            self.rounds.append(replace(attempt.found, accepted=accepted, certificate=certificate))
+        return best is not None
+
+    def _attempt(self, number: int, size: int, draw: Draw, seed: int) -> _Attempt:
+        """Train one student, and see what it would be worth."""
+        start, weights = perf_counter(), self.hedge.weights()
+        torch.manual_seed(seed)
+        step = Step(self.compute.place(draw.make())).eval().requires_grad_(draw.lr > 0)
+        if draw.lr:
+            schedule = Schedule(
+                epochs=self.rules.passes, optimizer="adamw", lr=draw.lr, batch_size=self.rules.batch_size,
+                weight_decay=self.rules.weight_decay,
+            )  # fmt: skip
+            earlier = (self.hedge.total + len(self.steps) * self.pool.target).float()
+            train_student(step, self.pool, weights, schedule, self.compute, seed, self.rules.labels, earlier)
+            said = self._answers(step)
+        else:
+            said = self.known[draw.name] = self.known.get(draw.name) or self._answers(step)
+        error = said.outputs.double() - self.pool.target.double()
         macs = count_cut_macs(step, Call((self.example_state,)))
-        held_features, held = self._run(step, self._held_state, len(self.labels))
-        prefix = torch.cat([self.held_outputs, held[:, None]], 1)
-        loss = held_out_loss(prefix, self.labels)
+        loss = held_out_loss(torch.cat([self.held_outputs, said.held_outputs[:, None]], 1), self.labels)
         edge, bound = self.hedge.edge(error), float(surrogate(*weights, error, self.rules.reach))
         worth = (1 - loss / self.loss) / (macs / self.macs) if self.macs else None
         knows = float(error.square().sum()) < float(self.pool.target.double().square().sum())
         accepted = judge(number, edge, worth, self.rules.worth, knows)
-        certificate = None
-        if accepted:
-            certificate = self.hedge.add(error)
-            self.pool.features, self.held_features, self.held_outputs = features, held_features, prefix
-            with torch.no_grad():
-                self.example_state = step(self.example_state)
-            self.steps.append(step)
-            self.macs, self.loss = self.macs + macs, loss
-        self.rounds.append(
-            Round(number, level, macs, edge, bound, accepted, loss, worth, certificate, perf_counter() - start)
+        taken = perf_counter() - start
+        return _Attempt(
+            step, said, error, Round(number, size, draw.name, macs, edge, bound, accepted, loss, worth, None, taken)
         )
-        return bool(accepted)
+
+    def _keep(self, attempt: _Attempt) -> Certificate:
+        """Make an attempt's student the ensemble's next."""
+        certificate, said = self.hedge.add(attempt.error), attempt.said
+        self.pool.features, self.held_features = said.features, said.held_features
+        self.held_outputs = torch.cat([self.held_outputs, said.held_outputs[:, None]], 1)
+        with torch.no_grad():
+            self.example_state = attempt.step(self.example_state)
+        self.steps.append(attempt.step)
+        self.macs, self.loss = self.macs + attempt.found.macs, attempt.found.loss
+        return certificate
+
+    def _answers(self, step: Step) -> _Said:
+        return _Said(
+            *self._run(step, self.pool.state, len(self.pool)), *self._run(step, self._held_state, len(self.labels))
+        )
 
     def _held_state(self, index: Tensor, device: torch.device) -> State:
         inputs = self.judged[index].to(device)

@@ -1,18 +1,19 @@
 """B-DISTIL's students: small networks that answer inside a range and may read what the one before them has computed.
 
 A student is called with (inputs, features of the student before or None) and gives (its own features, its outputs
-(b, classes)), |outputs| < reach. Where they come from is a factory; the class of functions that it draws from grows
-with `level`, as rounds fail.
+(b, classes)), |outputs| < reach. They are drawn from a class of functions, which grows as rounds fail: students that
+stand alone and students that read, and networks that are trained already, such as pruned variants of the teacher.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from math import ceil, log2
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,32 +21,43 @@ from torch import Tensor, nn
 from amc.call import Call
 from amc.cost.counts import count_cut_macs
 from amc.dynamic.pool import Range, centred
-from amc.errors import ModelError, UsageError
+from amc.errors import UsageError
 from amc.models.zoo import ModelSource
 from amc.surgery.recovery import evaluating
-from amc_search import Cap, uniform
-
-if TYPE_CHECKING:
-    from amc.dense import Dense
 
 SIDE = {1: 32, 2: 8}  # a small student's map is at most that long
 INSIDE = 0.999  # of the reach: tanh rounds to 1
-PRUNED_LR = 0.004  # of variants that were cut, and not trained since
 KERNEL = {1: 5, 2: 3}
 LAYERS: dict[int, tuple[Any, Any]] = {1: (nn.Conv1d, nn.BatchNorm1d), 2: (nn.Conv2d, nn.BatchNorm2d)}
 
 
+@dataclass(frozen=True, eq=False)
+class Draw:
+    """One candidate for a round.
+
+    Attributes:
+        name: what it is, in a word or two.
+        make: a fresh copy of it; where it is random, from torch's global generator.
+        lr: it is trained with; 0: it is taken as it is, its outputs depending on the inputs alone.
+    """
+
+    name: str
+    make: Callable[[], nn.Module]
+    lr: float
+
+
 class Students(Protocol):
-    """Where students come from."""
+    """Where students come from.
+
+    Attributes:
+        sizes: of the class of functions, which grows as rounds fail.
+    """
 
     @property
-    def levels(self) -> int: ...
+    def sizes(self) -> int: ...
 
-    @property
-    def lr(self) -> float: ...
-
-    def __call__(self, number: int, level: int, before: Tensor | None, within: Range) -> nn.Module:
-        """A fresh student for round `number`, from 0, out of the function class `level`, from 0 to `levels` - 1.
+    def draws(self, number: int, size: int, before: Tensor | None, within: Range) -> Sequence[Draw]:
+        """The candidates of round `number`, from 0, in the class `size`, from 0: the game keeps the best.
 
         `before` are the features (1, ...) that the student before leaves on one example.
         """
@@ -58,7 +70,7 @@ class ConvStudent(nn.Module):
     Args:
         input_shape: (channels, length) or (channels, height, width).
         width: channels of the first convolution; the map that is handed on has twice as many.
-        reads: channels of the features read, which must be as large as this student's own map; 0: it stands alone.
+        reads: channels of the features read: a map as large as this student's own, or a vector; 0: it stands alone.
         reach: B; outputs are B tanh(. / B), a little less.
     """
 
@@ -77,13 +89,13 @@ class ConvStudent(nn.Module):
         self.classifier = nn.Linear(2 * width, classes)
 
     def forward(self, inputs: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor]:
-        own = self.stem(inputs)
+        own = joined = self.stem(inputs)
         if self.reads:
             assert before is not None
-            joined, kept = torch.cat([own, before], 1), before if before.shape[1] == own.shape[1] else own
-        else:
-            joined, kept = own, own
-        features = torch.relu(self.leave(self.enter(joined)) + kept)
+            if before.ndim == 2:
+                before = before.view(*before.shape, *[1] * (own.ndim - 2)).expand(-1, -1, *own.shape[2:])
+            joined = torch.cat([own, before], 1)
+        features = torch.relu(self.leave(self.enter(joined)) + own)
         return features, bent(self.classifier(features.flatten(2).mean(2)), self.reach)
 
 
@@ -136,7 +148,8 @@ class AdoptedStudent(nn.Module):
         vector = self.network(inputs)
         outputs = self.scale * self.classifier(vector)
         if self.connection is not None:
-            outputs = outputs + self.connection(before)
+            assert before is not None
+            outputs = outputs + self.connection(before.flatten(2).mean(2) if before.ndim > 2 else before)
         return vector, bent(outputs, self.reach)
 
     def whole(self) -> nn.Module:
@@ -169,20 +182,21 @@ def last_linear(network: nn.Module, example: Tensor) -> str | None:
 
 @dataclass(frozen=True)
 class ConvStudents:
-    """Small convolutional students for maps (c, h, w) and series (c, l).
+    """Small convolutional students for maps (c, h, w) and series (c, l): one that reads the student before, one not.
 
-    Level 0 stands alone, level 1 reads the student before, each further one is half as wide again.
+    One that reads starts from more, one that stands alone errs more by itself: which is better differs from round to
+    round. Each class is twice as wide as the one before.
 
     Attributes:
         width: channels of the first convolution.
-        reuse: whether the student before may be read at all.
+        reuse: whether the student before may be read; if not, both stand alone and differ in where they start.
     """
 
     input_shape: tuple[int, ...]
     classes: int
     width: int = 16
     reuse: bool = True
-    levels: int = 4
+    sizes: int = 2
     lr: float = 0.015
 
     def __post_init__(self) -> None:
@@ -192,17 +206,21 @@ class ConvStudents:
                 f"{self.input_shape}; give a factory of your own networks"
             )
 
-    def __call__(self, number: int, level: int, before: Tensor | None, within: Range) -> nn.Module:
-        reads = before.shape[1] if before is not None and self.reuse and level > 0 else 0
-        width = round(self.width * 1.5 ** max(0, level - 1))
-        return ConvStudent(self.input_shape, self.classes, width, reads, within.reach)
+    def draws(self, number: int, size: int, before: Tensor | None, within: Range) -> Sequence[Draw]:
+        reads = 0 if before is None or not self.reuse else before.shape[1]
+        return [
+            Draw("reading" if read else "alone", partial(self.student, size, read, within.reach), self.lr)
+            for read in (0, reads)
+        ]
+
+    def student(self, size: int = 0, reads: int = 0, reach: float = 1.0) -> ConvStudent:
+        """One of the class `size`; `reads` as in `ConvStudent`."""
+        return ConvStudent(self.input_shape, self.classes, self.width * 2**size, reads, reach)
 
 
 @dataclass(frozen=True, eq=False)
 class AdoptedStudents:
-    """Networks of any kind, such as pruned variants of the teacher, warm as they come; each is copied, never changed.
-
-    Level 0 stands alone, level 1 reads the student before.
+    """Networks of any kind, warm as they come, and trained on; each is copied, never changed.
 
     Attributes:
         networks: one per round, used again from the first where rounds outnumber them; or a callable from the round to
@@ -212,21 +230,47 @@ class AdoptedStudents:
     networks: Sequence[nn.Module] | Callable[[int], nn.Module]
     example: Tensor
     sources: Sequence[ModelSource] = ()
-    levels: int = 2
+    sizes: int = 1
     lr: float = 0.001
 
-    def __call__(self, number: int, level: int, before: Tensor | None, within: Range) -> nn.Module:
+    def draws(self, number: int, size: int, before: Tensor | None, within: Range) -> Sequence[Draw]:
         networks = self.networks
-        network = networks(number) if callable(networks) else copy.deepcopy(networks[number % len(networks)])
         source = self.sources[number % len(self.sources)] if self.sources else None
-        if before is not None and before.ndim != 2:
-            raise ModelError("networks of any kind read vectors only; let all students come from one factory")
-        reads = before.shape[1] if before is not None and level > 0 else 0
-        return AdoptedStudent(network.requires_grad_(True), self.example, within.scale, reads, within.reach, source)
+
+        def make(reads: int) -> nn.Module:
+            network = networks(number) if callable(networks) else copy.deepcopy(networks[number % len(networks)])
+            return AdoptedStudent(network.requires_grad_(True), self.example, within.scale, reads, within.reach, source)
+
+        found = [Draw("alone", partial(make, 0), self.lr)]
+        return found if before is None else [*found, Draw("reading", partial(make, before.shape[1]), self.lr)]
+
+
+@dataclass(frozen=True, eq=False)
+class WithTrained:
+    """Fresh students, and beside them in every round networks that are trained already, taken as they are.
+
+    Attributes:
+        networks: name -> the network and what its skeleton can be built from.
+    """
+
+    fresh: Students
+    networks: Mapping[str, tuple[nn.Module, ModelSource | None]]
+    example: Tensor
+
+    @property
+    def sizes(self) -> int:
+        return self.fresh.sizes
+
+    def draws(self, number: int, size: int, before: Tensor | None, within: Range) -> Sequence[Draw]:
+        def make(network: nn.Module, source: ModelSource | None) -> nn.Module:
+            return AdoptedStudent(copy.deepcopy(network), self.example, within.scale, 0, within.reach, source)
+
+        trained = [Draw(name, partial(make, *given), 0.0) for name, given in self.networks.items()]
+        return [*self.fresh.draws(number, size, before, within), *trained]
 
 
 def small_students(teacher_macs: float, example: Tensor, classes: int, share: float = 0.05) -> ConvStudents:
-    """Convolutional students that read the one before, each of about `share` of the teacher's multiply-adds."""
+    """Convolutional students, of which the smallest that reads is of about `share` of the teacher's multiply-adds."""
     width = width_for(share * teacher_macs, example, classes, reads=True)
     return ConvStudents(tuple(example.shape[1:]), classes, width)
 
@@ -246,24 +290,10 @@ def width_for(macs: float, example: Tensor, classes: int, reads: bool) -> int:
 
 def conv_macs(students: ConvStudents, example: Tensor, reads: bool) -> int:
     """Multiply-adds of one of these students, which reads one like itself or stands alone; `example` is (1, ...)."""
-    first = students(0, 0, None, Range(1.0, 1.0)).to(example.device).eval()
+    first = students.student().to(example.device).eval()
     if not reads:
         return count_cut_macs(first, Call((example, None)))
     with torch.no_grad():
         features, _ = first(example, None)
-    second = students(1, 1, features, Range(1.0, 1.0)).to(example.device).eval()
+    second = students.student(reads=features.shape[1]).to(example.device).eval()
     return count_cut_macs(second, Call((example, features)))
-
-
-def pruned_students(dense: Dense, shares: Sequence[float]) -> AdoptedStudents:
-    """Variants of the dense network by uniform ratios, recovered but not fine-tuned, at `shares` of its multiply-adds.
-
-    Raises:
-        CapUnreachable: the smallest legal policy is over a share.
-    """
-    whole = dense.dense_costs()["macs"]
-    variants = [
-        dense.measure.realise(uniform(dense.space, (Cap(dense.costs["macs"], share * whole),))) for share in shares
-    ]
-    example = dense.example.args[0]
-    return AdoptedStudents(variants, example, sources=[dense.source] * len(variants), lr=PRUNED_LR)

@@ -39,6 +39,7 @@ def train_student(
     compute: Compute,
     seed: int,
     labels: float = 0.0,
+    earlier: Tensor | None = None,
 ) -> None:
     """Train the student in `step` to make S large, and leave it in `eval` mode.
 
@@ -47,6 +48,8 @@ def train_student(
         weights: K+ and K-, each (N, C), which sum to 1 together.
         schedule: its epochs are passes over the pool.
         labels: share of the loss that is the cross-entropy of the true labels, instead of -S.
+        earlier: (N, C) float32, the sum of the outputs of the students so far, to which this one's are added for that:
+            it learns what they get wrong, not once more what they know.
 
     Raises:
         ModelError: the loss is not finite.
@@ -65,7 +68,8 @@ def train_student(
         more, less = plus[index].to(compute.device), minus[index].to(compute.device)
         loss = -(1 - labels) * unit * surrogate(more, less, error, pool.range.reach) / len(index)
         if labels:
-            loss = loss + labels * cross_entropy(outputs / pool.range.scale, pool.labels[index].to(compute.device))
+            together = outputs if earlier is None else outputs + earlier[index].to(compute.device)
+            loss = loss + labels * cross_entropy(together / pool.range.scale, pool.labels[index].to(compute.device))
         if not bool(loss.isfinite()):
             raise ModelError(
                 f"the loss must stay finite, but is {loss.item()} at step {number}; lower the students' lr"

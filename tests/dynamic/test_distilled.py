@@ -14,7 +14,7 @@ from tests.dynamic.test_bdistil import CLASSES, CPU, SHAPES, Matched, toy_splits
 def test_every_method_answers_at_the_costs_of_the_prefixes_and_learns() -> None:
     splits = toy_splits(SHAPES["series"])
     rules = Rules(rounds=2, passes=4.0, batch_size=32, worth=-10.0)
-    students = ConvStudents(SHAPES["series"], CLASSES, width=16)
+    students = ConvStudents(SHAPES["series"], CLASSES, width=8)
     halves = torch.arange(0, len(splits.measure), 2)
     found, curves = compare(
         Matched(splits).eval(), splits, CPU, students=students, rules=rules, held_out=halves, seed=1
@@ -24,6 +24,7 @@ def test_every_method_answers_at_the_costs_of_the_prefixes_and_learns() -> None:
     assert names[0] == "B-DISTIL" and {"NO-RESCHED", "RESCHED", "uniform average", "residual boosting"} < set(names)
     for curve in curves:
         assert list(curve.macs) == sorted(curve.macs)
-        assert curve.macs == pytest.approx(curves[0].macs, rel=0.15)
+        if curve.method != "B-DISTIL, no reuse":  # a game of its own, which keeps students of its own
+            assert curve.macs == pytest.approx(curves[0].macs, rel=0.15)
         assert curve.accuracies == pytest.approx(curve.right.double().mean(1).tolist())
         assert curve.accuracies[-1] > 0.5, curve.method

@@ -1,8 +1,9 @@
 """What B-DISTIL is compared with at equal multiply-adds: other ensembles of small students, and single ones.
 
-All learn from the same pool of examples and teacher's outputs, with the same optimiser and as many passes; training
-compute is then as multiply-adds are. A single network as large as a prefix is what one would deploy if the time were
-known beforehand (NO-RESCHED in arXiv 2302.10093); an ensemble of networks that share nothing is RESCHED.
+All learn from the same pool of examples, labels and teacher's outputs, with the same optimiser and as many passes.
+B-DISTIL alone trains two candidates a round and keeps one; what that is worth by itself is seen where it may not reuse
+features. A single network as large as a prefix is what one would deploy if the time were known beforehand (NO-RESCHED
+in arXiv 2302.10093); an ensemble of networks that share nothing is RESCHED.
 """
 
 from __future__ import annotations
@@ -10,17 +11,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from amc.compute import Compute
+from amc.cost.counts import count_cut_macs
 from amc.data.splits import Split, Splits
 from amc.dynamic.bdistil import Distilled, Rules, distil, pool_of
 from amc.dynamic.ensemble import Ensemble, Step
 from amc.dynamic.pool import BATCH, Pool
-from amc.dynamic.students import ConvStudent, Students, width_for
+from amc.dynamic.students import ConvStudent, ConvStudents, small_students, width_for
 from amc.dynamic.votes import fit_votes
 from amc.dynamic.weak_learner import batches_without_end
 from amc.progress import Progress, Silent
@@ -88,11 +91,17 @@ class Contest:
         shape = tuple(self.example.shape[1:])
         return Step(self.compute.place(ConvStudent(shape, self.classes, width, 0, self.rules.reach)))
 
-    def train(self, step: Step, salt: int, target: Tensor | None) -> None:
-        """By squared error to `target` (N, C), or by the cross-entropy of the labels where it is None."""
+    def train(self, step: Step, salt: int, target: Tensor | None, earlier: Tensor | None = None) -> None:
+        """By squared error to `target` (N, C), and by the labels' cross-entropy with B-DISTIL's share; where `target`
+        is None by the latter alone.
+
+        Args:
+            earlier: (N, C) is added to the outputs before the labels are looked at.
+        """
         pool, rules, device = self.pool, self.rules, self.compute.device
         schedule = Schedule(optimizer="adamw", lr=LEARNING_RATE, weight_decay=rules.weight_decay)
         steps = round(rules.passes * len(pool) / rules.batch_size)
+        labels, unit = rules.labels if target is not None else 1.0, float(pool.target.square().mean())
         optimizer = optimizer_of(step, schedule)
         step.train()
         batches = batches_without_end(len(pool), rules.batch_size, self.seed * 1009 + salt)
@@ -100,10 +109,10 @@ class Contest:
             set_learning_rate(optimizer, schedule, number, steps)
             with self.compute.autocast():
                 outputs = step(pool.inputs[index].to(device))[2][:, 0].float()
-            if target is None:
-                loss = cross_entropy(outputs / pool.range.scale, pool.labels[index].to(device))
-            else:
-                loss = (outputs - target[index].to(device)).square().mean()
+            together = outputs if earlier is None else outputs + earlier[index].to(device)
+            loss = labels * cross_entropy(together / pool.range.scale, pool.labels[index].to(device))
+            if target is not None:
+                loss = loss + (1 - labels) * (outputs - target[index].to(device)).square().mean() / unit
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
@@ -122,9 +131,10 @@ def compare(
     splits: Splits,
     compute: Compute,
     *,
-    students: Students | None = None,
+    students: ConvStudents | None = None,
     rules: Rules | None = None,
     held_out: Tensor | None = None,
+    pool: Pool | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> tuple[Distilled, list[Curve]]:
@@ -133,11 +143,15 @@ def compare(
     Arguments are those of `amc.dynamic.bdistil.distil`.
     """
     rules, progress = rules or Rules(), progress or Silent()
-    pool = pool_of(teacher, splits, compute, rules, seed)
-    distilled = distil(
-        teacher, splits, compute, students=students, rules=rules, held_out=held_out, pool=pool, seed=seed,
-        progress=progress,
-    )  # fmt: skip
+    pool = pool or pool_of(teacher, splits, compute, rules, seed)
+    if students is None:
+        example = pool.inputs[:1].to(compute.device)
+        students = small_students(count_cut_macs(teacher, example), example, pool.target.shape[1])
+    settings: dict[str, Any] = {
+        "rules": rules, "held_out": held_out, "pool": pool, "seed": seed, "progress": progress
+    }  # fmt: skip
+    distilled = distil(teacher, splits, compute, students=students, **settings)
+    apart = distil(teacher, splits, compute, students=replace(students, reuse=False), **settings)
     inputs, labels = all_of(splits.measure)
     chosen = torch.arange(len(labels)) if held_out is None else held_out
     contest = Contest(pool, (inputs[chosen], labels[chosen]), all_of(splits.test), rules, compute, seed)
@@ -148,6 +162,7 @@ def compare(
     stage = progress.stage("train what it is compared with", 4)
     steps = independent(contest, bodies)
     curves = [ours, contest.curve("B-DISTIL, plain average", plain)]
+    curves.append(contest.curve("B-DISTIL, no reuse", apart.ensemble))
     curves += [uniform_average(contest, steps), rescheduled(contest, steps)]
     stage.advance()
     curves.append(residual_boosting(contest, bodies))
@@ -185,11 +200,13 @@ def rescheduled(contest: Contest, steps: Sequence[Step]) -> Curve:
 
 
 def residual_boosting(contest: Contest, macs: Sequence[float]) -> Curve:
-    """Each student by least squares on what the sum of those before has left of the teacher's outputs."""
+    """Each student by least squares on what the sum of those before has left of the teacher's outputs, and the labels
+    given that sum.
+    """
     steps, left = list[Step](), contest.pool.target
     for salt, size in enumerate(macs):
         steps.append(contest.student(size, 100 + salt))
-        contest.train(steps[-1], 100 + salt, left)
+        contest.train(steps[-1], 100 + salt, left, contest.pool.target - left)
         left = left - contest.answers(steps[-1], contest.pool.inputs)
     return contest.curve("residual boosting", _ensemble(contest, steps, [torch.ones(k + 1) for k in range(len(steps))]))
 

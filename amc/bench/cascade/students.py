@@ -16,12 +16,12 @@ import torch
 from amc.bench.cascade.distilled import Curve, compare
 from amc.bench.cascade.ground import Ground
 from amc.bench.cascade.verdict import Figures, Goal
-from amc.cost.counts import count_cut_macs
-from amc.dynamic.bdistil import Distilled, Rules, distil
-from amc.dynamic.records import parts_of
-from amc.dynamic.students import small_students
+from amc.data.splits import groups_of
+from amc.dynamic.bdistil import Distilled, Rules, distil, pool_of
+from amc.dynamic.division import parts_of
 
-ROUNDS = 5
+ROUNDS = 4
+SEEN = 50_000  # examples that a student is trained on
 OURS = "B-DISTIL"
 RIVALS = ("uniform average", "RESCHED", "residual boosting", "single, from scratch", "NO-RESCHED")
 TOLERANCE = 0.005  # by which a longer prefix may be worse on test
@@ -37,10 +37,13 @@ def measure(ground: Ground) -> tuple[Figures, dict[str, Any]]:
     """The figures of one seed."""
     family = ground.family
     dense, teacher = family.run.dense, family.dense
-    held_out = parts_of(len(dense.splits.measure), ground.seed)[0]
+    measured = dense.splits.measure
+    held_out = parts_of(len(measured), ground.seed, groups=groups_of(measured))[0]
     rules = Rules(rounds=ROUNDS)
+    pool = pool_of(teacher.model, dense.splits, dense.compute, rules, ground.seed)
+    rules = replace(rules, passes=SEEN / len(pool))
     settings: dict[str, Any] = {"held_out": held_out, "seed": ground.seed, "progress": ground.progress}
-    found, curves = compare(teacher.model, dense.splits, dense.compute, rules=rules, **settings)
+    found, curves = compare(teacher.model, dense.splits, dense.compute, rules=rules, pool=pool, **settings)
     by_name = {curve.method: curve for curve in curves}
     ours = by_name[OURS]
     taught = ground.records(teacher, "test")
@@ -53,18 +56,13 @@ def measure(ground: Ground) -> tuple[Figures, dict[str, Any]]:
     )
     for rival in RIVALS:
         figures[f"gain over {rival}"] = _gain(ours, by_name[rival])
-    figures["gain over its own plain average"] = _gain(ours, by_name[f"{OURS}, plain average"])
+    for without in ("plain average", "no reuse"):
+        figures[f"gain over itself, {without}"] = _gain(ours, by_name[f"{OURS}, {without}"])
     figures["behind NO-RESCHED"] = by_name["NO-RESCHED"].accuracies[-1] - ours.accuracies[-1]
     figures |= _certified(found)
-    example = next(iter(dense.splits.train.batches(1)))[0].to(dense.compute.device)
-    students = small_students(count_cut_macs(teacher.model, example), example, taught.logits.shape[2])
-    alone = distil(
-        teacher.model, dense.splits, dense.compute, students=replace(students, reuse=False), rules=rules, **settings
-    )
     saturated = distil(teacher.model, dense.splits, dense.compute, rules=replace(rules, share=1.0), **settings)
-    figures["held-out loss with reuse"] = found.rounds[-1].loss
-    figures["held-out loss without reuse"] = alone.rounds[-1].loss
-    figures["held-out loss of a teacher that fills the range"] = saturated.rounds[-1].loss
+    figures["held-out loss"] = found.loss
+    figures["held-out loss of a teacher that fills the range"] = saturated.loss
     told = {curve.method: {"macs": curve.macs, "accuracies": curve.accuracies} for curve in curves}
     return figures, {"curves": told, "rounds": [each.to_json() for each in found.rounds], "ended": found.why}
 
