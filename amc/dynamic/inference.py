@@ -5,7 +5,9 @@ What is given stays as it is; layers that are changed are new ones, all others a
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
@@ -92,7 +94,8 @@ def _alike(
 ) -> bool:
     """Whether a rebuilt stage answers, and hands on, what the given one does."""
     try:
-        found = [stage.run(batch, state) for batch, state in zip(batches, states, strict=True)]
+        with contextlib.redirect_stderr(io.StringIO()):  # torch.fx prints where a graph fails, beside raising
+            found = [stage.run(batch, state) for batch, state in zip(batches, states, strict=True)]
     except Exception:  # anyone's code, run by a trace of it
         return False
     pairs = list(zip(leaves(found), leaves(wanted), strict=False))

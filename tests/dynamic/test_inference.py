@@ -90,12 +90,13 @@ def test_networks_of_the_zoo_answer_as_they_did(name: str) -> None:
     torch.testing.assert_close(new, old, rtol=1e-3, atol=1e-3)
 
 
-def test_a_network_whose_trace_answers_otherwise_stays_as_it_is() -> None:
+def test_a_network_whose_trace_answers_otherwise_stays_as_it_is(capfd: pytest.CaptureFixture[str]) -> None:
     """Stages that look at what they are given are traced on one side of the question alone."""
     inputs = some_inputs(6)
     stages = some_stages(wrap=lambda module: module)
     ready = for_inference(stages, inputs, CPU)
     assert [new is old for new, old in zip(ready, stages, strict=True)] == [False, False, True, False]
+    assert not capfd.readouterr().err  # torch.fx prints what it fails in
     for new, old in zip(outputs_of(ready, inputs, CPU), outputs_of(stages, inputs, CPU), strict=True):
         torch.testing.assert_close(new, old, rtol=1e-4, atol=1e-4)
 
