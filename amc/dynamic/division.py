@@ -6,7 +6,6 @@ one would stand on both sides, and the promise would be of the same people alone
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -60,8 +59,8 @@ def _groups(number: int, groups: Tensor) -> tuple[Tensor, Tensor]:
     """The (number,) place of each example's group among all of them, and their sizes."""
     if groups.shape != (number,):
         raise DataError(f"groups must be one for each of {number} examples, but are {tuple(groups.shape)}; mend them")
-    _, place, sizes = np.unique(groups.numpy(), return_inverse=True, return_counts=True)
-    return torch.from_numpy(place), torch.from_numpy(sizes)
+    _, place, sizes = torch.unique(groups, return_inverse=True, return_counts=True)
+    return place, sizes
 
 
 def _near(sizes: Tensor, wanted: float, draw: torch.Generator) -> Tensor:

@@ -73,7 +73,7 @@ def rounded(module: nn.Module) -> nn.Module:
     if not isinstance(module, fx.GraphModule):
         return module
     for number, (node, layer) in enumerate(_layers(module)):
-        module.add_submodule(f"rounded{number}", _copied(layer, torch.bfloat16))
+        module.add_submodule(f"rounded{number}", copy.deepcopy(layer).bfloat16().requires_grad_(False))
         node.target = f"rounded{number}"
     return fx.GraphModule(module, module.graph, class_name="Rounded")
 
@@ -98,10 +98,10 @@ def _alike(
             found = [stage.run(batch, state) for batch, state in zip(batches, states, strict=True)]
     except Exception:  # anyone's code, run by a trace of it
         return False
-    pairs = list(zip(leaves(found), leaves(wanted), strict=False))
-    return len(list(leaves(found))) == len(list(leaves(wanted))) and all(
+    ours, theirs = ([tensor for _, tensor in leaves(answers)] for answers in (found, wanted))
+    return len(ours) == len(theirs) and all(
         new.shape == old.shape and bool((new - old).abs().max() <= TOLERANCE * (1 + old.abs().max()))
-        for (_, new), (_, old) in pairs
+        for new, old in zip(ours, theirs, strict=True)
     )
 
 
@@ -127,14 +127,4 @@ def _norm_behind(traced: fx.GraphModule, node: fx.Node, layer: nn.Module) -> nn.
 def _fold(layer: nn.Module, norm: nn.Module) -> nn.Module:
     fold = fuse_linear_bn_eval if isinstance(layer, nn.Linear) else fuse_conv_bn_eval
     made: nn.Module = fold(layer, norm)  # type: ignore[arg-type, type-var]
-    return made
-
-
-def _copied(layer: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """The same layer with parameters of its own."""
-    made = copy.copy(layer)
-    made._parameters = {
-        name: None if parameter is None else nn.Parameter(parameter.to(dtype), requires_grad=False)
-        for name, parameter in layer._parameters.items()
-    }
     return made
