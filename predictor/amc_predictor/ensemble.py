@@ -4,7 +4,7 @@ Notation in this package
 n: measured policies. b: policies asked about. d: columns, one a group, or more where bits are chosen too.
 m: members of the ensemble. K: folds.
 x: policies (b, d): kept fractions in [0, 1], bits in [1, 32].
-F: features (b, 4d), or (b, 4d + 2) with a sensitivity, scaled on the measured policies; see `amc_predictor.features`.
+F: features (b, 4d), or (b, 5d + 2) with a sensitivity, scaled on the measured policies; see `amc_predictor.features`.
 y: accuracy in [0, 1]. z: score, the scale of the link on which accuracy behaves; y = link.accuracy(z).
 f: mean of the process, (b,) in score. g_j: network j of m, (b,) in score. mean = link.accuracy(f + mean_j g_j).
 h: variance of f (b,), in score squared; grows with the distance from the measured policies.
@@ -207,7 +207,8 @@ class EnsemblePredictor:
             raise ValueError(f"a predictor's state has tensors model.* and ranks.*, got {sorted(state)}")
         members, groups, hidden = model["inner"].shape
         sensitivity = Sensitivity(model["kept"], model["harm"])
-        features, terms = 4 * groups + TOLD * bool(sensitivity), terms_of(model["bits"], bool(sensitivity))
+        features = 5 * groups + TOLD if sensitivity else 4 * groups
+        terms = terms_of(model["bits"], bool(sensitivity))
         if len(model["center"]) != features:
             raise ValueError(f"a predictor of {groups} groups has {features} features, got {len(model['center'])}")
         if len(model["amplitudes"]) != terms:
@@ -236,7 +237,8 @@ class EnsemblePredictor:
             Process.of(features[rows], score[rows], scaling.bits, choice)
             for rows, choice in zip(seen, choices, strict=True)
         ]
-        networks = self._networks(features, labels, torch.stack([p.score(features) for p in processes]), seen, link)
+        offset = torch.stack([p.score(features) for p in processes])
+        networks = self._networks(features[:, : inputs.shape[1]], labels, offset, seen, link)
         models = []
         for index, process in enumerate(processes):
             part = slice(index * self.members, (index + 1) * self.members)
@@ -267,13 +269,13 @@ class EnsemblePredictor:
     def _networks(self, features: Tensor, labels: Tensor, offset: Tensor, seen: Tensor, link: Link) -> Networks:
         """Train the networks of all folds, and of everything, at once: (K + 1) times `members` of them."""
         generator = torch.Generator().manual_seed(self.seed)
-        count, groups = len(seen) * self.members, features.shape[1] // 4
+        count = len(seen) * self.members
         chance = seen.float().repeat_interleave(self.members, dim=0)
         draws = torch.multinomial(chance, len(labels), replacement=True, generator=generator)
         weight = torch.zeros_like(chance).scatter_add_(1, draws, torch.ones_like(chance))
         return train(
-            Networks.untrained(count, groups, self.hidden, generator),
-            inputs=features[:, :groups].float(),
+            Networks.untrained(count, features.shape[1], self.hidden, generator),
+            inputs=features.float(),
             offset=offset.float().repeat_interleave(self.members, dim=0),
             accuracy=labels.float(),
             weight=weight,

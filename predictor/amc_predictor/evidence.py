@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from torch import Tensor
 
-from amc_predictor.kernel import terms
+from amc_predictor.kernel import terms, terms_of
 from amc_predictor.link import Link
 
 SIGNAL, NOISE = 0.5, 0.1  # prior medians: variance of all terms together, and of the noise
@@ -55,7 +55,7 @@ class Evidence:
     """The marginal likelihood of measured policies, for any scores of theirs.
 
     Args:
-        features: (n, 4d), or (n, 4d + 2) where the sensitivity is known.
+        features: (n, 4d), or (n, 5d + 2) where the sensitivity is known.
         bits: (d,) bool, which columns are bits.
     """
 
@@ -68,7 +68,7 @@ class Evidence:
         self.seen = size > 1e-9  # nothing was measured that tells of the others
         self.size = torch.where(self.seen, size, torch.ones_like(size))
         self.terms = (centred / self.size[:, None, None]).flatten(1)
-        told = features.shape[1] - 4 * len(bits)
+        told = len(size) - terms_of(bits)
         usual = len(size) - told - 1
         trust = TRUST if told else 0.0
         shares = [(1 - WITHOUT - trust) / usual] * usual + [WITHOUT] + [trust / max(told, 1)] * told

@@ -9,8 +9,9 @@ features, so that everything behind them treats both kinds alike:
 The second falls steeply where a group is cut to the bone, or is the power of a quantiser's noise; in the third,
 distances between policies are relative; the fourth tells a group that keeps nothing from one that is thin.
 
-Where the groups' sensitivity is known a policy has two features more, t and log(t + c): what its cuts, each alone,
-would cost together. The logarithm, since what is lost together is no sum where much is cut.
+Where the groups' sensitivity is known each column has a fifth, h, what its cut costs alone, and a policy has two
+features more, t and log(t + c): what its cuts, each alone, would cost together. The logarithm, since what is lost
+together is no sum where much is cut.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from amc_predictor.sensitivity import THINNEST, Sensitivity
 STEEPNESS = 4.0  # of exp(-STEEPNESS x)
 FOUR = 1.3862943611198906  # log 4: the power of a quantiser's noise falls fourfold a bit
 FLOOR = 0.1  # c, as a share of the t usual among the measured policies
-TOLD = 2  # features of the sensitivity: t, log(t + c); fewer than 4, so that F // 4 is the number of columns
+LOGS, HARMS = 2, 4  # places of the third and the fifth feature
+TOLD = 2  # features of a whole policy: t, log(t + c)
 
 
 def kinds_of(bits: Tensor) -> list[Tensor]:
@@ -35,11 +37,13 @@ def kinds_of(bits: Tensor) -> list[Tensor]:
 
 @dataclass(frozen=True)
 class Scaling:
-    """Policies -> features: the first two standardised, of the last two the typical distance of two policies is 1.
+    """Policies -> features: linear ones standardised; of the others, two policies are typically 1 apart in each.
+
+    In the third and the fifth that is the sum of the columns' distances, in the fourth the root of their squares.
 
     Attributes:
         bits: (d,) bool, which columns are bits.
-        center, width: (4d,), or (4d + 2,) where the sensitivity is known.
+        center, width: (4d,), or (5d + 2,) where the sensitivity is known.
         sensitivity: of the groups, or one that says nothing.
         floor: () c.
     """
@@ -54,30 +58,39 @@ class Scaling:
     def of(cls, policies: Tensor, bits: Tensor, sensitivity: Sensitivity | None = None) -> Scaling:
         """Scaled on policies (n, d)."""
         sensitivity = sensitivity or Sensitivity.unknown(len(bits))
-        usual = sensitivity(policies).median() if sensitivity else torch.zeros(()).double()
+        usual = sensitivity(policies).sum(dim=1).median() if sensitivity else torch.zeros(()).double()
         floor = (FLOOR * usual).clamp_min(1e-6)
         raw = _raw(policies, bits, sensitivity, floor)
         spread = raw.std(dim=0, correction=0)
         width = torch.where(spread > 1e-6, spread, torch.ones_like(spread))
         columns, kinds = len(bits), kinds_of(bits)
         for kind in kinds:
-            for part in (2 * columns + kind, 3 * columns + kind):
-                apart = (2 * len(kinds) * spread[part].square().sum()).sqrt()
-                width[part] = apart if apart > 1e-6 else 1.0
+            logs, dropped = LOGS * columns + kind, 3 * columns + kind
+            width[logs] = _unit(len(kinds) * torch.pdist(raw[:, logs], p=1).mean())
+            width[dropped] = _unit((2 * len(kinds) * spread[dropped].square().sum()).sqrt())
+        if sensitivity:
+            harms = slice(HARMS * columns, (HARMS + 1) * columns)
+            width[harms] = _unit(torch.pdist(raw[:, harms], p=1).mean())
         return cls(bits, raw.mean(dim=0), width, sensitivity, floor)
 
     def __call__(self, policies: Tensor) -> Tensor:
-        """(b, d) -> (b, 4d), or (b, 4d + 2) where the sensitivity is known."""
+        """(b, d) -> (b, 4d), or (b, 5d + 2) where the sensitivity is known."""
         return (_raw(policies, self.bits, self.sensitivity, self.floor) - self.center) / self.width
 
 
 def _raw(policies: Tensor, bits: Tensor, sensitivity: Sensitivity, floor: Tensor) -> Tensor:
-    """(b, d) -> (b, 4d), as the table above has them, and the two of the sensitivity."""
+    """(b, d) -> (b, 4d), as the table above has them, and what the sensitivity adds."""
     steepness = torch.where(bits, FOUR, STEEPNESS).to(policies)
     thinnest = torch.where(bits, 0.0, THINNEST).to(policies)
     dropped = ((policies <= 0) & ~bits).to(policies)
     features = [policies, (-steepness * policies).exp(), (policies + thinnest).log(), dropped]
     if sensitivity:
-        together = sensitivity(policies)[:, None]
-        features += [together, (together + floor).log()]
+        harms = sensitivity(policies)
+        together = harms.sum(dim=1, keepdim=True)
+        features += [harms, together, (together + floor).log()]
     return torch.cat(features, dim=-1)
+
+
+def _unit(apart: Tensor) -> Tensor:
+    """What counts as 1: a typical distance, where there is any."""
+    return apart if apart > 1e-6 else torch.ones_like(apart)

@@ -61,11 +61,11 @@ class Sensitivity:
         return self.kept.shape[1] > 1
 
     def __call__(self, policies: Tensor) -> Tensor:
-        """Kept fractions (b, d) float64 -> the sum of all groups' losses, (b,); differentiable."""
+        """Kept fractions (b, d) float64 -> what each group's cut costs alone, (b, d); differentiable."""
         places = (self.kept + THINNEST).log()
         here = (policies.clamp(0, 1) + THINNEST).log().T.contiguous()  # (d, b)
         right = torch.searchsorted(places, here.detach()).clamp(1, places.shape[1] - 1)
         start, end = places.gather(1, right - 1), places.gather(1, right)
         before, after = self.harm.gather(1, right - 1), self.harm.gather(1, right)
         share = ((here - start) / (end - start).clamp_min(1e-12)).clamp(0, 1)
-        return (before + share * (after - before)).sum(dim=0)
+        return (before + share * (after - before)).T

@@ -107,6 +107,18 @@ def test_what_two_groups_do_together_is_learned() -> None:
     assert kendall(predictor.predict(policies[120:])[0], accuracy[120:]) > 0.7
 
 
+def test_what_a_single_level_does_is_learned() -> None:
+    """Where each level of a group has a worth of its own, beside the trend, new policies are ordered by it."""
+    generator = torch.Generator().manual_seed(5)
+    levels = torch.randint(1, 9, (500, 8), generator=generator)
+    worth = 0.02 * torch.randn(8, 9, generator=generator, dtype=torch.float64)
+    policies = levels.double() / 8
+    accuracy = 0.5 + 0.02 * policies.sum(dim=1) + worth[torch.arange(8), levels].sum(dim=1)
+    predictor = EnsemblePredictor()
+    predictor.fit(policies[:120], accuracy[:120])
+    assert kendall(predictor.predict(policies[120:])[0], accuracy[120:]) > 0.6
+
+
 def test_labels_near_floor_and_ceiling_are_learned() -> None:
     """Accuracy that saturates at chance and at the dense accuracy is predicted to two points from 64 policies."""
     policies, accuracy = sigmoid_network(564, 12)
@@ -218,7 +230,7 @@ def test_a_foreign_state_is_refused() -> None:
     state = fitted().state()
     with pytest.raises(ValueError, match="20 groups has 80 features, got 60"):
         EnsemblePredictor.from_state(state | {"model.center": state["model.center"][:60]})
-    with pytest.raises(ValueError, match="13 amplitudes, got 9"):
+    with pytest.raises(ValueError, match="11 amplitudes, got 9"):
         EnsemblePredictor.from_state(state | {"model.amplitudes": state["model.amplitudes"][:9]})
     with pytest.raises(ValueError, match=r"got \['weight'\]"):
         EnsemblePredictor.from_state({"weight": torch.zeros(1)})

@@ -9,6 +9,7 @@ from amc_predictor.evidence import Evidence
 from amc_predictor.features import Scaling
 from amc_predictor.kernel import Kernel, terms, terms_of
 from amc_predictor.link import Link, candidate_links
+from amc_predictor.sensitivity import Sensitivity
 from tests.predictor.measured import BITS, mixed_network, sigmoid_network
 
 
@@ -21,12 +22,20 @@ def mixed_features(count: int = 30) -> tuple[torch.Tensor, torch.Tensor]:
     return Scaling.of(policies, bits)(policies), bits
 
 
+def told_features(count: int = 30) -> tuple[torch.Tensor, torch.Tensor]:
+    policies, _ = sigmoid_network(count, 5)
+    policies[::3, 1] = 0.0
+    sensitivity = Sensitivity.of([([0.0, 0.3], [2.0 * group, group]) for group in range(5)])
+    bits = torch.zeros(5, dtype=torch.bool)
+    return Scaling.of(policies, bits, sensitivity)(policies), bits
+
+
 @settings(deadline=None, max_examples=20)
-@given(st.integers(0, 2**16))
-def test_the_kernel_is_the_sum_of_its_terms(seed: int) -> None:
+@given(st.integers(0, 2**16), st.booleans())
+def test_the_kernel_is_the_sum_of_its_terms(seed: int, is_told: bool) -> None:
     """At any amplitudes, some of them zero, it is their weighted sum, its diagonal what `own` says, and symmetric."""
-    features, bits = mixed_features()
-    amplitudes = torch.rand(terms_of(bits), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    features, bits = told_features() if is_told else mixed_features()
+    amplitudes = torch.rand(terms_of(bits, is_told), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     kernel = Kernel(bits, amplitudes * (amplitudes > 0.3))
     wanted = torch.einsum("t,tij->ij", kernel.amplitudes, terms(features, bits))
     torch.testing.assert_close(kernel(features, features), wanted)
