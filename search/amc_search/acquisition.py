@@ -135,15 +135,16 @@ SCORES: dict[str, Callable[[Policies, Knowledge], Scores]] = {
     "seernet": seernet,
 }
 
-# Default shares of a batch. The random arm is never left out: SeerNet's own score alone does worse than random.
-ARMS: dict[str, float] = {"improvement": 0.8, "random": 0.2}
+# Default shares of a batch. The random arm is never left out, since a predictor may be wrong where nothing was measured;
+# but near a cap few random policies are any good, so its share is small.
+ARMS: dict[str, float] = {"improvement": 0.95, "random": 0.05}
 
 # What `acquisition=` names. "exploring" gives some of the leading arm's share to what the predictor doubts and to what
 # is far from all that was measured; "seernet" is the paper's way: its score alone, with our random share. Both for
 # comparison.
 ACQUISITIONS: dict[str, Mapping[str, float]] = {
     "informative": ARMS,
-    "exploring": {**ARMS, "improvement": 0.5, "disagreement": 0.17, "distance": 0.11},
+    "exploring": {**ARMS, "improvement": 0.67, "disagreement": 0.17, "distance": 0.11},
     "seernet": {"seernet": 1 - ARMS["random"], "random": ARMS["random"]},
 }
 
