@@ -135,7 +135,7 @@ SCORES: dict[str, Callable[[Policies, Knowledge], Scores]] = {
     "seernet": seernet,
 }
 
-# Default shares of a batch. The random arm is never left out, since a predictor may be wrong where nothing was measured;
+# Default shares of a batch. The random arm is never left out, as a predictor may be wrong where nothing was measured;
 # but near a cap few random policies are any good, so its share is small.
 ARMS: dict[str, float] = {"improvement": 0.95, "random": 0.05}
 
