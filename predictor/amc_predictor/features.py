@@ -26,7 +26,7 @@ from amc_predictor.sensitivity import THINNEST, Sensitivity
 STEEPNESS = 4.0  # of exp(-STEEPNESS x)
 FOUR = 1.3862943611198906  # log 4: the power of a quantiser's noise falls fourfold a bit
 FLOOR = 0.1  # c, as a share of the t usual among the measured policies
-LOGS, HARMS = 2, 4  # places of the third and the fifth feature
+LOGS, DROPPED, HARMS = 2, 3, 4  # places of the third, fourth and fifth feature
 TOLD = 2  # features of a whole policy: t, log(t + c)
 
 
@@ -65,7 +65,7 @@ class Scaling:
         width = torch.where(spread > 1e-6, spread, torch.ones_like(spread))
         columns, kinds = len(bits), kinds_of(bits)
         for kind in kinds:
-            logs, dropped = LOGS * columns + kind, 3 * columns + kind
+            logs, dropped = LOGS * columns + kind, DROPPED * columns + kind
             width[logs] = _unit(len(kinds) * torch.pdist(raw[:, logs], p=1).mean())
             width[dropped] = _unit((2 * len(kinds) * spread[dropped].square().sum()).sqrt())
         if sensitivity:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from amc_predictor.features import HARMS, LOGS, TOLD, kinds_of
+from amc_predictor.features import DROPPED, HARMS, LOGS, TOLD, kinds_of
 
 OTHERS = 3  # terms near, pairs and dropped
 TOLD_TERMS = TOLD + 1  # linear in each of the sensitivity's sums, and near in what makes them up
@@ -109,9 +109,13 @@ def terms(features: Tensor, bits: Tensor) -> Tensor:
 
 def _nearness(left: Tensor, right: Tensor, columns: int, feature: int) -> Tensor:
     """(b, F), (n, F) -> (b, n): 1 where policies agree in a feature, 1 / e where they are typically far apart."""
-    own = slice(feature * columns, (feature + 1) * columns)
-    near: Tensor = (-torch.cdist(left[:, own], right[:, own], p=1)).exp()
+    near: Tensor = (-torch.cdist(_block(left, columns, feature), _block(right, columns, feature), p=1)).exp()
     return near
+
+
+def _block(features: Tensor, columns: int, feature: int) -> Tensor:
+    """(b, F) -> (b, d): one feature of every column."""
+    return features[:, feature * columns : (feature + 1) * columns]
 
 
 def _even(features: Tensor, bits: Tensor) -> Tensor:
@@ -124,7 +128,7 @@ def _even(features: Tensor, bits: Tensor) -> Tensor:
 
 def _dropped(features: Tensor, columns: int) -> Tensor:
     """(b, F) -> (b, d + 1): which groups are dropped and how many, so that products with itself are 1 on average."""
-    which = features[:, 3 * columns : 4 * columns]
+    which = _block(features, columns, DROPPED)
     unit: float = (2 / (1 + 1 / columns)) ** 0.5
     both: Tensor = torch.cat([which, which.sum(dim=1, keepdim=True) / columns**0.5], dim=1) * unit
     return both
