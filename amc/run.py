@@ -38,7 +38,8 @@ from amc.folder import RECIPE, RunFolder, read_recipe
 from amc.progress import Progress
 from amc.recipe import Recipe, resolved_toml
 from amc.release.archive import load_network, save_network
-from amc.selection import best_candidates, best_of, load_predictor
+from amc.selection import best_candidates, best_of, fit_predictor, load_predictor
+from amc.sensitivity import sensitivity_of
 from amc.study import Study
 from amc.trial import Trial
 from amc_predictor import EnsemblePredictor
@@ -134,7 +135,14 @@ class Run(RunFolder):
 
     @cached_property
     def predictor(self) -> EnsemblePredictor:
-        return load_predictor(self.folder / PREDICTOR)
+        """The one that was kept, or, where that is lost or of another version, one that learns from the same trials."""
+        return load_predictor(self.folder / PREDICTOR) or fit_predictor(
+            self.dense.space,
+            self.trials,
+            self.metrics["dense"]["measure_accuracy"],
+            self.recipe.seed,
+            sensitivity_of(self.dense, self.study),
+        )
 
     @cached_property
     def study(self) -> Study:

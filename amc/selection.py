@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from amc.budget import format_cost
-from amc.errors import BudgetUnreachable, RunError
+from amc.errors import BudgetUnreachable
 from amc.files import write_whole
 from amc.labels import labels_of
 from amc.study import Study
@@ -161,12 +161,12 @@ def save_predictor(path: Path, predictor: EnsemblePredictor) -> None:
     write_whole(path, lambda file: file.write(payload))
 
 
-def load_predictor(path: Path) -> EnsemblePredictor:
-    """Raises `RunError` when the file is missing or broken."""
+def load_predictor(path: Path) -> EnsemblePredictor | None:
+    """None when the file is missing, broken, or of another version."""
     try:
         return EnsemblePredictor.from_state(load(path.read_bytes()))
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise RunError(f"{path} must be a predictor, but: {error}; run the same `amc compress` again") from None
+    except (OSError, SafetensorError, KeyError, ValueError):
+        return None
 
 
 def warn_if_poor(predictor: EnsemblePredictor) -> str | None:

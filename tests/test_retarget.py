@@ -3,6 +3,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save
 
 from amc.progress import Silent
 from amc.retarget import retarget
@@ -20,3 +21,23 @@ def test_removed_branches_are_told(shallow_run: Run, tmp_path: Path, budget: str
     assert found.record["removed"] == removed and bool(removed) == shallow
     assert (f"  removed    the branches of {', '.join(removed)}" in found.text.splitlines()) == shallow
     assert ("  removed" in found.text) == shallow
+
+
+@pytest.mark.parametrize("harm", ["missing", "torn", "of another version"])
+def test_a_lost_predictor_is_learned_again(tiny_run: Run, tmp_path: Path, harm: str) -> None:
+    """Trials are what a run is worth: without a predictor that can be read, one is fitted to them, and climbed."""
+    folder = tmp_path / "run"
+    shutil.copytree(tiny_run.folder, folder)
+    kept = folder / "predictor.safetensors"
+    if harm == "missing":
+        kept.unlink()
+    elif harm == "torn":
+        kept.write_bytes(kept.read_bytes()[:100])
+    else:
+        state = load_file(kept)
+        kept.write_bytes(save(state | {"model.amplitudes": state["model.amplitudes"][1:]}))
+    again, whole = Run(folder).retarget("50%"), tiny_run.retarget("50%")
+    assert again.costs["macs"] <= tiny_run.metrics["dense"]["macs"] / 2
+    fractions = tiny_run.dense.space.fractions(whole.candidates.policies)
+    told = [run.predictor.predict(fractions)[0] for run in (again.run, tiny_run)]
+    assert (told[0] - told[1]).abs().max() < 0.15
