@@ -45,12 +45,12 @@ class Kernel:
     def __call__(self, left: Tensor, right: Tensor) -> Tensor:
         """Features (b, F), (n, F) -> (b, n), F = 4d or 5d + 2."""
         columns = len(self.bits)
-        near, pairs, dropped, *told = self._others
+        near, pairs, dropped, alike = self._others
         covariance: Tensor = self._additive(left) @ self._additive(right).T
         if near:
             covariance = covariance + near * _nearness(left, right, columns, LOGS)
-        if told and told[0]:
-            covariance = covariance + told[0] * _nearness(left, right, columns, HARMS)
+        if alike:
+            covariance = covariance + alike * _nearness(left, right, columns, HARMS)
         if pairs:
             covariance = covariance + pairs * (_even(left, self.bits) @ _even(right, self.bits).T).square()
         if dropped:
@@ -59,8 +59,8 @@ class Kernel:
 
     def own(self, features: Tensor) -> Tensor:
         """k(x, x) of each row, (b,)."""
-        near, pairs, dropped, *told = self._others
-        variance: Tensor = self._additive(features).square().sum(1) + near + sum(told)
+        near, pairs, dropped, alike = self._others
+        variance: Tensor = self._additive(features).square().sum(1) + near + alike
         if pairs:
             variance = variance + pairs * _even(features, self.bits).square().sum(1).square()
         if dropped:
@@ -68,11 +68,10 @@ class Kernel:
         return variance
 
     @property
-    def _others(self) -> list[float]:
-        """The amplitudes that are not of linear terms: near, pairs, dropped, and near in the harms where told."""
-        first = 4 * len(kinds_of(self.bits))
-        others: list[float] = self.amplitudes[first : len(self.amplitudes) - TOLD if self._is_told else None].tolist()
-        return others
+    def _others(self) -> tuple[float, float, float, float]:
+        """The amplitudes that are not of linear terms: near, pairs, dropped, and near in the harms, 0 if untold."""
+        near, pairs, dropped, *told = self.amplitudes[4 * len(kinds_of(self.bits)) :].tolist()
+        return near, pairs, dropped, told[0] if told else 0.0
 
     @property
     def _is_told(self) -> bool:
