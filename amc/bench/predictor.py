@@ -21,6 +21,7 @@ from amc_predictor.examples import MOST_BITS
 from amc_predictor.ranks import kendall, spearman
 
 OURS = "amc"
+PLACED = "amc, place told"  # each policy's place in the file besides: better than ours only where the labels drift
 FEWEST = 10  # policies in a file: 8 to learn from, 2 to be judged on
 HELD = 0.2  # of the policies
 COVERAGE = 0.9
@@ -158,11 +159,14 @@ def _judged(measured: Measured, known: NDArray[np.int64], asked: NDArray[np.int6
     truth = torch.from_numpy(labels[asked])
     judge = partial(_figures, truth=truth, least=CONSTANT * float(labels.std()))
     policies = torch.from_numpy(np.where(bits, rows, 1 - rows))
-    ours = EnsemblePredictor(seed=seed, bits=np.flatnonzero(bits).tolist())
-    ours.fit(policies[known], torch.from_numpy(labels[known]))
-    low, high = ours.interval(policies[asked], COVERAGE)
-    covered = float(((low <= truth) & (truth <= high)).double().mean())
-    judged = {OURS: {**judge(ours.predict(policies[asked])[0]), "coverage_90": covered}}
+    place = torch.linspace(0, 1, len(labels), dtype=torch.float64)[:, None]
+    judged: dict[str, Figures] = {}
+    for name, inputs in {OURS: policies, PLACED: torch.cat([policies, place], dim=1)}.items():
+        ours = EnsemblePredictor(seed=seed, bits=np.flatnonzero(bits).tolist())
+        ours.fit(inputs[known], torch.from_numpy(labels[known]))
+        low, high = ours.interval(inputs[asked], COVERAGE)
+        covered = float(((low <= truth) & (truth <= high)).double().mean())
+        judged[name] = {**judge(ours.predict(inputs[asked])[0]), "coverage_90": covered}
     for name, make in baselines(bits, float(rows.max()), seed).items():
         judged[name] = judge(torch.from_numpy(predicted(make(), rows[known], labels[known], rows[asked])))
     return judged
@@ -211,10 +215,30 @@ def predictor_text(found: dict[str, Any]) -> str:
         lines.append(
             "Constant: fits that predict one accuracy for all; they order nothing, and RMSE alone counts them."
         )
+    lines += _drift(found["rows"])
     if found["left_out"]:
         missing = " and ".join(map(str, found["left_out"]))
         lines.append(f"--labels {missing} left out: a split has {found['policies'] - found['held_out']} to learn from.")
     return "\n".join(lines)
+
+
+def _drift(rows: list[dict[str, Any]]) -> list[str]:
+    """What the place in the file tells of the labels beside the policy, where learned from the most labels; or nothing.
+
+    Told only where it is more than three standard errors of the paired differences of Kendall over the splits.
+    """
+    most = max(row["labels"] for row in rows)
+    ours, placed = (
+        next(row["kendall"]["values"] for row in rows if (row["labels"], row["predictor"]) == (most, name))
+        for name in (OURS, PLACED)
+    )
+    gains = [with_it - without for without, with_it in zip(ours, placed, strict=True) if None not in (without, with_it)]
+    if len(gains) < 2 or mean(gains) <= 3 * stdev(gains) / len(gains) ** 0.5:
+        return []
+    return [
+        f"The labels drift along the file: told a policy's place in it, ours gains {mean(gains):.3f} of Kendall. No "
+        "predictor of policies can learn that; measure a few policies again, early and late."
+    ]
 
 
 def _told(figure: dict[str, Any] | None, unit: float) -> str:
