@@ -16,7 +16,7 @@ s: slope of the link, accuracy per score. std^2 = scale^2 (s^2 sigma^2 + max(s, 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Self
 
 import torch
@@ -27,82 +27,19 @@ from amc_predictor.evidence import Choice, Evidence
 from amc_predictor.examples import bits_mask, checked_examples, checked_policies, fold_of_each
 from amc_predictor.features import TOLD, Scaling
 from amc_predictor.kernel import terms_of
-from amc_predictor.link import KINDS, Link, candidate_links
-from amc_predictor.networks import Networks, Training, train
-from amc_predictor.process import PROCESS_TENSORS, Process
+from amc_predictor.link import Link, candidate_links
+from amc_predictor.model import MODEL_TENSORS, Model
+from amc_predictor.networks import MANY_HIDDEN, Networks, Training, train, train_on_many
+from amc_predictor.process import Process, projections
 from amc_predictor.ranks import Ranks
 from amc_predictor.sensitivity import Sensitivity
-from amc_predictor.subset import JUDGED, telling
 
 NOISE_FLOOR = 1e-4  # of accuracy: labels that happen to agree are no proof of certainty
 SCALE_FLOOR = 0.1
 MEDIAN_OF_NORMAL = 0.6745  # of |z|; a median, since one wrecked policy far off would widen every interval
+LARGEST = 320  # policies of an exact process, whose cost grows with their cube; of more, so many anchors
+JUDGED = 160  # policies, drawn at random, that the search for variances looks at: it costs their cube at every step
 RANK_TENSORS = ("accuracy", "mean", "std", "low", "high", "fold")
-MODEL_TENSORS = (
-    *("center", "width", "kept", "harm", "floor", "link", "slope", "scale", "inner", "bias", "outer"),
-    *PROCESS_TENSORS,
-)
-
-
-@dataclass(frozen=True)
-class Model:
-    """One fitted ensemble: policies -> mean and standard deviation.
-
-    Attributes:
-        scaling: policies to features.
-        link: score to accuracy.
-        process: f and h.
-        networks: g, m of them.
-        slope: () s_typical.
-        scale: () of the standard deviation.
-    """
-
-    scaling: Scaling
-    link: Link
-    process: Process
-    networks: Networks
-    slope: Tensor
-    scale: Tensor
-
-    @property
-    def groups(self) -> int:
-        return self.networks.inner.shape[1]
-
-    def __call__(self, policies: Tensor) -> tuple[Tensor, Tensor]:
-        """(b, d) float64 -> mean (b,), std (b,)."""
-        features = self.scaling(policies)
-        outputs = self.networks(features[:, : self.groups])
-        learned = outputs.mean(dim=0)
-        expected, variance = self.process.score_and_variance(features)
-        score = expected + learned
-        unknown = variance + (outputs - learned).square().mean(dim=0)
-        slope = self.link.slope(score)
-        variance = slope.square() * self.process.noise + torch.maximum(slope, self.slope).square() * unknown
-        return self.link.accuracy(score), self.scale * variance.sqrt()
-
-    def tensors(self) -> dict[str, Tensor]:
-        link = torch.tensor([KINDS.index(self.link.kind), self.link.floor, self.link.ceiling], dtype=torch.float64)
-        scaling = vars(self.scaling) | vars(self.scaling.sensitivity)
-        del scaling["sensitivity"]
-        parts = scaling | vars(self.process) | vars(self.networks)
-        return parts | {"link": link, "slope": self.slope, "scale": self.scale}
-
-    @classmethod
-    def of_tensors(cls, tensors: dict[str, Tensor]) -> Model:
-        kind, floor, ceiling = tensors["link"].tolist()
-        return cls(
-            Scaling(
-                tensors["bits"],
-                tensors["center"],
-                tensors["width"],
-                Sensitivity(tensors["kept"], tensors["harm"]),
-                tensors["floor"],
-            ),
-            Link(KINDS[int(kind)], floor, ceiling),
-            Process(*(tensors[name] for name in PROCESS_TENSORS)),
-            Networks(*(tensors[name] for name in ("inner", "bias", "outer"))),
-            *(tensors[name] for name in ("slope", "scale")),
-        )
 
 
 class EnsemblePredictor:
@@ -151,15 +88,14 @@ class EnsemblePredictor:
     def fit(self, policies: Tensor, accuracy: Tensor) -> None:
         """Learn from policies (n, d) and accuracies (n,) in [0, 1]; forgets earlier fits.
 
-        Of more than `amc_predictor.subset.LARGEST` policies the telling ones are learned from, and judged on.
+        Of more than `LARGEST` policies the process is projected on so many drawn at random, and the networks, which
+        then have enough to learn from, are trained in small batches.
 
         Raises:
             ValueError: fewer than 4 policies, shapes that do not match, values not finite or
                 outside [0, 1], or [1, 32] for bits.
         """
         inputs, labels = checked_examples(policies, accuracy, self.bits)
-        chosen = telling(inputs, labels, self.seed)
-        inputs, labels = inputs[chosen], labels[chosen]
         fold = fold_of_each(len(labels), self.folds, self.seed)
         with torch.no_grad():
             *apart, whole = self._models(inputs, labels, fold)
@@ -205,7 +141,7 @@ class EnsemblePredictor:
         missing = set(RANK_TENSORS) - {name.removeprefix("ranks.") for name in state}
         if missing or model.keys() != set(MODEL_TENSORS):
             raise ValueError(f"a predictor's state has tensors model.* and ranks.*, got {sorted(state)}")
-        members, groups, hidden = model["inner"].shape
+        groups = len(model["bits"])
         sensitivity = Sensitivity(model["kept"], model["harm"])
         features = 5 * groups + TOLD if sensitivity else 4 * groups
         terms = terms_of(model["bits"], bool(sensitivity))
@@ -214,7 +150,7 @@ class EnsemblePredictor:
         if len(model["amplitudes"]) != terms:
             raise ValueError(f"a kernel has {terms} amplitudes, got {len(model['amplitudes'])}")
         bits = model["bits"].nonzero().squeeze(1).tolist()
-        predictor = cls(members=members, hidden=hidden, bits=bits, sensitivity=sensitivity or None)
+        predictor = cls(bits=bits, sensitivity=sensitivity or None)
         predictor._model = Model.of_tensors(model)
         predictor.ranks = Ranks.of(*(state[f"ranks.{name}"] for name in RANK_TENSORS))
         return predictor
@@ -226,24 +162,21 @@ class EnsemblePredictor:
 
     def _models(self, inputs: Tensor, labels: Tensor, fold: Tensor) -> list[Model]:
         """One model a fold, which has not seen it, then the model of everything."""
-        scaling = Scaling.of(inputs, bits_mask(inputs.shape[1], self.bits), self._sensitivity(inputs.shape[1]))
+        order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(self.seed))
+        anchors, judged = order[:LARGEST].sort().values, order[:JUDGED].sort().values
+        bits = bits_mask(inputs.shape[1], self.bits)
+        scaling = Scaling.of(inputs[anchors], bits, self._sensitivity(inputs.shape[1]))
         features = scaling(inputs)
-        folds = int(fold.max()) + 1
-        seen = torch.stack([fold != number for number in range(folds + 1)])  # the last row sees every policy
-        choices = self._choices(features, labels, seen, scaling.bits)
-        link = choices[-1].link
-        score = link.score(labels)
-        processes = [
-            Process.of(features[rows], score[rows], scaling.bits, choice)
-            for rows, choice in zip(seen, choices, strict=True)
-        ]
-        offset = torch.stack([p.score(features) for p in processes])
-        networks = self._networks(features[:, : inputs.shape[1]], labels, offset, seen, link)
+        seen = fold != torch.arange(int(fold.max()) + 2)[:, None]  # (K + 1, n): the last row sees every policy
+        if len(labels) <= LARGEST:
+            link, processes, offset = self._exact(features, labels, seen, judged, bits)
+            networks = self._trained(features[:, : inputs.shape[1]], labels, offset, seen, link)
+        else:
+            link, processes, offset = self._projected(features, labels, seen, anchors, judged, bits)
+            networks = self._trained_on_many(features, labels, offset, seen, link)
         models = []
-        for index, process in enumerate(processes):
-            part = slice(index * self.members, (index + 1) * self.members)
-            own = Networks(*(parameter[part].double() for parameter in networks.parameters()))
-            slope = link.slope(process.score(features)).median()
+        for process, score, own in zip(processes, offset, networks, strict=True):
+            slope = link.slope(score).median()
             noise = process.noise.clamp_min((NOISE_FLOOR / slope).square())
             models.append(Model(scaling, link, replace(process, noise=noise), own, slope, torch.ones_like(slope)))
         return models
@@ -255,27 +188,40 @@ class EnsemblePredictor:
             )
         return self.sensitivity
 
-    def _choices(self, features: Tensor, labels: Tensor, seen: Tensor, bits: Tensor) -> list[Choice]:
-        """The link that all labels speak for, and for each row of `seen` (K + 1, n) the variances its own do."""
-        judged = torch.ones(len(labels), dtype=torch.bool)
-        judged[torch.randperm(len(labels), generator=torch.Generator().manual_seed(self.seed))[JUDGED:]] = False
+    def _exact(
+        self, features: Tensor, labels: Tensor, seen: Tensor, judged: Tensor, bits: Tensor
+    ) -> tuple[Link, list[Process], Tensor]:
+        """The link that all labels speak for, for each row of `seen` (K + 1, n) a process with the variances that its
+        own labels speak for, and their scores (K + 1, n)."""
         evidence = Evidence(features[judged], bits)
         best = evidence.best(labels[judged], candidate_links(labels))
-        choices = []
-        for rows in seen[:-1] & judged:
-            choices.append(Evidence(features[rows], bits).best(labels[rows], [best.link], best.logarithms))
-        return [*choices, evidence.settled(labels[judged], best)]
+        known = [judged[rows[judged]] for rows in seen[:-1]]
+        choices = [Evidence(features[rows], bits).best(labels[rows], [best.link], best.logarithms) for rows in known]
+        choices.append(evidence.settled(labels[judged], best))
+        score = best.link.score(labels)
+        processes = [
+            Process.of(features[rows], score[rows], bits, choice) for rows, choice in zip(seen, choices, strict=True)
+        ]
+        return best.link, processes, torch.stack([process.score(features) for process in processes])
 
-    def _networks(self, features: Tensor, labels: Tensor, offset: Tensor, seen: Tensor, link: Link) -> Networks:
-        """Train the networks of all folds, and of everything, at once: (K + 1) times `members` of them."""
+    def _projected(
+        self, features: Tensor, labels: Tensor, seen: Tensor, anchors: Tensor, judged: Tensor, bits: Tensor
+    ) -> tuple[Link, list[Process], Tensor]:
+        """The same of many policies: all processes have the same anchors and variances."""
+        evidence = Evidence(features[judged], bits)
+        choice = evidence.settled(labels[judged], evidence.best(labels[judged], candidate_links(labels)))
+        return choice.link, *projections(features, choice.link.score(labels), seen, anchors, bits, choice)
+
+    def _trained(self, inputs: Tensor, labels: Tensor, offset: Tensor, seen: Tensor, link: Link) -> list[Networks]:
+        """The networks of all folds, and of everything, trained at once: (K + 1) times `members` of them."""
         generator = torch.Generator().manual_seed(self.seed)
         count = len(seen) * self.members
         chance = seen.float().repeat_interleave(self.members, dim=0)
         draws = torch.multinomial(chance, len(labels), replacement=True, generator=generator)
         weight = torch.zeros_like(chance).scatter_add_(1, draws, torch.ones_like(chance))
-        return train(
-            Networks.untrained(count, features.shape[1], self.hidden, generator),
-            inputs=features.float(),
+        trained = train(
+            Networks.untrained(count, inputs.shape[1], self.hidden, generator),
+            inputs=inputs.float(),
             offset=offset.float().repeat_interleave(self.members, dim=0),
             accuracy=labels.float(),
             weight=weight,
@@ -283,3 +229,16 @@ class EnsemblePredictor:
             link=link,
             training=self.training,
         )
+        return [trained.some(slice(index * self.members, (index + 1) * self.members)) for index in range(len(seen))]
+
+    def _trained_on_many(
+        self, features: Tensor, labels: Tensor, offset: Tensor, seen: Tensor, link: Link
+    ) -> list[Networks]:
+        """One network a fold, which has not seen it, and all of them for everything."""
+        folds = len(seen) - 1
+        generator = torch.Generator().manual_seed(self.seed)
+        trained = train_on_many(
+            Networks.untrained(folds, features.shape[1], MANY_HIDDEN, generator),
+            features.float(), offset[:-1].float(), labels.float(), seen[:-1], link, generator,
+        )  # fmt: skip
+        return [*(trained.some(slice(number, number + 1)) for number in range(folds)), trained.some(slice(None))]

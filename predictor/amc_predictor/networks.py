@@ -1,6 +1,9 @@
-"""The learned part: many small networks on what the Gaussian process leaves over, trained in one batch.
+"""The learned part: small networks on what the Gaussian process leaves over, trained side by side.
 
-Symbols: m networks at once, n policies, d groups, h hidden units.
+An exact process leaves little over that a network could learn from as few policies; one that is projected on a few
+anchors sees less of many policies than they tell, and there the networks speak.
+
+Symbols: m networks at once, n policies, d inputs, h hidden units.
 """
 
 from __future__ import annotations
@@ -39,9 +42,13 @@ class Networks:
         return cls(inner, bias, torch.zeros(count, hidden, 1))
 
     def __call__(self, inputs: Tensor) -> Tensor:
-        """Standardised inputs (b, d) -> outputs (m, b)."""
-        hidden = torch.matmul(inputs, self.inner).add(self.bias).tanh()
+        """Standardised inputs (b, d or more) or (m, b, d or more), of which the first d count -> outputs (m, b)."""
+        hidden = torch.matmul(inputs[..., : self.inner.shape[1]], self.inner).add(self.bias).tanh()
         return torch.matmul(hidden, self.outer).squeeze(-1)
+
+    def some(self, members: slice) -> Networks:
+        """Those of them, as float64."""
+        return Networks(*(parameter[members].double() for parameter in self.parameters()))
 
     def parameters(self) -> tuple[Tensor, Tensor, Tensor]:
         return self.inner, self.bias, self.outer
@@ -49,11 +56,15 @@ class Networks:
 
 @dataclass(frozen=True)
 class Training:
-    """How networks are trained: AdamW, full batch, the step with the least held-out error kept."""
+    """How networks are trained: steps of AdamW."""
 
     steps: int = 150
     learning_rate: float = 0.003
     weight_decay: float = 0.1
+
+
+MANY = Training(steps=400, learning_rate=0.03, weight_decay=0.01)  # in batches, the rate falling to 0
+MANY_HIDDEN, BATCH = 128, 256
 
 
 def train(
@@ -66,7 +77,7 @@ def train(
     link: Link,
     training: Training,
 ) -> Networks:
-    """Train all networks at once on weighted squared error of accuracy; returns them at the best step.
+    """Train all networks at once, full batch, on weighted squared error of accuracy; returns them at the best step.
 
     Step 0, where the networks say nothing, is among those tried: what the networks cannot learn they do not spoil.
 
@@ -104,3 +115,44 @@ def train(
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     return best
+
+
+def train_on_many(
+    networks: Networks,
+    inputs: Tensor,
+    offset: Tensor,
+    accuracy: Tensor,
+    seen: Tensor,
+    link: Link,
+    generator: torch.Generator,
+) -> Networks:
+    """Train all networks at once in small batches, on squared error of accuracy; silent ones unless they help.
+
+    Args:
+        networks: m untrained ones.
+        inputs: (n, F) standardised.
+        offset: (m, n) scores of each network's process.
+        accuracy: (n,).
+        seen: (m, n) which policies each network learns from; by the others it is judged.
+        link: from score to accuracy.
+        generator: draws the batches.
+    """
+    few = int(seen.sum(dim=1).min())
+    pools = torch.stack([rows.nonzero().squeeze(1)[:few] for rows in seen])
+    unit = (link.score(accuracy) - offset).abs().median()  # robust: wrecked policies lie far off on some links
+    error = (link.accuracy(offset) - accuracy).square()
+    inner, bias, outer = (parameter.clone().requires_grad_() for parameter in networks.parameters())
+    optimizer = torch.optim.AdamW([inner, bias, outer], lr=MANY.learning_rate, weight_decay=MANY.weight_decay)
+    decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, MANY.steps)
+    for _ in range(MANY.steps):
+        rows = pools.gather(1, torch.randint(few, (len(pools), BATCH), generator=generator))
+        with torch.enable_grad():
+            score = offset.gather(1, rows) + Networks(inner, bias, outer * unit)(inputs[rows])
+            loss = (link.accuracy(score) - accuracy[rows]).square().mean(dim=1).sum() / error.mean()
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        decay.step()
+    found = Networks(inner.detach(), bias.detach(), outer.detach() * unit)
+    missed = (link.accuracy(offset + found(inputs)) - accuracy).square()
+    return found if missed[~seen].mean() < error[~seen].mean() else networks

@@ -11,6 +11,9 @@ from amc_predictor.evidence import Choice
 from amc_predictor.kernel import Kernel
 
 
+RIDGE = 1e-6  # of the anchors' variance, on its diagonal: the centred covariance has no inverse
+
+
 @dataclass(frozen=True)
 class Process:
     """A fitted process. All tensors, so that it can be kept.
@@ -72,3 +75,51 @@ def _double_centred(covariance: Tensor) -> Tensor:
     """The covariance (n, n) of the process less its mean over the n policies."""
     columns = covariance.mean(dim=0)
     return covariance - columns - columns[:, None] + columns.mean()
+
+
+def projections(
+    features: Tensor, score: Tensor, seen: Tensor, anchors: Tensor, bits: Tensor, choice: Choice
+) -> tuple[list[Process], Tensor]:
+    """Processes that learn from many policies through a few of them, at the cost of the few.
+
+    The function is taken to be what its values at the anchors say it is: the projected process, or deterministic
+    training conditional (Rasmussen and Williams 2006, section 8.3.4; Quinonero-Candela and Rasmussen 2005, section 5).
+
+    Args:
+        features: (n, F) of the measured policies.
+        score: (n,).
+        seen: (k, n) bool, which policies each process learns from.
+        anchors: (m,) numbers of the policies that the process is projected on.
+        bits: (d,) bool, which columns are bits.
+        choice: amplitudes and noise of all of them.
+
+    Returns:
+        k processes, and the scores that each expects of all policies, (k, n).
+    """
+    kernel, chosen = Kernel(bits, choice.amplitudes), features[anchors]
+    raw = kernel(chosen, chosen)
+    within = _double_centred(raw)
+    within.diagonal().add_(RIDGE * within.diagonal().mean())
+    between = kernel(features, chosen)
+    between = between - between.mean(dim=1, keepdim=True) - raw.mean(dim=1) + raw.mean()
+    inverse = torch.linalg.solve_triangular(
+        torch.linalg.cholesky(within), torch.eye(len(anchors), dtype=score.dtype), upper=False
+    )
+    basis = between @ inverse.T / choice.noise**0.5  # (n, m)
+    noise = torch.tensor(choice.noise, dtype=score.dtype)
+    found, expected = [], []
+    for rows in seen:
+        part = basis[rows]
+        sizes, directions = torch.linalg.eigh(part.T @ part)
+        sizes = sizes.clamp_min(0.0)
+        targets = torch.stack([score[rows], torch.ones_like(score[rows])], dim=1)
+        moments = part.T @ targets  # (m, 2)
+        solved = directions @ ((directions.T @ moments) / (1 + sizes)[:, None])
+        # the flat constant's most probable value: that of generalised least squares
+        both = targets[:, 1] @ targets - moments[:, 1] @ solved
+        intercept = both[0] / both[1]
+        weights = inverse.T @ (solved[:, 0] - intercept * solved[:, 1]) / choice.noise**0.5
+        root = (sizes / (1 + sizes)).sqrt()[:, None] * (directions.T @ inverse)
+        found.append(Process(bits, choice.amplitudes, chosen, weights, root, raw.mean(dim=1), intercept, noise))
+        expected.append(intercept + between @ weights)
+    return found, torch.stack(expected)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-import torch
+from scipy import stats
 from torch import Tensor
 
 
@@ -54,21 +56,16 @@ class Ranks:
 
 
 def kendall(first: Tensor, second: Tensor) -> float:
-    """Kendall's tau-b of two (n,) arrays; 0 where either is constant. Memory n^2 bytes."""
-    left = (first[:, None] - first).sign().to(torch.int8)
-    right = (second[:, None] - second).sign().to(torch.int8)
-    untied = float((left != 0).sum()) * float((right != 0).sum())
-    return float((left * right).sum()) / untied**0.5 if untied else 0.0
+    """Kendall's tau-b of two (n,) arrays; 0 where either is constant."""
+    return _correlation(stats.kendalltau, first, second)
 
 
 def spearman(first: Tensor, second: Tensor) -> float:
     """Spearman's rho of two (n,) arrays, ties at their mean rank; 0 where either is constant."""
-    left, right = (_mean_ranks(values) for values in (first, second))
-    norm = float(left.norm() * right.norm())
-    return float(left @ right) / norm if norm else 0.0
+    return _correlation(stats.spearmanr, first, second)
 
 
-def _mean_ranks(values: Tensor) -> Tensor:
-    """(n,) -> (n,) centred ranks."""
-    below = (values[:, None] > values).sum(dim=1) - (values[:, None] < values).sum(dim=1)
-    return below.double()
+def _correlation(of: Callable[..., Any], first: Tensor, second: Tensor) -> float:
+    if len(first) < 2 or bool((first == first[0]).all()) or bool((second == second[0]).all()):
+        return 0.0
+    return float(of(first.numpy(), second.numpy()).statistic)
