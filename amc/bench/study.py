@@ -28,11 +28,13 @@ from amc.selection import best_candidates, fit_predictor
 from amc.study import Study
 from amc.trial import Protocol, Trial
 from amc_predictor import EnsemblePredictor
+from amc_predictor.ranks import kendall
 from amc_search import Cap, EvolutionarySampler, Space, random_policies
 from amc_search.history import CLAIM
 from amc_search.sampler import search_space
 
 PROPOSALS = 24
+FRESH = 500  # policies that the predictor is asked to order
 SIZE, STEP = 256, 8
 PROTOCOL = Protocol(
     model="bench", weights_digest="", data_digest="", groups_digest="", importance="magnitude", fold=True,
@@ -92,6 +94,10 @@ def judge(place: str, trials: int, groups: int) -> None:
     start = perf_counter()
     predictor = fit_predictor(world.space, known, 0.9, 0)
     fitted = perf_counter() - start
+    fresh = random_policies(world.space, world.caps, FRESH, np.random.default_rng(1))
+    truth = torch.tensor([world.measure(policy).accuracy for policy in fresh], dtype=torch.float64)
+    with torch.no_grad():
+        ordered = kendall(predictor.predict(world.space.fractions(fresh))[0], truth)
     start = perf_counter()
     best_candidates(predictor, world.space, world.looser, known, 0)
     retargeted = perf_counter() - start
@@ -109,7 +115,8 @@ def judge(place: str, trials: int, groups: int) -> None:
         study.run(measure, sampler, trials + count, Silent())
     print(json.dumps({
         "open_s": opened, "open_mb": held, "propose_mean_s": float(np.mean(between)), "propose_worst_s": max(between),
-        "propose_median_s": float(np.median(between)), "fit_s": fitted, "retarget_s": retargeted,
+        "propose_median_s": float(np.median(between)), "fit_s": fitted, "kendall": ordered,
+        "retarget_s": retargeted,
         "bare_mb": bare, "peak_mb": _memory_mb("VmHWM"),
     }))  # fmt: skip
 
@@ -162,7 +169,8 @@ def study_text(found: dict[str, Any]) -> str:
         f"  open and read all    {found['open_s']:6.2f} s, {found['open_mb']:.0f} MB",
         f"  propose and store    {found['propose_mean_s']:6.2f} s on average, {found['propose_median_s']:.2f} s in the "
         f"median, {found['propose_worst_s']:.2f} s where a new batch is made (every 8)",
-        f"  fit the predictor    {found['fit_s']:6.2f} s, once a run",
+        f"  fit the predictor    {found['fit_s']:6.2f} s, once a run; Kendall on {FRESH} new policies "
+        f"{found['kendall']:.2f}",
         f"  retarget             {found['retarget_s']:6.2f} s",
         f"  peak memory          {found['peak_mb']:6.0f} MB, of which {found['bare_mb']:.0f} MB before the study",
     ])  # fmt: skip

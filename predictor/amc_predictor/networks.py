@@ -56,14 +56,14 @@ class Networks:
 
 @dataclass(frozen=True)
 class Training:
-    """How networks are trained: steps of AdamW."""
+    """How networks are trained: steps of AdamW; 0: not at all, so that they say nothing."""
 
     steps: int = 150
     learning_rate: float = 0.003
     weight_decay: float = 0.1
 
 
-MANY = Training(steps=400, learning_rate=0.03, weight_decay=0.01)  # in batches, the rate falling to 0
+MANY = Training(steps=250, learning_rate=0.03, weight_decay=0.01)  # in batches, the rate falling to 0
 MANY_HIDDEN, BATCH = 128, 256
 
 
@@ -126,7 +126,9 @@ def train_on_many(
     link: Link,
     generator: torch.Generator,
 ) -> Networks:
-    """Train all networks at once in small batches, on squared error of accuracy; silent ones unless they help.
+    """Train all networks at once in small batches, on squared error of accuracy; returns silent ones unless they help.
+
+    They help where each predicts the policies that it has not seen better than its process alone does.
 
     Args:
         networks: m untrained ones.
@@ -148,7 +150,7 @@ def train_on_many(
         rows = pools.gather(1, torch.randint(few, (len(pools), BATCH), generator=generator))
         with torch.enable_grad():
             score = offset.gather(1, rows) + Networks(inner, bias, outer * unit)(inputs[rows])
-            loss = (link.accuracy(score) - accuracy[rows]).square().mean(dim=1).sum() / error.mean()
+            loss = (link.accuracy(score) - accuracy[rows]).square().mean(dim=1).sum() / error.mean().clamp_min(1e-12)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()

@@ -10,7 +10,6 @@ from torch import Tensor
 from amc_predictor.evidence import Choice
 from amc_predictor.kernel import Kernel
 
-
 RIDGE = 1e-6  # of the anchors' variance, on its diagonal: the centred covariance has no inverse
 
 
