@@ -1,14 +1,22 @@
 from __future__ import annotations
 
-import pytest
+import json
 
+import pytest
+from typer.testing import CliRunner
+
+from amc.bench.climb import climb_text
 from amc.bench.cut import bench_cut, cut_text
 from amc.bench.pictures import resized
 from amc.bench.rounding import bench_rounding, rounding_text
 from amc.bench.stop import bench_stop, stop_text
 from amc.bench.trial import bench_trial, trial_recipe, trial_text
+from amc.cli import app
+from amc.errors import BudgetUnreachable
 from amc.progress import Silent
 from amc.recipe import Recipe, load_recipe
+from amc.run import Run
+from amc_search import ascent
 from tests.tiny import trained_weights
 
 
@@ -65,3 +73,16 @@ def test_the_step_is_told_in_a_table(tiny: Recipe) -> None:
     """A network without wide layers has nothing to show but the default."""
     row = bench_rounding(tiny)
     assert row["step"] == 8 and "8" in rounding_text([row]).splitlines()[1]
+
+
+def test_no_climb_that_lacks_a_part_is_better(shallow_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole climb's bound is the highest under every budget, but for what its last moves leave to chance."""
+    monkeypatch.setattr(ascent, "ENUMERABLE", 0)  # so small a space is not climbed otherwise
+    command = ["bench", "climb", str(shallow_run.folder), "--quiet", "--budget"]
+    done = CliRunner().invoke(app, [*command, "20%", "--budget", "60%", "--seeds", "2", "--json"])
+    found = json.loads(done.stdout)
+    for budget in ("20%", "60%"):
+        bounds = {row["climb"]: row["bound"] for row in found["rows"] if row["budget"] == budget}
+        assert len(bounds) == 4 and bounds["the whole climb"] >= max(bounds.values()) - 0.002
+    assert [line.split()[0] for line in climb_text(found).splitlines()[2:]] == ["20%", "60%", "seconds"]
+    assert isinstance(CliRunner().invoke(app, [*command, "0.001%"]).exception, BudgetUnreachable)

@@ -167,6 +167,24 @@ def bench_study(
     print_result(found if json_ else study_text(found))
 
 
+@bench.command("climb")
+def bench_climb(
+    run: Annotated[Path, typer.Argument(help="A finished run.")],
+    budget: Annotated[list[str] | None, typer.Option("--budget", "-b", help="May be repeated.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Climbs of each kind.")] = 3,
+    json_: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Compare the climb with climbs that lack a part, on a run's predictor and from nothing measured."""
+    from amc.bench.climb import bench_climb, climb_text
+    from amc.progress import shown
+    from amc.run import Run
+
+    with shown(quiet=quiet) as progress:
+        found = bench_climb(Run.open(run), budget or ["10%", "20%", "30%", "50%", "70%"], seeds, progress)
+    print_result(found if json_ else climb_text(found))
+
+
 @bench.command("stop")
 def bench_stop(
     recipe: RecipeOption = None,

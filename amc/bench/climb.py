@@ -1,0 +1,66 @@
+"""`amc bench climb`: what the parts of the climb are worth on a run's own predictor, where nothing was measured near.
+
+A retarget far from the caps that were searched has no good policy to start from; so none is given here. What a climb
+is after, the lower confidence bound, tells how good it is: the predictor is the same for all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from time import perf_counter
+from typing import Any
+
+from amc.budget import parse_budgets
+from amc.progress import Progress
+from amc.run import Run
+from amc.selection import KAPPA, unreachable
+from amc_search import CapUnreachable, climb
+
+WITHOUT = {  # name -> whether there is a barrier, and whether there are moves of integers
+    "the whole climb": (True, True),
+    "no barrier": (False, True),
+    "no moves": (True, False),
+    "neither": (False, False),
+}
+
+
+def bench_climb(run: Run, budgets: Sequence[str], seeds: int, progress: Progress) -> dict[str, Any]:
+    """Climb under each budget with each part left out; bounds and seconds are means over the seeds.
+
+    Raises:
+        BudgetUnreachable: no legal policy fits.
+        UsageError: a budget is malformed.
+    """
+    space, predictor = run.dense.space, run.predictor
+    wanted = {text: run.dense.caps(parse_budgets([text])) for text in budgets}
+    stage = progress.stage("Climbs", len(wanted) * len(WITHOUT) * seeds)
+    rows = []
+    for text, caps in wanted.items():
+        for name, (barrier, polish) in WITHOUT.items():
+            bounds, start = [], perf_counter()
+            for seed in range(seeds):
+                try:
+                    found = climb(predictor, space, caps, kappa=KAPPA, seed=seed, barrier=barrier, polish=polish)
+                except CapUnreachable as error:
+                    raise unreachable(error) from None
+                bounds.append(float(found.mean[0] - KAPPA * found.std[0]))
+                stage.advance(1, f"{text}, {name}")
+            seconds = (perf_counter() - start) / seeds
+            rows.append({"budget": text, "climb": name, "bound": sum(bounds) / seeds, "bounds": bounds, "s": seconds})
+    return {"run": str(run.folder), "groups": len(space), "seeds": seeds, "rows": rows}
+
+
+def climb_text(found: dict[str, Any]) -> str:
+    """A line a budget: the bound of each climb in percent; then the seconds."""
+    budgets = list(dict.fromkeys(row["budget"] for row in found["rows"]))
+    cells = {(row["budget"], row["climb"]): row for row in found["rows"]}
+    lines = [
+        f"{found['groups']} groups, no measured policy to start from; lower bound of the accuracy, mean of "
+        f"{found['seeds']} seeds",
+        f"{'budget':>10}" + "".join(f"{name:>17}" for name in WITHOUT),
+    ]
+    for budget in budgets:
+        told = (f"{cells[budget, name]['bound'] * 100:.2f}%" for name in WITHOUT)
+        lines.append(f"{budget:>10}" + "".join(f"{text:>17}" for text in told))
+    seconds = (sum(cells[budget, name]["s"] for budget in budgets) / len(budgets) for name in WITHOUT)
+    return "\n".join([*lines, f"{'seconds':>10}" + "".join(f"{value:>17.2f}" for value in seconds)])
