@@ -10,7 +10,7 @@ from torch import Tensor
 from amc_predictor.evidence import Choice
 from amc_predictor.kernel import Kernel
 
-RIDGE = 1e-6  # of the anchors' variance, on its diagonal: the centred covariance has no inverse
+RIDGE = 1e-6  # of the anchors' variance and noise, on its diagonal: the centred covariance has no inverse
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def projections(
     kernel, chosen = Kernel(bits, choice.amplitudes), features[anchors]
     raw = kernel(chosen, chosen)
     within = _double_centred(raw)
-    within.diagonal().add_(RIDGE * within.diagonal().mean())
+    within.diagonal().add_(RIDGE * (within.diagonal().mean() + choice.noise))
     between = kernel(features, chosen)
     between = between - between.mean(dim=1, keepdim=True) - raw.mean(dim=1) + raw.mean()
     inverse = torch.linalg.solve_triangular(

@@ -2,9 +2,10 @@
 
 from functools import cache
 
+import pytest
 import torch
 
-from amc_predictor import EnsemblePredictor
+from amc_predictor import EnsemblePredictor, Sensitivity
 from amc_predictor.ensemble import JUDGED, LARGEST
 from amc_predictor.evidence import Evidence
 from amc_predictor.features import Scaling
@@ -67,6 +68,27 @@ def test_networks_that_do_not_help_stay_silent() -> None:
     predictor = EnsemblePredictor(seed=0)
     predictor.fit(*sigmoid_network(2 * LARGEST, 5))
     assert predictor._model is not None and not predictor._model.networks.outer.any()
+
+
+@pytest.mark.parametrize("kind", ["equal labels", "labels of noise", "two policies", "dropped groups", "a sensitivity"])
+def test_odd_studies_are_learned_without_nan(kind: str) -> None:
+    """Labels that tell nothing, and policies that repeat or drop groups: finite answers with a spread above 0."""
+    policies, accuracy = sigmoid_network(2 * LARGEST, 5)
+    if kind == "equal labels":
+        accuracy = torch.full_like(accuracy, 0.7)
+    elif kind == "labels of noise":
+        accuracy = accuracy[torch.randperm(len(accuracy), generator=torch.Generator().manual_seed(1))]
+    elif kind == "two policies":
+        policies = policies[torch.arange(len(policies)) % 2]
+    elif kind == "dropped groups":
+        policies = torch.where(policies < 0.4, 0.0, policies)
+    told = Sensitivity.of([((0.25, 0.5), (1.0, 0.3))] * 5) if kind == "a sensitivity" else None
+    predictor = EnsemblePredictor(seed=0, sensitivity=told)
+    predictor.fit(policies, accuracy)
+    mean, std = predictor.predict(sigmoid_network(40, 5, seed=2)[0])
+    assert bool(mean.isfinite().all() and std.isfinite().all() and (std > 0).all())
+    if kind in ("dropped groups", "a sensitivity"):
+        assert kendall(mean, sigmoid_network(40, 5, seed=2)[1]) > 0.7
 
 
 def test_a_process_projected_on_all_its_policies_is_the_exact_one() -> None:
