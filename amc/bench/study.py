@@ -116,8 +116,7 @@ def judge(place: str, trials: int, groups: int) -> None:
     print(json.dumps({
         "open_s": opened, "open_mb": held, "propose_mean_s": float(np.mean(between)), "propose_worst_s": max(between),
         "propose_median_s": float(np.median(between)), "fit_s": fitted, "kendall": ordered,
-        "retarget_s": retargeted,
-        "bare_mb": bare, "peak_mb": _memory_mb("VmHWM"),
+        "retarget_s": retargeted, "bare_mb": bare, "peak_mb": _memory_mb("VmHWM"),
     }))  # fmt: skip
 
 

@@ -99,8 +99,9 @@ def projections(
     raw = kernel(chosen, chosen)
     within = _double_centred(raw)
     within.diagonal().add_(RIDGE * (within.diagonal().mean() + choice.noise))
+    means = raw.mean(dim=1)
     between = kernel(features, chosen)
-    between = between - between.mean(dim=1, keepdim=True) - raw.mean(dim=1) + raw.mean()
+    between = between - between.mean(dim=1, keepdim=True) - means + means.mean()
     inverse = torch.linalg.solve_triangular(
         torch.linalg.cholesky(within), torch.eye(len(anchors), dtype=score.dtype), upper=False
     )
@@ -119,6 +120,6 @@ def projections(
         intercept = both[0] / both[1]
         weights = inverse.T @ (solved[:, 0] - intercept * solved[:, 1]) / choice.noise**0.5
         root = (sizes / (1 + sizes)).sqrt()[:, None] * (directions.T @ inverse)
-        found.append(Process(bits, choice.amplitudes, chosen, weights, root, raw.mean(dim=1), intercept, noise))
+        found.append(Process(bits, choice.amplitudes, chosen, weights, root, means, intercept, noise))
         expected.append(intercept + between @ weights)
     return found, torch.stack(expected)

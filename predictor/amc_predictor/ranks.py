@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-from scipy import stats
 from torch import Tensor
 
 
@@ -57,15 +54,17 @@ class Ranks:
 
 def kendall(first: Tensor, second: Tensor) -> float:
     """Kendall's tau-b of two (n,) arrays; 0 where either is constant."""
-    return _correlation(stats.kendalltau, first, second)
+    return _correlation("kendalltau", first, second)
 
 
 def spearman(first: Tensor, second: Tensor) -> float:
     """Spearman's rho of two (n,) arrays, ties at their mean rank; 0 where either is constant."""
-    return _correlation(stats.spearmanr, first, second)
+    return _correlation("spearmanr", first, second)
 
 
-def _correlation(of: Callable[..., Any], first: Tensor, second: Tensor) -> float:
+def _correlation(name: str, first: Tensor, second: Tensor) -> float:
     if len(first) < 2 or bool((first == first[0]).all()) or bool((second == second[0]).all()):
         return 0.0
-    return float(of(first.numpy(), second.numpy()).statistic)
+    from scipy import stats  # a third of a second, which a command that ranks nothing need not wait
+
+    return float(getattr(stats, name)(first.numpy(), second.numpy()).statistic)
