@@ -13,10 +13,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from amc.api import compress as compress
-    from amc.api import load as load
-    from amc.api import load_cascade as load_cascade
-    from amc.api import open_run as open_run
+    from amc.job.api import compress as compress
+    from amc.job.api import load as load
+    from amc.job.api import load_cascade as load_cascade
+    from amc.job.api import open_run as open_run
 
 __all__ = ["compress", "load", "load_cascade", "open_run"]
 
@@ -25,6 +25,6 @@ def __getattr__(name: str) -> Any:
     """Import torch only when something is asked for: `amc --help` stays fast."""
     if name not in __all__:
         raise AttributeError(f"module 'amc' has no attribute {name!r}")
-    from amc import api
+    from amc.job import api
 
     return getattr(api, name)

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from amc.flow import compress
-from amc.recipe import load_recipe
-from amc.run import Run
+from amc.job.compress import compress
+from amc.job.recipe import load_recipe
+from amc.job.run import Run
 from tests.tiny import network, residual, trained_weights
 
 

@@ -12,10 +12,10 @@ from amc.bench.rounding import bench_rounding, rounding_text
 from amc.bench.stop import bench_stop, stop_text
 from amc.bench.trial import bench_trial, trial_recipe, trial_text
 from amc.cli import app
-from amc.errors import BudgetUnreachable
-from amc.progress import Silent
-from amc.recipe import Recipe, load_recipe
-from amc.run import Run
+from amc.job.recipe import Recipe, load_recipe
+from amc.job.run import Run
+from amc.system.errors import BudgetUnreachable
+from amc.system.progress import Silent
 from amc_search import ascent
 from tests.tiny import trained_weights
 

@@ -19,12 +19,12 @@ from amc.bench.labels.kinds import Distance, Labeller, parse_kinds
 from amc.bench.labels.plan import chosen_policies
 from amc.bench.labels.report import labels_text, write_report
 from amc.bench.labels.store import LabelStore
-from amc.budget import parse_budgets
 from amc.cli import app
-from amc.dense import Dense, prepare
-from amc.errors import BudgetUnreachable, RunError, UsageError
-from amc.progress import Silent
-from amc.recipe import Recipe, load_recipe
+from amc.cost.budget import parse_budgets
+from amc.job.dense import Dense, prepare
+from amc.job.recipe import Recipe, load_recipe
+from amc.system.errors import BudgetUnreachable, RunError, UsageError
+from amc.system.progress import Silent
 from amc_search import repair
 from tests.tiny import trained_weights
 

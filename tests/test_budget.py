@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amc.budget import (
+from amc.cost.budget import (
     UNITS,
     Budget,
     flops_2x,
@@ -17,7 +17,7 @@ from amc.budget import (
     parse_budget,
     parse_budgets,
 )
-from amc.errors import UsageError
+from amc.system.errors import UsageError
 
 WHOLE = st.floats(min_value=1e-6, max_value=1e18)
 BUDGETS = st.builds(Budget, st.sampled_from(UNITS), WHOLE) | st.builds(
@@ -185,5 +185,5 @@ def test_figures_for_people() -> None:
 
 def test_budget_and_recipe_do_not_import_torch() -> None:
     """The command line's help needs budgets and recipes, and must not wait for torch."""
-    code = "import sys, amc.budget, amc.recipe; print('torch' in sys.modules)"
+    code = "import sys, amc.cost.budget, amc.job.recipe; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

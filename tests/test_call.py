@@ -1,7 +1,7 @@
 import torch
 from torch import Tensor, nn
 
-from amc.call import Call, as_call, float_tensors, on_cpu
+from amc.zoo.call import Call, as_call, float_tensors, on_cpu
 
 
 class Sum(nn.Module):

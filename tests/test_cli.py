@@ -13,8 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from amc import cli
-from amc.run import Run
+from amc.cli import commands as cli
+from amc.job.run import Run
 from tests.tiny import network
 
 TINY = ["--model", "tests.tiny:network", "--data", "tests.tiny:pictures", "--quiet"]
@@ -129,7 +129,7 @@ def test_another_job_in_the_same_folder_is_refused_and_the_difference_named(
 
 def test_a_second_process_on_a_run_folder_gets_a_clear_error(tiny_run: Run) -> None:
     """The lock is the system's: a real second process is refused while the first holds the folder."""
-    from amc.run import claimed
+    from amc.job.run import claimed
 
     arguments = [
         sys.executable, "-m", "amc.cli", "compress", "--recipe", str(tiny_run.folder / "recipe.toml"),

@@ -23,10 +23,10 @@ from amc.bench.contest.recipe import BenchRecipe, list_bench_recipes, load_bench
 from amc.bench.contest.searches import Spec, read_search, specs_of
 from amc.bench.contest.store import Final, Labelled, LabelStore
 from amc.bench.contest.table import table_markdown, table_text
-from amc.dense import Dense
-from amc.errors import BudgetUnreachable, RunError, UsageError
-from amc.recipe import recipes_folder
-from amc.trial import Measure
+from amc.job.dense import Dense
+from amc.job.recipe import recipes_folder
+from amc.study.trial import Measure
+from amc.system.errors import BudgetUnreachable, RunError, UsageError
 from amc_search import random_policies, uniform
 from amc_search.rivals.extra import MissingExtra
 from amc_search.rivals.problem import Method, Problem
@@ -369,7 +369,7 @@ def test_a_killed_process_loses_no_label(home: Path, recipe: BenchRecipe, finish
         "import os, signal, sys; sys.path.insert(0, '.')\n"
         "from amc.bench.contest.contest import contest\n"
         "from amc.bench.contest.recipe import load_bench_recipe\n"
-        "from amc.trial import Measure\n"
+        "from amc.study.trial import Measure\n"
         "from tests.test_contest import methods\n"
         "honest, done = Measure.__call__, []\n"
         "def dying(self, policy, *a, **k):\n"

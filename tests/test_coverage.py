@@ -15,16 +15,16 @@ import pytest
 import timm
 from torchvision.models import list_models
 
-from amc.doctor import coverage
-from amc.doctor.coverage import LIMITS, cover, is_worse, matches, table_record
-from amc.doctor.record import examine_entry
-from amc.doctor.sweep import append_line, read_journal, sweep
-from amc.doctor.table import compact, markdown
-from amc.doctor.zoo import ZOOS, Entry, entries
-from amc.errors import GateFailed, UsageError
-from amc.isolation import Limits, isolated
-from amc.models.zoo import torchvision_names
-from amc.progress import Silent
+from amc.job.doctor import coverage
+from amc.job.doctor.coverage import LIMITS, cover, is_worse, matches, table_record
+from amc.job.doctor.record import examine_entry
+from amc.job.doctor.sweep import append_line, read_journal, sweep
+from amc.job.doctor.table import compact, markdown
+from amc.job.doctor.zoo import ZOOS, Entry, entries
+from amc.system.errors import GateFailed, UsageError
+from amc.system.isolation import Limits, isolated
+from amc.system.progress import Silent
+from amc.zoo.networks.source import torchvision_names
 
 ROOT = Path(__file__).parent.parent
 # One of each kind, fast: fire modules, a channel shuffle, squeeze-and-excite, attention, LayerNorm and GRN, a hybrid,

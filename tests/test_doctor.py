@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 import torch
 
-from amc.call import Call
 from amc.cost.counts import count_bytes, count_macs, count_params
-from amc.dense import load_model, trace_groups
-from amc.doctor.alone import diagnose, raise_if_failed
-from amc.doctor.checks import EXAMPLES, KINDS, check_policies, draw_policy
-from amc.doctor.record import examine_or_say_why, own_size, subject_of
-from amc.doctor.text import record_text
-from amc.errors import GateFailed, ModelError, UsageError
-from amc.recipe import Recipe, load_recipe
+from amc.job.dense import load_model, trace_groups
+from amc.job.doctor.alone import diagnose, raise_if_failed
+from amc.job.doctor.checks import EXAMPLES, KINDS, check_policies, draw_policy
+from amc.job.doctor.record import examine_or_say_why, own_size, subject_of
+from amc.job.doctor.text import record_text
+from amc.job.recipe import Recipe, load_recipe
 from amc.surgery.cut import mask
 from amc.surgery.numbers import scramble, settle
 from amc.surgery.table import OwnerTable, kept_units, ranks
+from amc.system.errors import GateFailed, ModelError, UsageError
+from amc.zoo.call import Call
 from amc_search import Space
 from tests.test_cli import run
 

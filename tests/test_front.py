@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amc.budget import Budget
-from amc.front import Point, front, front_text, undominated
-from amc.pareto import non_dominated
-from amc.run import Run
+from amc.cost.budget import Budget
+from amc.job.front import Point, front, front_text, undominated
+from amc.job.run import Run
+from amc.study.pareto import non_dominated
 
 NUMBERS = st.integers(0, 6).map(float)
 PAIRS = st.lists(st.tuples(NUMBERS, NUMBERS), max_size=20)

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 IMPORT = re.compile(r"^\s*(import|from) torch_pruning", re.MULTILINE)
-BESIDE = {"amc/bench/cut.py", "amc/bench/magnitude.py", "amc/doctor/peer.py"}  # where its pruner runs beside ours
+BESIDE = {"amc/bench/cut.py", "amc/bench/magnitude.py", "amc/job/doctor/peer.py"}  # where its pruner runs beside ours
 PLACES = os.pathsep.join(str(place) for place in (ROOT, ROOT / "search", ROOT / "predictor"))
 
 
@@ -49,5 +49,5 @@ def test_torch_pruning_is_met_by_the_benchmarks_alone() -> None:
 
 def test_cuts_and_costs_need_no_tracer() -> None:
     """Everything but tracing itself works without torch-pruning."""
-    modules = ("amc.surgery.cut", "amc.surgery.recovery", "amc.cost.counts", "amc.cost.activations", "amc.dense")
+    modules = ("amc.surgery.cut", "amc.surgery.recovery", "amc.cost.counts", "amc.cost.activations", "amc.job.dense")
     assert "torch_pruning" not in imported(f"import {', '.join(modules)}")

@@ -6,7 +6,7 @@ from threading import Thread
 
 import pytest
 
-from amc.interrupts import uninterrupted
+from amc.system.interrupts import uninterrupted
 
 
 @pytest.fixture(autouse=True)

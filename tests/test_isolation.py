@@ -14,15 +14,15 @@ import pytest
 import torch
 from torch import nn
 
-from amc.apart import trace_apart
-from amc.call import Call
-from amc.dense import trace_groups
-from amc.errors import DataError, ModelError
-from amc.isolation import GRACE_SECONDS, LimitExceeded, Limits, isolated
-from amc.models.zoo import build_model
-from amc.recipe import load_recipe
+from amc.job.dense import trace_groups
+from amc.job.recipe import load_recipe
 from amc.surgery.cut import cut, named_tensors
+from amc.surgery.isolated import trace_apart
 from amc.surgery.table import kept_units, ranks, unit_scores
+from amc.system.errors import DataError, ModelError
+from amc.system.isolation import GRACE_SECONDS, LimitExceeded, Limits, isolated
+from amc.zoo.call import Call
+from amc.zoo.networks.source import build_model
 from tests import unruly
 
 PLENTY = Limits(60, 4)
@@ -100,7 +100,7 @@ def test_errors_of_the_child_are_those_of_the_parent() -> None:
 def test_a_child_computes_after_its_parent_used_many_threads() -> None:
     """Threads that the parent had started do not make the child hang."""
     code = (
-        "import os, torch\nfrom amc.isolation import Limits, isolated\ntorch.set_num_threads(2)\n"
+        "import os, torch\nfrom amc.system.isolation import Limits, isolated\ntorch.set_num_threads(2)\n"
         "layer, big = torch.nn.Conv2d(8, 64, 3), torch.randn(4, 8, 128, 128)\n"
         "layer(big).sum().backward(); torch.randn(800, 800) @ torch.randn(800, 800)\n"
         "def work(folder):\n"
@@ -118,7 +118,7 @@ def test_a_child_computes_after_its_parent_used_many_threads() -> None:
 def test_a_killed_parent_leaves_no_child() -> None:
     """The child goes with its parent, even one that could not say goodbye."""
     code = (
-        "import os, sys, time\nfrom amc.isolation import Child, Limits\n"
+        "import os, sys, time\nfrom amc.system.isolation import Child, Limits\n"
         "child = Child(lambda _: time.sleep(600), Limits(600, 4))\nprint(child.pid, flush=True)\ntime.sleep(600)\n"
     )
     parent = subprocess.Popen(

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from amc.labels import FEWEST, denoised, labels_of
-from amc.trial import Trial
+from amc.study.objective import FEWEST, denoised, labels_of
+from amc.study.trial import Trial
 
 
 def world(seed: int, number: int = 60) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from amc.folder import RunFolder
-from amc.lessons import lesson_record
-from amc.progress import Silent
-from amc.recipe import FinetuneSection, RecoverySection
-from amc.retarget import retarget
-from amc.run import Run
-from amc.show import details
-from amc.task import CLASSIFICATION, load_task
+from amc.job.folder import RunFolder
+from amc.job.recipe import FinetuneSection, RecoverySection
+from amc.job.retarget import retarget
+from amc.job.run import Run
+from amc.job.show import details
+from amc.system.progress import Silent
+from amc.train.short_distillation import lesson_record
+from amc.zoo.task import CLASSIFICATION, load_task
 from tests.conftest import finished_run
 from tests.tiny import network
 

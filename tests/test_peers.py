@@ -12,8 +12,8 @@ from amc.bench.fastnas import FastNAS
 from amc.bench.magnitude import TorchPruning
 from amc.bench.peers import peer_methods
 from amc.bench.widths import PeerFailed, kept_fractions, policy_left
-from amc.dense import Dense, prepare
-from amc.recipe import load_recipe
+from amc.job.dense import Dense, prepare
+from amc.job.recipe import load_recipe
 from amc.surgery.cut import cut
 from amc.surgery.table import kept_units
 from amc_search import Cap, use_of
@@ -24,7 +24,7 @@ from tests.tiny import ResidualNet, trained_weights
 
 def resnet20() -> nn.Module:
     """ResNet-20 whose channels differ: every one is drawn at its own scale."""
-    from amc.models.cifar_resnet import resnet20
+    from amc.zoo.networks.cifar_resnet import resnet20
 
     torch.manual_seed(0)
     model = resnet20(in_channels=1)

@@ -5,8 +5,8 @@ import optuna
 import pytest
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from amc import pulse
-from amc.pulse import PULSE, Pulse, Watch, measured_by, name_of, new_name
+from amc.study import heartbeat as pulse
+from amc.study.heartbeat import PULSE, Pulse, Watch, measured_by, name_of, new_name
 
 
 class Clock:

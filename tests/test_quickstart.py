@@ -15,9 +15,9 @@ import pytest
 import torch
 
 import amc
-from amc.flow import compress
-from amc.recipe import load_recipe
-from amc.run import Run
+from amc.job.compress import compress
+from amc.job.recipe import load_recipe
+from amc.job.run import Run
 from tests.interrupts import heed_interrupts
 
 ROOT = Path(__file__).parent.parent

@@ -5,12 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amc.budget import Budget
-from amc.data.sources import LOADERS
-from amc.errors import UsageError
-from amc.factory import import_factory
-from amc.models.zoo import model_source
-from amc.recipe import (
+from amc.cost.budget import Budget
+from amc.job.recipe import (
     FinetuneSection,
     ModelSection,
     Recipe,
@@ -22,6 +18,10 @@ from amc.recipe import (
     recipes_folder,
     resolved_toml,
 )
+from amc.system.errors import UsageError
+from amc.system.factory import import_factory
+from amc.zoo.data.sources import LOADERS
+from amc.zoo.networks.source import model_source
 
 TEXT = st.text(st.characters(codec="utf-8"), min_size=1, max_size=20)
 OPTIONS = st.dictionaries(TEXT, st.integers(-100, 100) | st.booleans() | TEXT | st.lists(st.integers(0, 9)), max_size=3)
@@ -191,7 +191,7 @@ def test_a_task_names_functions_or_nothing() -> None:
     """[task] is empty for classification and keeps the names it is given."""
     assert load_recipe(None).task.model_dump() == {"batch": None, "metric": None, "loss": None}
     assert load_recipe(None, {"task.metric": "a.b:c"}).task.metric == "a.b:c"
-    assert load_recipe("custom-metric").task.metric == "amc.examples.kinds:kind_score"
+    assert load_recipe("custom-metric").task.metric == "amc.zoo.examples.kinds:kind_score"
 
 
 PUBLISHED = ("imagenet-resnet50", "imagenet-mobilenetv2", "cifar10-resnet56", "cifar10-vgg")

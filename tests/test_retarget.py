@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save
 
-from amc.progress import Silent
-from amc.retarget import retarget
-from amc.run import Run
+from amc.job.retarget import retarget
+from amc.job.run import Run
+from amc.system.progress import Silent
 
 
 @pytest.mark.parametrize(("budget", "shallow"), [("1.2%", True), ("100%", False)])

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from amc.call import Call
-from amc.compute import Compute
-from amc.errors import UsageError
-from amc.progress import Silent
-from amc.recipe import load_recipe, resolved_toml
-from amc.rounding import STEPS, choose, heaviest, measure_recipe, measure_rounding, settle_rounding, slowdowns
+from amc.job.recipe import load_recipe, resolved_toml
+from amc.job.rounding import STEPS, choose, heaviest, measure_recipe, measure_rounding, settle_rounding, slowdowns
+from amc.system.device import Compute
+from amc.system.errors import UsageError
+from amc.system.progress import Silent
+from amc.zoo.call import Call
 
 
 class Wide(nn.Module):

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import nn
 
-from amc.dense import Dense, prepare
-from amc.recipe import load_recipe
-from amc.run import Run
-from amc.sensitivity import LEVELS, SENSITIVITY, levels, measure_curves, networks, pictures, price, sensitivity_of
-from amc.study import Study
+from amc.job.dense import Dense, prepare
+from amc.job.recipe import load_recipe
+from amc.job.run import Run
+from amc.study.sensitivity import LEVELS, SENSITIVITY, levels, measure_curves, networks, pictures, price, sensitivity_of
+from amc.study.trials import Study
 from amc_search import Space
 from tests.tiny import trained_weights
 
@@ -89,7 +89,7 @@ def test_curves_are_measured_once_and_kept_with_the_study(
     def fail(*_: object) -> object:
         raise AssertionError("measured again")
 
-    monkeypatch.setattr("amc.sensitivity.measure_curves", fail)
+    monkeypatch.setattr("amc.study.sensitivity.measure_curves", fail)
     again = sensitivity_of(dense, study_of(dense, tmp_path))
     assert first is not None and again is not None and torch.equal(first.harm, again.harm)
     none = dense.recipe.search.model_copy(update={"sensitivity_images": 0})

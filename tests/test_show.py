@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from amc.folder import RunFolder
+from amc.job.folder import RunFolder
+from amc.job.run import Run
+from amc.job.show import Terminal, details, summary
 from amc.release.comparison import comparison_sentence, seconds_text
 from amc.release.sentences import certificate_sentence
-from amc.run import Run
-from amc.show import Terminal, details, summary
 
 WIDE = Terminal(width=100, unicode=True, colour=False)
 

@@ -21,8 +21,8 @@ import pytest
 from optuna.trial import TrialState
 from torch import Tensor, nn
 
-from amc.run import Run
-from amc.storage import open_storage
+from amc.job.run import Run
+from amc.study.storage import open_storage
 from amc_search import is_feasible
 from tests import postgres
 
@@ -102,7 +102,7 @@ def start(folder: Path, url: str | None, seed: int) -> subprocess.Popen[bytes]:
 def starting_seconds() -> float:
     """How long a process takes here and now before it can do anything: moments are drawn from several times that."""
     begun = monotonic()
-    subprocess.run([sys.executable, "-c", "import amc.flow"], cwd=ROOT, check=True)
+    subprocess.run([sys.executable, "-c", "import amc.job.compress"], cwd=ROOT, check=True)
     return monotonic() - begun
 
 

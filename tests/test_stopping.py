@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from amc.stopping import ALPHA, Rivals, SequentialTest
-from amc.trial import Trial
+from amc.study.stopping import ALPHA, Rivals, SequentialTest
+from amc.study.trial import Trial
 
 TOTAL, LOOK, RUNS = 600, 40, 400
 

@@ -14,13 +14,13 @@ from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.trial import TrialState
 from sqlalchemy.exc import OperationalError
 
-from amc import database
-from amc import storage as store
-from amc.errors import StorageError
-from amc.progress import Silent
-from amc.storage import end_trial, open_storage, patiently, place
-from amc.study import Study
-from amc.trial import Trial
+from amc.study import database
+from amc.study import storage as store
+from amc.study.storage import end_trial, open_storage, patiently, place
+from amc.study.trial import Trial
+from amc.study.trials import Study
+from amc.system.errors import StorageError
+from amc.system.progress import Silent
 from amc_search import EvolutionarySampler
 from tests import postgres
 from tests.search.world import Ridge, cap_at, chain

@@ -15,11 +15,11 @@ import torch
 from numpy.typing import NDArray
 from optuna.trial import TrialState
 
-from amc.errors import ModelError, StorageError
-from amc.files import write_json, write_whole
-from amc.progress import Silent
-from amc.study import FAILURES_IN_A_ROW, Study
-from amc.trial import Protocol, Trial
+from amc.study.trial import Protocol, Trial
+from amc.study.trials import FAILURES_IN_A_ROW, Study
+from amc.system.errors import ModelError, StorageError
+from amc.system.files import write_json, write_whole
+from amc.system.progress import Silent
 from amc_search import Space
 
 SPACE = Space(("stem", "block.1"), (16, 32), (2, 4))
@@ -252,7 +252,7 @@ SEARCH = """
 import sys, time
 from pathlib import Path
 import optuna
-from amc.progress import Silent
+from amc.system.progress import Silent
 from tests.test_study import fake, opened
 
 folder, total, seconds = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])

@@ -15,23 +15,23 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
-from amc import cli
-from amc.call import Call
-from amc.compute import Compute
+from amc.cli import commands as cli
 from amc.cost.counts import count_cut_macs
-from amc.data.splits import Splits, TensorSplit
-from amc.dense import example_call
-from amc.errors import AmcError, ModelError, UsageError
-from amc.evaluation import evaluate, paired_difference
-from amc.examples.characters import next_character_accuracy
-from amc.examples.kinds import kind_score
-from amc.examples.shapes import box_f1, detection, mean_iou, segmentation
-from amc.flow import compress
-from amc.recipe import FinetuneSection, load_recipe
-from amc.release.verify import verify
+from amc.job.compress import compress
+from amc.job.dense import example_call
+from amc.job.recipe import FinetuneSection, load_recipe
+from amc.job.verify import verify
 from amc.surgery.recovery import reestimate_batchnorm
-from amc.task import CLASSIFICATION, SHARPNESS, Task, calibrated_losses, load_task
-from amc.training import train
+from amc.system.device import Compute
+from amc.system.errors import AmcError, ModelError, UsageError
+from amc.train.evaluation import evaluate, paired_difference
+from amc.train.training import train
+from amc.zoo.call import Call
+from amc.zoo.data.splits import Splits, TensorSplit
+from amc.zoo.examples.characters import next_character_accuracy
+from amc.zoo.examples.kinds import kind_score
+from amc.zoo.examples.shapes import box_f1, detection, mean_iou, segmentation
+from amc.zoo.task import CLASSIFICATION, SHARPNESS, Task, calibrated_losses, load_task
 from tests.tiny import network, pictures
 
 CPU = Compute(torch.device("cpu"), bfloat16=False)
@@ -117,7 +117,7 @@ def no_inputs(batch: Any) -> int:
     return 3
 
 
-HERE, SHAPES = "tests.test_task", "amc.examples.shapes"
+HERE, SHAPES = "tests.test_task", "amc.zoo.examples.shapes"
 VIEWS = load_task(f"{HERE}:views", f"{HERE}:closeness", f"{HERE}:squared")
 
 
@@ -138,7 +138,7 @@ def test_a_metric_of_the_users_replaces_accuracy() -> None:
     """The mean of its scores is the accuracy, its losses the loss, and right or wrong is not asked."""
     model, split = network().eval(), pictures().measure
     plain = evaluate(model, split, CPU)
-    kinds = load_task(metric="amc.examples.kinds:kind_score")
+    kinds = load_task(metric="amc.zoo.examples.kinds:kind_score")
     found = evaluate(model, split, CPU, batch_size=30, task=kinds)
     assert kinds.metric_name == "kind score"
     assert set(found.scores.tolist()) <= {0.0, 0.5, 1.0}
@@ -333,10 +333,10 @@ def test_the_example_is_noise_for_pictures_and_a_training_example_for_all_else()
 
 def test_the_fingerprint_names_the_functions_that_a_trial_depends_on() -> None:
     """Metric and batch function are in it, the loss is not; classification has its own."""
-    kinds = load_task(metric="amc.examples.kinds:kind_score")
+    kinds = load_task(metric="amc.zoo.examples.kinds:kind_score")
     assert CLASSIFICATION.fingerprint == load_task(loss=f"{HERE}:squared").fingerprint == "accuracy"
     assert len({CLASSIFICATION.fingerprint, kinds.fingerprint, VIEWS.fingerprint}) == 3
-    assert kinds.fingerprint == load_task(metric="amc.examples.kinds:kind_score").fingerprint
+    assert kinds.fingerprint == load_task(metric="amc.zoo.examples.kinds:kind_score").fingerprint
 
 
 def test_calibrated_losses_sum_to_those_of_classification() -> None:

@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from amc.compute import Compute
-from amc.data.splits import MemorySplit, Splits
-from amc.errors import ModelError
-from amc.evaluation import evaluate
-from amc.progress import Silent, Stage
-from amc.recipe import FinetuneSection, Schedule
-from amc.training import Training, learning_rate_factor, optimizer_of, train
+from amc.job.recipe import FinetuneSection, Schedule
+from amc.system.device import Compute
+from amc.system.errors import ModelError
+from amc.system.progress import Silent, Stage
+from amc.train.evaluation import evaluate
+from amc.train.training import Training, learning_rate_factor, optimizer_of, train
+from amc.zoo.data.splits import MemorySplit, Splits
 
 CPU = Compute(torch.device("cpu"), bfloat16=False)
 ROOT = Path(__file__).parents[1]
@@ -250,8 +250,8 @@ TORCHRUN = """
 import sys
 from pathlib import Path
 import torch
-from amc import distributed
-from amc.training import train
+from amc.train import distributed
+from amc.train.training import train
 from tests.test_training import CPU, SCHEDULE, SPLITS, StopsAfter, Stopped, small, weights
 
 torch.set_num_threads(1)

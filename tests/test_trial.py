@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from amc.dense import Dense, prepare
-from amc.errors import ModelError
-from amc.evaluation import evaluate
-from amc.recipe import load_recipe
+from amc.job.dense import Dense, prepare
+from amc.job.recipe import load_recipe
+from amc.system.errors import ModelError
+from amc.train.evaluation import evaluate
 from tests.tiny import trained_weights
 
 

@@ -14,15 +14,15 @@ import psutil
 import pytest
 from optuna.trial import TrialState
 
-from amc.crew import DEATHS_IN_A_ROW, Crew
-from amc.errors import ModelError, RunError, UsageError
-from amc.progress import Silent
-from amc.pulse import PULSE, name_of
-from amc.recipe import amended, load_recipe, parse_recipe, resolved_toml
-from amc.run import Run
-from amc.search import sampler_of, shareable
-from amc.study import NOT_NEEDED, Study
-from amc.worker import work
+from amc.job.recipe import amended, load_recipe, parse_recipe, resolved_toml
+from amc.job.run import Run
+from amc.job.worker import work
+from amc.study.heartbeat import PULSE, name_of
+from amc.study.search import sampler_of, shareable
+from amc.study.trials import NOT_NEEDED, Study
+from amc.study.worker_pool import DEATHS_IN_A_ROW, Crew
+from amc.system.errors import ModelError, RunError, UsageError
+from amc.system.progress import Silent
 from amc_search.history import CLAIM
 from tests.interrupts import heed_interrupts
 from tests.test_study import PROTOCOL, SPACE, fake, opened, random_search
@@ -147,7 +147,7 @@ def test_only_the_folders_own_trials_are_buried_when_it_is_opened_again(tmp_path
 
 
 def crew_of(code: str, buried: list[int], number: int = 2) -> Crew:
-    leash = "from amc.crew import on_leash; on_leash(); import os, signal, sys, time; "
+    leash = "from amc.study.worker_pool import on_leash; on_leash(); import os, signal, sys, time; "
     return Crew([sys.executable, "-c", leash + code], number, buried.append)
 
 
@@ -187,10 +187,11 @@ def test_workers_that_keep_dying_end_the_search() -> None:
 
 def test_a_worker_ends_with_who_started_it() -> None:
     """Kill -9 leaves no orphans."""
+    leash = "from amc.study.worker_pool import on_leash; on_leash(); import time; time.sleep(600)"
     code = (
-        "import sys; from amc.crew import Crew; leash = 'from amc.crew import on_leash; on_leash(); import time; "
-        "time.sleep(600)'; crew = Crew([sys.executable, '-c', leash], 2, print); crew.__enter__(); "
-        "print('ready', flush=True); import time; time.sleep(600)"
+        "import sys, time; from amc.study.worker_pool import Crew; "
+        f"crew = Crew([sys.executable, '-c', {leash!r}], 2, print); crew.__enter__(); "
+        "print('ready', flush=True); time.sleep(600)"
     )
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=ROOT)
     assert parent.stdout and parent.stdout.readline() == b"ready\n"

@@ -11,9 +11,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from amc.data.sources import load_splits
-from amc.data.splits import MemorySplit, Splits
-from amc.models.msdnet import MSDNet, Sizes
+from amc.zoo.data.sources import load_splits
+from amc.zoo.data.splits import MemorySplit, Splits
+from amc.zoo.networks.msdnet import MSDNet, Sizes
 
 
 class TinyNet(nn.Module):

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from time import perf_counter
 from typing import Any
 
-from amc.budget import parse_budgets
-from amc.progress import Progress
-from amc.run import Run
-from amc.selection import KAPPA, unreachable
+from amc.cost.budget import parse_budgets
+from amc.job.run import Run
+from amc.study.selection import KAPPA, unreachable
+from amc.system.progress import Progress
 from amc_search import CapUnreachable, climb
 
 WITHOUT = {  # name -> whether there is a barrier, and whether there are moves of integers

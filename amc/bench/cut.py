@@ -13,8 +13,8 @@ from torch import nn
 
 from amc.bench.clock import seconds
 from amc.cost.counts import count_macs
-from amc.dense import load_model, trace_groups
-from amc.recipe import Recipe
+from amc.job.dense import load_model, trace_groups
+from amc.job.recipe import Recipe
 from amc.surgery.cut import named_tensors
 from amc.surgery.recovery import Cutter
 from amc.surgery.table import OwnerTable, kept_units, ranks, unit_scores

@@ -24,9 +24,9 @@ import torch
 from torch import nn
 
 from amc.bench.widths import PeerFailed, policy_left
-from amc.dense import Dense
-from amc.factory import one_line
-from amc.isolation import is_out_of_memory
+from amc.job.dense import Dense
+from amc.system.factory import one_line
+from amc.system.isolation import is_out_of_memory
 from amc_search import Cap, Policies, use_of
 from amc_search.rivals.extra import MissingExtra
 from amc_search.rivals.problem import Problem

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from amc.bench.widths import PeerFailed, policy_left
-from amc.call import Call, float_tensors
-from amc.dense import Dense
-from amc.factory import one_line
-from amc.isolation import is_out_of_memory
+from amc.job.dense import Dense
 from amc.surgery.layers import LAYERS
 from amc.surgery.table import SUFFIXES
+from amc.system.factory import one_line
+from amc.system.isolation import is_out_of_memory
+from amc.zoo.call import Call, float_tensors
 from amc_search import Cap, Policies, use_of
 from amc_search.rivals.problem import Problem
 

@@ -17,7 +17,7 @@ import optuna
 import torch
 from numpy.typing import NDArray
 
-from amc.selection import KAPPA
+from amc.study.selection import KAPPA
 from amc_predictor import EnsemblePredictor, SeerNetPredictor, Sensitivity
 from amc_predictor.networks import Training
 from amc_search import ACQUISITIONS, EvolutionarySampler, Learned, Parts, close

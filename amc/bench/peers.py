@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from amc.bench.fastnas import FastNAS
 from amc.bench.magnitude import TorchPruning
-from amc.dense import Dense
+from amc.job.dense import Dense
 from amc_search.rivals.problem import Method
 
 

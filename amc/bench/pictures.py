@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from torch.nn.functional import interpolate
 
-from amc.data.sources import load_splits
-from amc.data.splits import MemorySplit, Splits
+from amc.zoo.data.sources import load_splits
+from amc.zoo.data.splits import MemorySplit, Splits
 
 SIZE = 64
 LARGEST = {"train": 2048, "measure": 1000, "test": 200}  # pictures of each split: enough for a trial

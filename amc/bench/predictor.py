@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 
 from amc.bench.baselines import Array, baselines, predicted
-from amc.errors import DataError, UsageError
-from amc.progress import Progress
+from amc.system.errors import DataError, UsageError
+from amc.system.progress import Progress
 from amc_predictor import EnsemblePredictor
 from amc_predictor.examples import MOST_BITS
 from amc_predictor.ranks import kendall, spearman

@@ -8,13 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from amc.dense import Dense, prepare
-from amc.evaluation import evaluate
-from amc.progress import Progress
-from amc.recipe import Recipe
+from amc.job.dense import Dense, prepare
+from amc.job.recipe import Recipe
 from amc.surgery.recovery import cut_and_fold
 from amc.surgery.table import kept_units
-from amc.training import train
+from amc.system.progress import Progress
+from amc.train.evaluation import evaluate
+from amc.train.training import train
 from amc_search import Cap, random_policies
 
 

@@ -6,8 +6,8 @@ from dataclasses import asdict
 from statistics import mean
 from typing import Any
 
-from amc.recipe import Recipe
-from amc.rounding import measure_recipe
+from amc.job.recipe import Recipe
+from amc.job.rounding import measure_recipe
 
 
 def bench_rounding(recipe: Recipe) -> dict[str, Any]:

@@ -10,15 +10,15 @@ from typing import Any
 
 import torch
 
-from amc.data.splits import MemorySplit
-from amc.dense import Dense, prepare
-from amc.errors import UsageError
-from amc.evaluation import evaluate
-from amc.progress import Progress
-from amc.recipe import Recipe
-from amc.search import measure_of, sampler_of
-from amc.selection import fit_predictor, select
-from amc.study import Study
+from amc.job.dense import Dense, prepare
+from amc.job.recipe import Recipe
+from amc.study.search import measure_of, sampler_of
+from amc.study.selection import fit_predictor, select
+from amc.study.trials import Study
+from amc.system.errors import UsageError
+from amc.system.progress import Progress
+from amc.train.evaluation import evaluate
+from amc.zoo.data.splits import MemorySplit
 
 ARMS = ("whole", "stopped")
 

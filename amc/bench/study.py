@@ -22,11 +22,11 @@ from sqlalchemy import insert
 from sqlalchemy.orm import Session
 from torch import Tensor
 
-from amc.database import Database
-from amc.progress import Silent
-from amc.selection import best_candidates, fit_predictor
-from amc.study import Study
-from amc.trial import Protocol, Trial
+from amc.study.database import Database
+from amc.study.selection import best_candidates, fit_predictor
+from amc.study.trial import Protocol, Trial
+from amc.study.trials import Study
+from amc.system.progress import Silent
 from amc_predictor import EnsemblePredictor
 from amc_predictor.ranks import kendall
 from amc_search import Cap, EvolutionarySampler, Space, random_policies

@@ -15,13 +15,13 @@ from torch import nn
 
 from amc.bench.clock import seconds
 from amc.bench.recovery import random_policy
-from amc.dense import Dense, prepare
-from amc.progress import Progress
-from amc.recipe import Recipe, load_recipe
-from amc.study import Study
+from amc.job.dense import Dense, prepare
+from amc.job.recipe import Recipe, load_recipe
+from amc.study.trial import ORDER, Trial
+from amc.study.trials import Study
 from amc.surgery.layers import BATCH_NORMS
 from amc.surgery.recovery import evaluating
-from amc.trial import ORDER, Trial
+from amc.system.progress import Progress
 
 NETWORKS = ("resnet20", "resnet18", "mobilenet_v2")
 PICTURES = "amc.bench.pictures:resized"

@@ -6,11 +6,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from amc.dense import Dense
-from amc.errors import ModelError
+from amc.job.dense import Dense
 from amc.surgery.cut import named_tensors
 from amc.surgery.table import SUFFIXES
 from amc.surgery.units import KEPT
+from amc.system.errors import ModelError
 from amc_search import Policies
 
 WIDTH = SUFFIXES[2]

@@ -8,14 +8,14 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from amc.dense import Dense, prepare
-from amc.files import write_text
-from amc.folder import RECIPE
-from amc.progress import Progress, Silent
-from amc.pulse import measured_by
-from amc.recipe import Recipe, amended, resolved_toml
-from amc.search import crew_of
-from amc.study import Study
+from amc.job.dense import Dense, prepare
+from amc.job.folder import RECIPE
+from amc.job.recipe import Recipe, amended, resolved_toml
+from amc.study.heartbeat import measured_by
+from amc.study.search import crew_of
+from amc.study.trials import Study
+from amc.system.files import write_text
+from amc.system.progress import Progress, Silent
 
 
 def bench_workers(recipe: Recipe, workers: int, trials: int, repeats: int, progress: Progress) -> dict[str, Any]:

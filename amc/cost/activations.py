@@ -22,9 +22,9 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from amc.call import Call, as_call
 from amc.surgery.cut import cut
 from amc.surgery.table import OwnerTable, kept_units
+from amc.zoo.call import Call, as_call
 
 
 @dataclass(frozen=True)

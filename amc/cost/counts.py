@@ -23,10 +23,10 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from amc.call import Call, as_call
 from amc.surgery.attention import composed_attention
 from amc.surgery.table import Owners, OwnerTable
 from amc.surgery.units import KEPT
+from amc.zoo.call import Call, as_call
 
 FULL = 0  # the row of the axis matrix that stands for "a constant 1"
 Monomial = tuple[float, tuple[int, ...]]  # times, and the rows that are multiplied

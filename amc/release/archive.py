@@ -19,13 +19,13 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from amc.errors import ModelError, RunError
-from amc.files import write_json, write_whole
-from amc.models.zoo import ModelSource
 from amc.surgery.cut import with_tensors
 from amc.surgery.fitting import widths_of
 from amc.surgery.standins import BAKED, restore
 from amc.surgery.standins import record as standins_of
+from amc.system.errors import ModelError, RunError
+from amc.system.files import write_json, write_whole
+from amc.zoo.networks.source import ModelSource
 
 FORMAT = "amc-architecture/1"
 WEIGHTS, RECORD = "model.safetensors", "architecture.json"

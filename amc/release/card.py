@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from amc.dense import Dense
+from amc.job.dense import Dense
 from amc.release.archive import RECORD, WEIGHTS
 from amc.release.comparison import comparison_sentences
 from amc.release.report import NETWORKS, cap_rows, load_snippet, network_rows, preprocessing

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from amc.budget import Unit, format_cost, format_macs
-from amc.pareto import non_dominated
+from amc.cost.budget import Unit, format_cost, format_macs
 from amc.release.comparison import STAGES, seconds_text
+from amc.study.pareto import non_dominated
 
 Plot = dict[str, Any]
 

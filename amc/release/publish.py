@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from amc.dense import Dense
-from amc.files import write_text
-from amc.folder import CARD, REPORT, read_policy
+from amc.job.dense import Dense
+from amc.job.folder import CARD, REPORT, read_policy
 from amc.release.card import model_card
 from amc.release.report import report
-from amc.study import Study
+from amc.study.trials import Study
+from amc.system.files import write_text
 from amc_predictor import EnsemblePredictor
 
 

@@ -13,18 +13,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from amc.budget import Unit, format_bytes, format_cost, format_flops_2x, format_macs, format_params
+from amc.cost.budget import Unit, format_bytes, format_cost, format_flops_2x, format_macs, format_params
 from amc.cost.counts import macs_by_module
-from amc.dense import Dense
-from amc.labels import labels_of
-from amc.recipe import resolved_toml
+from amc.job.dense import Dense
+from amc.job.recipe import resolved_toml
 from amc.release import plots
 from amc.release.comparison import comparison_sentences, seconds_text
 from amc.release.page import render_page
 from amc.release.plots import Mark, Plot
 from amc.release.sentences import certificate_sentence, removed_of, trials_sentence
-from amc.study import Study
-from amc.trial import Trial
+from amc.study.objective import labels_of
+from amc.study.trial import Trial
+from amc.study.trials import Study
 from amc_predictor import EnsemblePredictor
 from amc_search import is_feasible, uniform
 

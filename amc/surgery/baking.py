@@ -20,9 +20,9 @@ from torch.nn.utils.spectral_norm import SpectralNorm, SpectralNormLoadStateDict
 from torch.nn.utils.weight_norm import WeightNorm
 from torch.overrides import TorchFunctionMode
 
-from amc.call import Call, as_call
-from amc.errors import ModelError
 from amc.surgery.layers import LAYERS
+from amc.system.errors import ModelError
+from amc.zoo.call import Call, as_call
 
 RELATIVE = 1e-5  # outputs before and after agree to this share of the largest
 USES = (torch.conv1d, torch.conv2d, torch.conv3d, torch.conv_transpose1d, torch.conv_transpose2d,

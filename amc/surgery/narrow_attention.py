@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout, linear, pad, scaled_dot_product_attention
 from torch.overrides import handle_torch_function, has_torch_function
 
-from amc.errors import ModelError
 from amc.surgery.substitute import Substitute, put_in_place
+from amc.system.errors import ModelError
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from amc.errors import ModelError
 from amc.surgery.substitute import Substitute, put_in_place
+from amc.system.errors import ModelError
 
 STATISTICS = (
     "layer",  # mean and variance over channels

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from amc.call import Call
+from amc.zoo.call import Call
 
 LEAST_VARIANCE = 0.1  # of the layer's mean: a channel that hardly varies would blow up what rounding leaves
 

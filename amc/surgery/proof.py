@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from amc.call import Call, float_tensors
 from amc.cost.counts import count_cut_macs, count_macs
-from amc.errors import ModelError
 from amc.surgery.cut import Kept, cut, mask
 from amc.surgery.numbers import drawn, settle
 from amc.surgery.table import Asked, Group, OwnerTable, build_table, kept_units, ranks
 from amc.surgery.tracing import trace
+from amc.system.errors import ModelError
+from amc.zoo.call import Call, float_tensors
 
 TOLERANCE = 2e-5  # of the largest output; float32, and another order of summation
 DOUBTFUL = 1e-2  # up to here float64 decides

@@ -23,13 +23,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from amc.call import Call, float_tensors
-from amc.data.splits import Batch
 from amc.surgery.blueprint import Blueprint
 from amc.surgery.cut import Kept, assembled, cut_tensors, named_tensors, stays, with_tensors
 from amc.surgery.layers import BATCH_NORMS, CONVOLUTIONS, TRANSPOSED
 from amc.surgery.table import OwnerTable
-from amc.task import CLASSIFICATION, Task
+from amc.zoo.call import Call, float_tensors
+from amc.zoo.data.splits import Batch
+from amc.zoo.task import CLASSIFICATION, Task
 
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)  # in units of the mean variance of the kept channels
 

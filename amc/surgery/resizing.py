@@ -40,7 +40,7 @@ TORCH = Path(torch.__file__).parent
 HANDLERS = tuple(map(str, (  # files through which torch and this package hand a call on
     TORCH / "_tensor.py", TORCH / "functional.py", TORCH / "overrides.py", TORCH / "_jit_internal.py", TORCH / "utils",
     TORCH / "nn" / "modules" / "module.py", TORCH / "fx", Path(__file__).parent,
-    Path(__file__).parents[1] / "dynamic" / "tracing.py",
+    Path(__file__).parents[1] / "cascade" / "tracing.py",
 )))  # fmt: skip
 
 

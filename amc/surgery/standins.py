@@ -10,7 +10,6 @@ from typing import Any
 
 from torch import nn
 
-from amc.errors import ModelError
 from amc.surgery.baking import bake as bake
 from amc.surgery.baking import baked, record_of, restore_baked
 from amc.surgery.narrow_attention import NarrowAttention, can_narrow_attention
@@ -21,6 +20,7 @@ from amc.surgery.resizing import Resized
 from amc.surgery.substitute import Substitute, put_in_place
 from amc.surgery.vanished import VanishedConvolution, VanishedNorm, VanishedPool
 from amc.surgery.vanished import vanish as vanish
+from amc.system.errors import ModelError
 
 Record = Mapping[str, Mapping[str, Any]]  # kind -> settings, JSON values
 BAKED = "baked"

@@ -17,11 +17,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from amc.errors import ModelError
 from amc.surgery.layers import LAYERS, out_dim
 from amc.surgery.narrow_norm import NormRule
 from amc.surgery.record import Axis, Record, Slots
 from amc.surgery.units import KEPT, Units, find_units
+from amc.system.errors import ModelError
 from amc_search import Space
 
 Owner = NDArray[np.int32]  # (length,) the unit of each index, KEPT where none

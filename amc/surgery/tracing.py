@@ -22,8 +22,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
-from amc.call import Call, as_call
-from amc.errors import ModelError
 from amc.surgery.attention import composed_attention
 from amc.surgery.layers import CONVOLUTIONS, LAYERS, TRANSPOSED
 from amc.surgery.narrow_norm import norm_rule
@@ -31,6 +29,8 @@ from amc.surgery.operators import RULES
 from amc.surgery.operators.entrywise import any_pointwise
 from amc.surgery.record import Factor, Labels, Record, Request, Slots
 from amc.surgery.resizing import ATTENTION, CHUNKS, PART, SCALED, SPLITS, asked_sizes, is_request, place_in_code
+from amc.system.errors import ModelError
+from amc.zoo.call import Call, as_call
 
 
 def trace(model: nn.Module, inputs: Call | Tensor, ignore: Sequence[str] = ()) -> Record:

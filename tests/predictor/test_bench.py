@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 from amc.bench import baselines
 from amc.bench.predictor import bench_predictor, load_measured, predictor_text
 from amc.cli import app
-from amc.errors import DataError, UsageError
-from amc.progress import Silent
+from amc.system.errors import DataError, UsageError
+from amc.system.progress import Silent
 from amc_predictor import SeerNetPredictor, seernet
 from tests.predictor.measured import LAYERS, published, sigmoid_network, written
 

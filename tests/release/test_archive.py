@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from amc.errors import AmcError, ModelError, RunError
-from amc.models.zoo import ModelSource
 from amc.release.archive import RECORD, WEIGHTS, load_network, read_architecture, save_network
 from amc.surgery.cut import cut
+from amc.system.errors import AmcError, ModelError, RunError
+from amc.zoo.networks.source import ModelSource
 from tests.surgery.networks import SIZES, SOUND, Traced, known, scramble, traced
 
 ROOT = Path(__file__).parents[2]

@@ -3,8 +3,8 @@ import hashlib
 
 import pytest
 
+from amc.job.run import Run
 from amc.release.card import model_card
-from amc.run import Run
 
 
 @pytest.fixture(scope="module")

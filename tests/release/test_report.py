@@ -7,10 +7,10 @@ import plotly.graph_objects as go
 import pytest
 import torch
 
-from amc.labels import labels_of
+from amc.job.run import Run
 from amc.release.plots import STOPPED, front_plot, keep_plot, layers_plot, prediction_plot, progress_plot, time_plot
 from amc.release.report import report, stopped_labels
-from amc.run import Run
+from amc.study.objective import labels_of
 
 PLOTS = ("front", "prediction", "keep", "layers", "progress", "time")
 

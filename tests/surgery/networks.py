@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.nn.functional import relu
 
 from amc.cost.counts import ProductCost, count_bytes, count_macs, count_params
-from amc.models.zoo import build_model
 from amc.surgery.cut import Kept, cut, mask
 from amc.surgery.numbers import scramble
 from amc.surgery.table import OwnerTable, build_table, kept_units, ranks
 from amc.surgery.tracing import trace
+from amc.zoo.networks.source import build_model
 
 RELATIVE = 1e-4  # float32, tens of layers, another order of summation: outputs agree to this share of the largest
 SIZES = {"resnet20": 16, "resnet18": 32, "mobilenet_v2": 32, "densenet121": 32, "resnext50_32x4d": 32,

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from amc.call import Call
 from amc.cost.counts import count_cut_macs
-from amc.models.zoo import ModelSource
 from amc.release.archive import load_network, save_network
 from amc.surgery.baking import bake
 from amc.surgery.cut import cut, mask
 from amc.surgery.proof import proved_table
+from amc.zoo.call import Call
+from amc.zoo.networks.source import ModelSource
 from tests.surgery import compositions, transformers, traps
 from tests.surgery.networks import Traced, costs, random_policy, scramble
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrizations, spectral_norm
 
-from amc.call import Call
 from amc.surgery.baking import bake
 from amc.surgery.standins import record, restore
+from amc.zoo.call import Call
 from tests.surgery.exactness import assert_exact
 
 

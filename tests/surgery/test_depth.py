@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
-from amc.call import Call
 from amc.cost.counts import macs_by_module
 from amc.surgery.cut import cut
 from amc.surgery.proof import proved_table
+from amc.zoo.call import Call
 from tests.surgery.networks import Traced, costs, known, scramble
 
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from amc.call import Call
-from amc.dense import trace_groups
-from amc.recipe import load_recipe
+from amc.job.dense import trace_groups
+from amc.job.recipe import load_recipe
+from amc.zoo.call import Call
 from tests.surgery.transformers import HEAD_WIDTH, HEADS, WIDTH, Fused
 
 LOOKUPS: dict[str, Callable[[nn.Embedding, Tensor], Tensor]] = {

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from amc.errors import ModelError
 from amc.surgery.narrow_attention import can_narrow_attention, narrow_attention
+from amc.system.errors import ModelError
 from tests.surgery.exactness import assert_exact
 
 E, H, D = 12, 4, 3

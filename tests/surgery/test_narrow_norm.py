@@ -22,8 +22,8 @@ from timm.models.metaformer import LayerNormNoBias
 from torch import Tensor, nn
 from torchvision.models.convnext import LayerNorm2d
 
-from amc.errors import ModelError
 from amc.surgery.narrow_norm import NarrowNorm, narrow_norm, norm_rule
+from amc.system.errors import ModelError
 from tests.surgery.exactness import assert_exact
 
 WIDTH = 12

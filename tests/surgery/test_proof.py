@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from amc.call import Call
-from amc.errors import ModelError
 from amc.surgery.cut import cut, mask
 from amc.surgery.proof import proved_table
+from amc.system.errors import ModelError
+from amc.zoo.call import Call
 from tests.surgery.compositions import Net
 from tests.surgery.networks import Traced, scramble
 from tests.surgery.transformers import CASES

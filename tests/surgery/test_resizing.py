@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import relu, scaled_dot_product_attention
 
-from amc.call import Call
 from amc.surgery.cut import cut, mask
 from amc.surgery.proof import proved_table
 from amc.surgery.resizing import Resized, place_in_code
+from amc.zoo.call import Call
 from tests.surgery.compositions import Net
 from tests.surgery.networks import Traced, random_policy, scramble
 from tests.surgery.traps import Does

@@ -8,8 +8,8 @@ from timm.layers import LayerNorm2d
 from timm.layers.std_conv import ScaledStdConv2dSame
 from torch import Tensor, nn
 
-from amc.errors import ModelError
 from amc.surgery.standins import bake, can_narrow, narrow_attention, narrow_norm, record, restore, vanish
+from amc.system.errors import ModelError
 from tests.surgery.exactness import assert_exact
 
 

@@ -7,12 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from amc.dense import trace_groups
-from amc.errors import ModelError
-from amc.recipe import Recipe
+from amc.job.dense import trace_groups
+from amc.job.recipe import Recipe
 from amc.surgery.cut import cut
 from amc.surgery.table import KEPT, build_table, legal_step, ranks, unit_scores
 from amc.surgery.tracing import trace
+from amc.system.errors import ModelError
 from tests.surgery.networks import (
     SOUND,
     UNSOUND,

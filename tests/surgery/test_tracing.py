@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from amc.call import Call
-from amc.errors import ModelError
 from amc.surgery.record import Record
 from amc.surgery.table import OwnerTable, build_table
 from amc.surgery.tracing import trace
+from amc.system.errors import ModelError
+from amc.zoo.call import Call
 from tests.surgery.compositions import CASES, Net
 from tests.surgery.networks import SOUND
 from tests.surgery.traps import Does

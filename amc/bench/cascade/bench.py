@@ -15,11 +15,11 @@ from amc.bench.cascade.recipe import CascadeRecipe
 from amc.bench.cascade.verdict import Figures, Goal, summary, summary_text
 from amc.bench.contest.deadline import Deadline, Paused, Unfinished
 from amc.bench.contest.machine import machine
-from amc.errors import UsageError
-from amc.files import write_json, write_text
-from amc.folder import read_json
-from amc.progress import Progress
-from amc.run import claimed
+from amc.job.folder import read_json
+from amc.job.run import claimed
+from amc.system.errors import UsageError
+from amc.system.files import write_json, write_text
+from amc.system.progress import Progress
 
 FORMAT = "amc-bench-cascade/1"
 RESULTS, TABLE = "results.json", "table.txt"

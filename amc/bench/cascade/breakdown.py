@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from amc.bench.clock import seconds
-from amc.dynamic.runtime import Cascade
-from amc.dynamic.survivors import Survivors
+from amc.cascade.runtime import Cascade
+from amc.cascade.survivors import Survivors
 
 Work = Callable[[], object]
 

@@ -17,18 +17,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from amc.compute import Compute
+from amc.cascade.bdistil import Distilled, Rules, distil, pool_of
+from amc.cascade.ensemble import Ensemble, Step
+from amc.cascade.pool import BATCH, Pool
+from amc.cascade.students import ConvStudent, ConvStudents, small_students, width_for
+from amc.cascade.votes import fit_votes
+from amc.cascade.weak_learner import batches_without_end
 from amc.cost.counts import count_cut_macs
-from amc.data.splits import Split, Splits
-from amc.dynamic.bdistil import Distilled, Rules, distil, pool_of
-from amc.dynamic.ensemble import Ensemble, Step
-from amc.dynamic.pool import BATCH, Pool
-from amc.dynamic.students import ConvStudent, ConvStudents, small_students, width_for
-from amc.dynamic.votes import fit_votes
-from amc.dynamic.weak_learner import batches_without_end
-from amc.progress import Progress, Silent
-from amc.recipe import Schedule
-from amc.training import optimizer_of, set_learning_rate
+from amc.job.recipe import Schedule
+from amc.system.device import Compute
+from amc.system.progress import Progress, Silent
+from amc.train.training import optimizer_of, set_learning_rate
+from amc.zoo.data.splits import Split, Splits
 
 LEARNING_RATE = 0.015  # as `ConvStudents` are trained with
 
@@ -140,7 +140,7 @@ def compare(
 ) -> tuple[Distilled, list[Curve]]:
     """B-DISTIL, and all that it is compared with at the multiply-adds of its prefixes, on the test split.
 
-    Arguments are those of `amc.dynamic.bdistil.distil`.
+    Arguments are those of `amc.cascade.bdistil.distil`.
     """
     rules, progress = rules or Rules(), progress or Silent()
     pool = pool or pool_of(teacher, splits, compute, rules, seed)

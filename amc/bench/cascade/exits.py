@@ -12,14 +12,14 @@ import torch
 
 from amc.bench.cascade.ground import Ground
 from amc.bench.cascade.verdict import Figures, Goal
-from amc.dynamic import trained
-from amc.dynamic.candidate import Candidate
-from amc.dynamic.pcee import exit_reports, oracle
-from amc.dynamic.points import Point, best_under, evaluate, sweep
-from amc.dynamic.policy import Policy, Scorer, walk
-from amc.dynamic.records import Records
-from amc.dynamic.scores import SCORERS
-from amc.dynamic.stage import path_costs
+from amc.cascade import trained
+from amc.cascade.candidate import Candidate
+from amc.cascade.pcee import exit_reports, oracle
+from amc.cascade.points import Point, best_under, evaluate, sweep
+from amc.cascade.policy import Policy, Scorer, walk
+from amc.cascade.records import Records
+from amc.cascade.scores import SCORERS
+from amc.cascade.stage import path_costs
 
 TARGETS, HIGHEST = 9, 0.99  # how many; below what the first exit reaches alone there is nothing to keep to
 ESTIMATORS = ("bins", "window", "isotonic")

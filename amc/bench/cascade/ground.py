@@ -8,17 +8,17 @@ from pathlib import Path
 
 import torch
 
-from amc.budget import Budget, parse_budget
-from amc.data.splits import Split
-from amc.dynamic.candidate import Candidate
-from amc.dynamic.family import RECORDS, Family
-from amc.dynamic.methods import STATIC
-from amc.dynamic.part import Member, Part, joined, recorded
-from amc.dynamic.records import Records
-from amc.errors import BudgetUnreachable
-from amc.flow import compress
-from amc.progress import Progress
-from amc.recipe import Recipe
+from amc.cascade.candidate import Candidate
+from amc.cascade.family import RECORDS, Family
+from amc.cascade.methods import STATIC
+from amc.cascade.part import Member, Part, joined, recorded
+from amc.cascade.records import Records
+from amc.cost.budget import Budget, parse_budget
+from amc.job.compress import compress
+from amc.job.recipe import Recipe
+from amc.system.errors import BudgetUnreachable
+from amc.system.progress import Progress
+from amc.zoo.data.splits import Split
 
 
 class SeededFamily(Family):
@@ -91,7 +91,7 @@ def stand(
     """The ground of a recipe: its run in `runs`, which is made, or gone on with, where it is not there.
 
     Raises:
-        AmcError: as `amc.flow.compress`.
+        AmcError: as `amc.job.compress.compress`.
     """
     name = name or recipe.name
     run = compress(recipe.model_copy(update={"out": str(runs / name)}), progress)

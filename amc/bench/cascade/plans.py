@@ -11,24 +11,24 @@ import torch
 
 from amc.bench.cascade.ground import Ground
 from amc.bench.cascade.verdict import Figures, Goal
-from amc.dynamic.candidate import Candidate
-from amc.dynamic.figures import judged
-from amc.dynamic.inference import for_inference
-from amc.dynamic.latency import batch_seconds
-from amc.dynamic.latency import measure as measure_latency
-from amc.dynamic.methods import candidates_of
-from amc.dynamic.options import Goal as Wanted
-from amc.dynamic.options import Option, static_option
-from amc.dynamic.part import joined
-from amc.dynamic.plan import Plan, make_plan
-from amc.dynamic.points import cheapest_at, sweep
-from amc.dynamic.policy import Policy, Walk, walk
-from amc.dynamic.records import Records
-from amc.dynamic.scores import SCORERS
-from amc.dynamic.stage import Stage
-from amc.dynamic.terms import Limits
-from amc.errors import BudgetUnreachable
-from amc.evaluation import paired_difference
+from amc.cascade.candidate import Candidate
+from amc.cascade.figures import judged
+from amc.cascade.inference import for_inference
+from amc.cascade.latency import batch_seconds
+from amc.cascade.latency import measure as measure_latency
+from amc.cascade.methods import candidates_of
+from amc.cascade.options import Goal as Wanted
+from amc.cascade.options import Option, static_option
+from amc.cascade.part import joined
+from amc.cascade.plan import Plan, make_plan
+from amc.cascade.points import cheapest_at, sweep
+from amc.cascade.policy import Policy, Walk, walk
+from amc.cascade.records import Records
+from amc.cascade.scores import SCORERS
+from amc.cascade.stage import Stage
+from amc.cascade.terms import Limits
+from amc.system.errors import BudgetUnreachable
+from amc.train.evaluation import paired_difference
 
 DELTA, DROP = 0.1, 0.005  # of the certified plans: chance that the terms are broken; accuracy that may be lost
 BATCH = 64

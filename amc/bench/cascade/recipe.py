@@ -9,9 +9,9 @@ from typing import Literal
 from pydantic import Field, JsonValue, ValidationError
 
 from amc.bench.contest.recipe import dotted, explained, file_of, table_of
-from amc.budget import parse_budget
-from amc.errors import UsageError
-from amc.recipe import Recipe, Section, load_recipe, recipes_folder
+from amc.cost.budget import parse_budget
+from amc.job.recipe import Recipe, Section, load_recipe, recipes_folder
+from amc.system.errors import UsageError
 
 StudyName = Literal["exits", "exits-joint", "savers", "students", "risk", "speed", "plans"]
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from amc.dynamic.means import (
+from amc.cascade.means import (
     Losses,
     Support,
     betting_p_value,
@@ -22,10 +22,10 @@ from amc.dynamic.means import (
     binomial_upper,
     hoeffding_bentkus_p_value,
 )
-from amc.dynamic.monitor import Monitor, Profile, confidence_of
-from amc.dynamic.policy import Policy, scores_of, walk
-from amc.dynamic.records import Records
-from amc.dynamic.risk import RISKS, conformal_risk_control, learn_then_test, naive
+from amc.cascade.monitor import Monitor, Profile, confidence_of
+from amc.cascade.policy import Policy, scores_of, walk
+from amc.cascade.records import Records
+from amc.cascade.risk import RISKS, conformal_risk_control, learn_then_test, naive
 
 LEVEL = 0.05  # of the intervals of shares, two-sided
 RESAMPLES = 400
@@ -125,7 +125,7 @@ def risk_study(
     Args:
         records: the population; no policy may have been fitted to it.
         added: S costs, what visiting each stage adds.
-        policies: from the most careful to the boldest (`amc.dynamic.risk.ladder`).
+        policies: from the most careful to the boldest (`amc.cascade.risk.ladder`).
         epsilons: risk -> the largest allowed; None is `default_epsilons`.
         count: examples in a calibration set.
         shifted: what is done to the inputs -> records of the same stages on such inputs (`amc.bench.cascade.shift`).

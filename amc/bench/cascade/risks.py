@@ -12,9 +12,9 @@ from amc.bench.cascade.ground import Ground
 from amc.bench.cascade.risk import NAIVE, OURS, risk_study, risk_text
 from amc.bench.cascade.shift import Shifted
 from amc.bench.cascade.verdict import Figures, Goal
-from amc.dynamic.part import joined, recorded
-from amc.dynamic.risk import ladder
-from amc.dynamic.scores import SCORERS
+from amc.cascade.part import joined, recorded
+from amc.cascade.risk import ladder
+from amc.cascade.scores import SCORERS
 
 DELTA, SAVER = 0.1, 0.25
 SHIFTS = {"noise": {"noise": 0.5}, "blur": {"blur": 1.0}}

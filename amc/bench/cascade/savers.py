@@ -15,16 +15,16 @@ import torch
 
 from amc.bench.cascade.ground import Ground
 from amc.bench.cascade.verdict import Figures, Goal
-from amc.dynamic import trained
-from amc.dynamic.certify import certify
-from amc.dynamic.complementarity import complementarity
-from amc.dynamic.part import Member, Part
-from amc.dynamic.points import Point, best_under, evaluate, sweep
-from amc.dynamic.policy import Policy
-from amc.dynamic.records import Records
-from amc.dynamic.scores import SCORERS
-from amc.dynamic.stage import Stage, path_costs
-from amc.dynamic.tinysaver import (
+from amc.cascade import trained
+from amc.cascade.certify import certify
+from amc.cascade.complementarity import complementarity
+from amc.cascade.part import Member, Part
+from amc.cascade.points import Point, best_under, evaluate, sweep
+from amc.cascade.policy import Policy
+from amc.cascade.records import Records
+from amc.cascade.scores import SCORERS
+from amc.cascade.stage import Stage, path_costs
+from amc.cascade.tinysaver import (
     Match,
     Saver,
     curve,
@@ -35,7 +35,7 @@ from amc.dynamic.tinysaver import (
     whole_grid_match,
 )
 from amc.release.archive import WEIGHTS, load_network, save_network
-from amc.training import train
+from amc.train.training import train
 
 DROP, DELTA = 0.005, 0.1  # of the sound rules: points of accuracy, chance that they fail
 TWINS, TWIN = "twins", 0.25  # folder of a run; share of the base's cost at which relatives are compared

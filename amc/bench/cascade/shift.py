@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from amc.data.splits import Batch, Split
+from amc.zoo.data.splits import Batch, Split
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,14 +18,14 @@ from torch import Tensor
 
 from amc.bench.cascade.breakdown import Bare, kept_by, warm_seconds
 from amc.bench.clock import seconds
-from amc.dynamic.export import export_cascade
-from amc.dynamic.inference import for_inference
-from amc.dynamic.latency import Curve, Spread, expected_seconds, measure, saved_by_gathering
-from amc.dynamic.onnx_stage import load_exported
-from amc.dynamic.policy import Policy
-from amc.dynamic.runtime import Answers, Cascade
-from amc.dynamic.stage import NetworkStage
-from amc.dynamic.survivors import Left, Survivors
+from amc.cascade.export import export_cascade
+from amc.cascade.inference import for_inference
+from amc.cascade.latency import Curve, Spread, expected_seconds, measure, saved_by_gathering
+from amc.cascade.onnx_stage import load_exported
+from amc.cascade.policy import Policy
+from amc.cascade.runtime import Answers, Cascade
+from amc.cascade.stage import NetworkStage
+from amc.cascade.survivors import Left, Survivors
 
 BATCHES = (1, 8, 64, 256)
 SINGLES, PARTS = 200, 64  # inputs that are timed one at a time; larger batches that are timed at most

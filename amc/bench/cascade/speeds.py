@@ -14,18 +14,18 @@ import torch
 from amc.bench.cascade.ground import Ground
 from amc.bench.cascade.speed import BATCHES, bench_speed, speed_text
 from amc.bench.cascade.verdict import Figures, Goal
-from amc.compute import Compute
-from amc.dynamic import trained
-from amc.dynamic.candidate import Candidate, in_a_row
-from amc.dynamic.exits import exit_network
-from amc.dynamic.part import Member
-from amc.dynamic.points import cheapest_at, sweep
-from amc.dynamic.policy import NEVER, Policy
-from amc.dynamic.runtime import Cascade
-from amc.dynamic.scores import SCORERS, Shown
-from amc.dynamic.stage import NetworkStage, StageCost
-from amc.dynamic.survivors import Survivors
-from amc.models.zoo import build_model
+from amc.cascade import trained
+from amc.cascade.candidate import Candidate, in_a_row
+from amc.cascade.exits import exit_network
+from amc.cascade.part import Member
+from amc.cascade.points import cheapest_at, sweep
+from amc.cascade.policy import NEVER, Policy
+from amc.cascade.runtime import Cascade
+from amc.cascade.scores import SCORERS, Shown
+from amc.cascade.stage import NetworkStage, StageCost
+from amc.cascade.survivors import Survivors
+from amc.system.device import Compute
+from amc.zoo.networks.source import build_model
 
 INPUTS = 1024
 LARGE, SIDE, TIMED = "torchvision:resnet18", 64, 128  # pictures of SIDE x SIDE, so many of them

@@ -1,7 +1,7 @@
 """Students: B-DISTIL's prefixes against other ensembles and single networks of the same multiply-adds, on test.
 
 `method-dynamic` 5.3: reuse on and off, a teacher scaled inside the students' range and one that fills it, and the
-certificate, which `amc.dynamic.hedge` checks after every round.
+certificate, which `amc.cascade.hedge` checks after every round.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import torch
 from amc.bench.cascade.distilled import Curve, compare
 from amc.bench.cascade.ground import Ground
 from amc.bench.cascade.verdict import Figures, Goal
-from amc.data.splits import groups_of
-from amc.dynamic.bdistil import Distilled, Rules, distil, pool_of
-from amc.dynamic.division import parts_of
+from amc.cascade.bdistil import Distilled, Rules, distil, pool_of
+from amc.cascade.division import parts_of
+from amc.zoo.data.splits import groups_of
 
 ROUNDS = 4
 SEEN = 50_000  # examples that a student is trained on

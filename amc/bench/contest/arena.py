@@ -10,10 +10,10 @@ from time import perf_counter
 from amc.bench.contest.deadline import Deadline
 from amc.bench.contest.recipe import BenchRecipe, Label
 from amc.bench.contest.store import Labelled, LabelStore, Policy
-from amc.dense import Dense
-from amc.errors import ModelError, UsageError
-from amc.selection import unreachable
-from amc.sensitivity import Curves, measure_curves
+from amc.job.dense import Dense
+from amc.study.selection import unreachable
+from amc.study.sensitivity import Curves, measure_curves
+from amc.system.errors import ModelError, UsageError
 from amc_search import Cap, CapUnreachable
 from amc_search.repair import check_reachable
 
@@ -27,7 +27,7 @@ def label_of(kind: Label, accuracy: float, loss: float) -> float:
 
 @dataclass(frozen=True)
 class Sounding:
-    """What each group's cut alone does (`amc.sensitivity`), and the wall time that measuring it took."""
+    """What each group's cut alone does (`amc.study.sensitivity`), and the wall time that measuring it took."""
 
     curves: Curves
     seconds: float

@@ -26,12 +26,12 @@ from amc.bench.contest.results import results
 from amc.bench.contest.searches import FRONT, Search, Spec, front_caps, read_search, search, specs_of
 from amc.bench.contest.store import LabelStore
 from amc.bench.contest.table import table_markdown
-from amc.dense import Dense, prepare
-from amc.errors import ModelError, RunError, UsageError
-from amc.files import write_json, write_text
-from amc.folder import read_json
-from amc.progress import Progress, Silent
-from amc.run import claimed
+from amc.job.dense import Dense, prepare
+from amc.job.folder import read_json
+from amc.job.run import claimed
+from amc.system.errors import ModelError, RunError, UsageError
+from amc.system.files import write_json, write_text
+from amc.system.progress import Progress, Silent
 from amc_search.rivals.extra import MissingExtra
 from amc_search.rivals.problem import Method
 
@@ -75,7 +75,7 @@ def contest(
 
     Raises:
         Unfinished: the time is over; the results so far are written, and the same call goes on.
-        AmcError: any of `amc.errors`; what was measured is kept.
+        AmcError: any of `amc.system.errors`; what was measured is kept.
     """
     wanted, progress = wanted or Wanted(), progress or Silent()
     deadline = deadline or Deadline(wanted.minutes)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from time import monotonic
 
-from amc.errors import AmcError
-from amc.progress import Progress, Stage
+from amc.system.errors import AmcError
+from amc.system.progress import Progress, Stage
 
 
 class Paused(BaseException):

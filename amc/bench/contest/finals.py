@@ -16,8 +16,8 @@ from amc.bench.contest.deadline import PausingProgress
 from amc.bench.contest.recipe import UNIFORM, BenchRecipe
 from amc.bench.contest.searches import Search
 from amc.bench.contest.store import Final, Policy
-from amc.progress import Progress
-from amc.training import train
+from amc.system.progress import Progress
+from amc.train.training import train
 from amc_search import random_policies, uniform
 from amc_search.design import distinct
 

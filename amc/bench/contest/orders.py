@@ -14,8 +14,8 @@ from amc.bench.contest.arena import Arena
 from amc.bench.contest.recipe import OURS
 from amc.bench.contest.searches import FRONT, Search, Spec
 from amc.bench.methods import OURS as PARTS
-from amc.errors import RunError
-from amc.files import write_json
+from amc.system.errors import RunError
+from amc.system.files import write_json
 from amc_predictor.ranks import kendall, spearman
 from amc_search import Policies, random_policies
 from amc_search.design import distinct

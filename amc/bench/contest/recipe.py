@@ -24,9 +24,9 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from amc.budget import Budget, parse_budgets
-from amc.errors import UsageError
-from amc.recipe import Recipe, Section, load_recipe, recipes_folder
+from amc.cost.budget import Budget, parse_budgets
+from amc.job.recipe import Recipe, Section, load_recipe, recipes_folder
+from amc.system.errors import UsageError
 
 OURS = "amc"  # the method that the others are compared with; its ablations are called amc-WITHOUT
 UNIFORM = "uniform"

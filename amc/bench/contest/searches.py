@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from amc.bench.contest.arena import Arena
 from amc.bench.contest.recipe import OURS, BenchRecipe, cap_name
 from amc.bench.contest.store import Policy
-from amc.errors import RunError
-from amc.files import write_json
-from amc.sensitivity import Curves, price
+from amc.study.sensitivity import Curves, price
+from amc.system.errors import RunError
+from amc.system.files import write_json
 from amc_search import Cap, is_feasible
 from amc_search.rivals.problem import Method, Problem, run
 

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from amc.errors import StorageError
-from amc.files import explain_storage
+from amc.system.errors import StorageError
+from amc.system.files import explain_storage
 
 Policy = NDArray[np.int64]
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from amc.bench.contest.recipe import cap_name, load_bench_recipe
-from amc.budget import Budget, parse_budgets
-from amc.recipe import Recipe, load_recipe, recipes_folder
+from amc.cost.budget import Budget, parse_budgets
+from amc.job.recipe import Recipe, load_recipe, recipes_folder
 
 CAPS = "15%,40%"
 

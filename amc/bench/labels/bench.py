@@ -19,13 +19,13 @@ from amc.bench.labels.findings import found_for_cap, verdict
 from amc.bench.labels.kinds import JUDGED, JUDGES, Distance, Kind, Labeller, looked_at, parse_kinds
 from amc.bench.labels.plan import chosen_policies, mean_ranks
 from amc.bench.labels.store import LabelStore
-from amc.budget import Budget
-from amc.dense import Dense, prepare
-from amc.errors import ModelError, UsageError
-from amc.progress import Progress, Silent
-from amc.recipe import Recipe
-from amc.selection import unreachable
-from amc.training import train
+from amc.cost.budget import Budget
+from amc.job.dense import Dense, prepare
+from amc.job.recipe import Recipe
+from amc.study.selection import unreachable
+from amc.system.errors import ModelError, UsageError
+from amc.system.progress import Progress, Silent
+from amc.train.training import train
 from amc_search import CapUnreachable
 
 FEWEST = 6  # policies: fewer order nothing

@@ -22,7 +22,7 @@ from amc.bench.labels.fidelity import (
     spread_of,
 )
 from amc.bench.labels.plan import GOOD
-from amc.labels import denoised
+from amc.study.objective import denoised
 
 ENOUGH = 0.7  # of Kendall's tau
 LOSS, ACCURACY, DISTANCE, DENOISED = "loss", "accuracy", "distance", "denoised"

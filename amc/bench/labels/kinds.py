@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import kl_div, log_softmax
 
-from amc.call import on_cpu
-from amc.dense import Dense
-from amc.errors import UsageError
-from amc.recipe import RecoverySection
-from amc.task import SHARPNESS
-from amc.trial import ORDER, Measure
+from amc.job.dense import Dense
+from amc.job.recipe import RecoverySection
+from amc.study.trial import ORDER, Measure
+from amc.system.errors import UsageError
+from amc.zoo.call import on_cpu
+from amc.zoo.task import SHARPNESS
 
 KIND = re.compile(r"(none|batchnorm|fold)(?:\+([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?(?:@(\d*\.?\d+))?)?")
 NONE, FOLD = "none", "fold"

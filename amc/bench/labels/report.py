@@ -11,10 +11,10 @@ from amc.bench.labels.fidelity import ENOUGH_FOR_TOP, TOP
 from amc.bench.labels.findings import ACCURACY, Finding, cheap_labels, long_labels
 from amc.bench.labels.kinds import JUDGED
 from amc.bench.labels.plan import GOOD
-from amc.files import write_json, write_text
 from amc.release.comparison import seconds_text
 from amc.release.page import render_page
 from amc.release.plots import DENSE, OURS, UNIFORM, Plot
+from amc.system.files import write_json, write_text
 
 HEADS = ["label", "metric", "Kendall", "95 %", "of the good", "top-5 regret", "95 %", "Kendall, accuracy",
          "regret, points", "s a label"]  # fmt: skip

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from amc.errors import RunError, StorageError
-from amc.files import explain_storage
+from amc.system.errors import RunError, StorageError
+from amc.system.files import explain_storage
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS condition (name TEXT PRIMARY KEY, value TEXT NOT NULL);

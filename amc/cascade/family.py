@@ -1,0 +1,261 @@
+"""The networks of one run that a cascade may be made of: dense, released, and retargets that are trained on demand.
+
+A retarget is fine-tuned once, as the run's recipe says, and kept in `RUN/family/NAME` as a release: whole or absent.
+Its best epoch is chosen on the policy-fit half of the measure split, so that the risk-test half has no part in it; one
+that was chosen on another half is trained anew. (The release's own epoch, and which policies the run measured, were
+chosen on the whole of the split.)
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from amc.cascade.division import parts_of
+from amc.cascade.part import Member, Part, macs_of, recorded
+from amc.cascade.records import Records
+from amc.cascade.terms import Limits
+from amc.cost.budget import format_macs, parse_budget
+from amc.job.dense import example_call
+from amc.job.folder import POLICY, read_json
+from amc.job.run import Run, policy_table, save_release
+from amc.release.archive import WEIGHTS, load_network
+from amc.system.errors import BudgetUnreachable, UsageError
+from amc.system.files import write_json
+from amc.system.progress import Progress, Silent
+from amc.train.training import train
+from amc.zoo.data.part import PartSplit
+from amc.zoo.data.splits import Splits, groups_of
+
+FAMILY, RECORDS = "family", "records"
+HALF = "fit_half"  # key of a network's record: the digest of the policy-fit half
+CHECKPOINT = "checkpoint.pt"
+NEAR, CLOSE = 0.85, 0.95  # a network that uses this share of a cap, or more, stands for it; where it must be exact
+STEPS = (0.25, 0.5, 1.0, 2.0)  # of the mean budget: savers, what a static network may cost, and what may follow
+OPEN_STEPS = (0.5, 0.25, 0.125, 0.0625)  # of the dense network, where no budget is given
+
+
+@dataclass(eq=False)
+class Family:
+    """The networks of a finished run, and what they say of held-out examples.
+
+    Attributes:
+        seed: what divides the measure split into policy-fit and risk-test halves.
+    """
+
+    run: Run
+    progress: Progress = field(default_factory=Silent)
+
+    def __post_init__(self) -> None:
+        task = self.run.dense.task
+        if task.metric is not None or task.batch is not None:
+            raise UsageError(
+                f"a cascade classifies single inputs, but the run's task is {task.metric_name}"
+                f"{' of its own batches' if task.batch else ''}; take a run whose metric is accuracy"
+            )
+
+    @property
+    def folder(self) -> Path:
+        return self.run.folder / FAMILY
+
+    @property
+    def seed(self) -> int:
+        return self.run.recipe.seed
+
+    @cached_property
+    def dense(self) -> Member:
+        """The network that the run started from."""
+        dense = self.run.dense
+        return self._member("dense", dense.model.eval(), "dense")
+
+    @cached_property
+    def released(self) -> Member:
+        """The network that the run released."""
+        return self._member("released", self.run.dense.compute.place(self.run.model), "released")
+
+    @cached_property
+    def trained(self) -> list[Member]:
+        """The retargets that are kept, by rising cost; `need` adds to them."""
+        names = [
+            entry.name for entry in self._entries() if (entry / WEIGHTS).is_file() and self._is_of_this_half(entry)
+        ]
+        return sorted((self._kept(name) for name in names), key=lambda member: member.macs)
+
+    @property
+    def members(self) -> list[Member]:
+        """All networks, by rising cost; of equal ones the first by name."""
+        found = {member.digest: member for member in (self.dense, self.released, *self.trained)[::-1]}
+        return sorted(found.values(), key=lambda member: (member.macs, member.name))
+
+    def standing_for(self, cap: float, exact: bool = False) -> Member | None:
+        """The largest network of at most `cap` multiply-adds, if it uses most of them.
+
+        Args:
+            exact: it must use nearly all of them.
+        """
+        near = CLOSE if exact else NEAR
+        name = share_name(cap / self.dense.macs)
+        fitting = [each for each in self.members if near * cap <= each.macs <= cap or each.name == name]
+        return fitting[-1] if fitting else None
+
+    def missing(self, limits: Limits) -> list[float]:
+        """Caps for which a network would have to be trained, the most useful first."""
+        smallest = self.run.dense.costs_of(self.run.dense.space.low)["macs"]
+        wanted = ladder(limits, self.dense.macs)
+        return [cap for cap, exact in wanted if cap >= smallest and self.standing_for(cap, exact) is None]
+
+    def train(self, cap: float) -> Member | None:
+        """The best network of at most `cap` multiply-adds by the run's predictor and trials, fine-tuned and kept.
+
+        Returns:
+            None where no legal policy fits.
+        """
+        name = share_name(cap / self.dense.macs)
+        if not self._is_of_this_half(self.folder / name):
+            try:
+                self._train(name)
+            except BudgetUnreachable:
+                return None
+        member = self._kept(name)
+        self.trained = sorted([*self.trained, member], key=lambda each: each.macs)
+        return member
+
+    def grow(self, limits: Limits, most: int) -> None:
+        """Train the networks that the terms make useful and that are not there yet, at most `most` of them."""
+        given_up: set[float] = set()
+        while most > 0 and (caps := [cap for cap in self.missing(limits) if cap not in given_up]):
+            if self.train(caps[0]) is None:
+                given_up.add(caps[0])
+            most -= 1
+
+    @cached_property
+    def halves(self) -> tuple[PartSplit, PartSplit]:
+        """The policy-fit and the risk-test half of the measure split, as the run's own seed divides it.
+
+        Raises:
+            DataError: the split is of one group, which cannot be divided.
+        """
+        measure = self.run.dense.splits.measure
+        fit, risk = parts_of(len(measure), self.run.recipe.seed, groups=groups_of(measure))
+        return PartSplit(measure, fit), PartSplit(measure, risk)
+
+    @cached_property
+    def splits(self) -> Splits:
+        """What anything is trained with: the measure split is its policy-fit half."""
+        return replace(self.run.dense.splits, measure=self.halves[0])
+
+    def records(self, part: Part) -> tuple[Records, Records]:
+        """What its stages say of the policy-fit and the risk-test half; made once, kept in the run."""
+        dense = self.run.dense
+        size = self.run.recipe.search.batch_size
+        found = recorded(part, dense.splits.measure, dense.compute, self.folder / RECORDS, size)
+        return found.parted(self.seed)
+
+    def test_records(self, part: Part) -> Records:
+        """What its stages say of the test split: asked for once, at the end."""
+        dense = self.run.dense
+        return recorded(part, dense.splits.test, dense.compute, None, self.run.recipe.search.batch_size)
+
+    def _entries(self) -> list[Path]:
+        if not self.folder.is_dir():
+            return []
+        return sorted(entry for entry in self.folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+
+    def _is_of_this_half(self, folder: Path) -> bool:
+        """Whether a policy is kept there for a network whose epoch is, or was, chosen on this policy-fit half.
+
+        A record that does not say was made when halves were drawn example by example.
+        """
+        if not (folder / POLICY).is_file():
+            return False
+        half = self.halves[0]
+        return bool(read_json(folder / POLICY).get(HALF, half.digest if half.groups is None else None) == half.digest)
+
+    def _member(self, name: str, model: torch.nn.Module, origin: str) -> Member:
+        dense = self.run.dense
+        example = example_call(dense.task, dense.splits).to(dense.compute.device)
+        mean, std = (getattr(dense.splits.measure, key, None) for key in ("mean", "std"))
+        normalisation = {"mean": list(mean), "std": list(std)} if mean and std else None
+        macs = macs_of(model, example)
+        return Member(name, model, macs, dense.source, tuple(dense.splits.input_shape), origin, normalisation)
+
+    def _kept(self, name: str) -> Member:
+        return self._member(name, self.run.dense.compute.place(load_network(self.folder / name)), "retarget")
+
+    def _train(self, name: str) -> None:
+        """Find the policy of a cap, train its network and put it in place, going on where an earlier try ended."""
+        run, dense = self.run, self.run.dense
+        working = self.folder / f".{name}"
+        policy = self._policy(name, working)
+        model = dense.measure.realise(policy).eval()
+        start = dense.evaluate(model, self.splits.measure).accuracy
+        done = train(
+            model, self.splits, run.recipe.finetune, dense.compute,
+            seed=run.recipe.seed, teacher=dense.model, checkpoint=working / CHECKPOINT, title=f"fine-tune {name}",
+            progress=self.progress, task=dense.task, start=start,
+        )  # fmt: skip
+        save_release(working, model, dense)
+        after = done.best_accuracy if done.accuracies else start
+        costs, cap = dense.costs_of(policy), parse_budget(name).limit(dense.dense_costs())
+        record: dict[str, Any] = {
+            "run": os.path.relpath(run.folder, self.folder / name),
+            "policy": policy_table(dense.space.names, policy),
+            "costs": costs,
+            "budgets": [{"budget": name, "unit": "macs", "limit": cap, "used": costs["macs"]}],
+            "fit_accuracy_before_finetune": start,
+            "fit_accuracy": after,
+            HALF: self.halves[0].digest,
+        }
+        write_json(working / POLICY, record)
+        (working / CHECKPOINT).unlink(missing_ok=True)
+        shutil.rmtree(self.folder / name, ignore_errors=True)  # of another half
+        os.replace(working, self.folder / name)
+        said = f"{start:.2%} before fine-tuning, {after:.2%} after, on the policy-fit half"
+        self.progress.say(f"{name}: {format_macs(costs['macs'])}, {said}")
+
+    def _policy(self, name: str, working: Path) -> NDArray[np.int64]:
+        """The (d,) policy of a cap; the one of an earlier try, so that its checkpoint still fits."""
+        space = self.run.dense.space
+        if self._is_of_this_half(working):
+            kept = read_json(working / POLICY).get("policy", {})
+            if set(kept) == set(space.names):
+                return np.array([kept[each] for each in space.names], dtype=np.int64)
+        shutil.rmtree(working, ignore_errors=True)
+        found = self.run.retarget(name)
+        self.progress.stage(f"measure the best candidates for {name}", 1)
+        found.measure()
+        write_json(working / POLICY, {"policy": found.named_policy, HALF: self.halves[0].digest})
+        return found.policy
+
+
+def ladder(limits: Limits, dense_macs: float) -> list[tuple[float, bool]]:
+    """Caps in multiply-adds, the most useful first, each with whether it must be met closely.
+
+    Under a mean budget, the static network that may cost just that, then savers below it and a network above it; where
+    no example may cost more than a cap, what stands under this cap too.
+    """
+    asked: list[tuple[float, bool]] = []
+    if limits.mean_cost is not None:
+        asked += [(step * limits.mean_cost, step == 1) for step in sorted(STEPS, key=lambda step: abs(math.log(step)))]
+    else:
+        asked += [(step * dense_macs, False) for step in OPEN_STEPS]
+    if limits.max_cost is not None:
+        asked = [(0.8 * limits.max_cost, False), *asked]
+        if limits.mean_cost is None:
+            asked.insert(0, (limits.max_cost, True))
+        asked = [(cap, exact) for cap, exact in asked if cap <= limits.max_cost]
+    return [(cap, exact) for cap, exact in asked if cap < NEAR * dense_macs]
+
+
+def share_name(share: float) -> str:
+    """A share of the dense network's multiply-adds as a budget, rounded down: 0.30004 -> "30%"."""
+    return f"{math.floor(share * 1000 + 1e-6) / 10:g}%"

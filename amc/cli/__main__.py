@@ -1,0 +1,5 @@
+"""`python -m amc.cli` is `amc`."""
+
+from amc.cli import main
+
+main()

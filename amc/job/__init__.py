@@ -1,0 +1,1 @@
+"""The main flow: recipe, run folder, compress, retarget, front, show."""

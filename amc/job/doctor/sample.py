@@ -1,0 +1,129 @@
+"""How the zoos' lists were chosen: `python -m amc.job.doctor.sample torchvision|timm` writes `networks/ZOO.json` anew.
+
+torchvision: all its classifiers. timm: of every module that registers networks, the smallest of each line (the letters
+that names begin with), at most `LINES` of them, the smallest first; of a module with one line, its `SMALLEST` smallest.
+Networks above `LARGEST` parameters are left out where their module has smaller ones, timm's `test_` networks always.
+
+Each network is examined on the smallest picture of `SIZES` pixels that it can read as it is, or, where it must know the
+size, when told by its factory's own argument; else on pictures of its own size.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from amc.job.doctor.zoo import networks_file
+from amc.system.files import write_text
+from amc.zoo.networks.source import import_timm, model_source, torchvision_names
+
+SIZES = (64, 96, 112, 128, 160, 192, 224, 256)
+LINES, SMALLEST, LARGEST = 3, 2, 100e6
+SIZE_ARGUMENTS = ("img_size", "image_size", "input_size")
+
+
+def choose_timm(modules: Sequence[str]) -> list[tuple[str, str]]:
+    """(module, name) of the networks chosen by the rule above."""
+    timm = import_timm()
+    chosen = []
+    for module in modules:
+        known = [name for name in timm.list_models(module=module) if not name.startswith("test_")]
+        sizes = {name: _params(f"timm:{name}") for name in known}
+        fitting = [name for name in known if sizes[name] <= LARGEST] or [min(known, key=sizes.__getitem__)]
+        fitting.sort(key=lambda name: (sizes[name], name))
+        fitting = list({_without_size(name): name for name in reversed(fitting)}.values())[::-1]
+        lines: dict[str, str] = {}
+        for name in fitting:
+            lines.setdefault(_line(name), name)
+        picked = list(lines.values())[:LINES] if len(lines) > 1 else fitting[:SMALLEST]
+        chosen += [(module, name) for name in picked]
+        print(module, picked, file=sys.stderr)
+    return chosen
+
+
+def _without_size(name: str) -> str:
+    """A network for larger pictures is the same network."""
+    return re.sub(r"_\d{3}$", "", name)
+
+
+def _line(name: str) -> str:
+    return re.split(r"[\d_]", name.removeprefix("tf_"))[0]
+
+
+def _params(name: str) -> float:
+    """Parameters of a network, built without memory; infinite where it cannot be."""
+    try:
+        with torch.device("meta"):
+            return float(sum(parameter.numel() for parameter in model_source(name).build().parameters()))
+    except Exception:  # a factory that computes with its weights
+        return float("inf")
+
+
+def describe(name: str, own_size: int, size_argument: str | None) -> dict[str, Any]:
+    """A network's entry in the list: its name, the size of its pictures and what its factory must be told."""
+    for size in dict.fromkeys((*[size for size in SIZES if size < own_size], own_size)):
+        for options in [{}, {size_argument: size}] if size_argument else [{}]:
+            if _reads(name, size, options):
+                return {"name": name, "size": size, "options": options}
+    raise ValueError(f"{name} reads no picture of up to {own_size} pixels")
+
+
+def _reads(name: str, size: int, options: dict[str, Any]) -> bool:
+    """Whether a network runs on pictures of this size; without memory, if it can be built so."""
+    for device in ("meta", "cpu"):
+        try:
+            with torch.device(device), torch.no_grad():
+                model: nn.Module = model_source(name, options=options).build()
+                model.eval()(torch.zeros(1, 3, size, size))
+            return True
+        except Exception:  # whatever a network raises for a picture that it cannot read
+            continue
+    return False
+
+
+def _timm_entry(module: str, name: str) -> dict[str, Any]:
+    timm = import_timm()
+    config = timm.models.get_pretrained_cfg(name)
+    own = config.input_size[-1] if config is not None and config.input_size else 224
+    return {"family": module, **describe(f"timm:{name}", own, _timm_size_argument(name))}
+
+
+def _timm_size_argument(name: str) -> str | None:
+    """Factories of timm pass what they do not know on to the class, so the class is asked."""
+    timm = import_timm()
+    try:
+        with torch.device("meta"):
+            taken = inspect.signature(type(timm.create_model(name)).__init__).parameters
+    except Exception:
+        return "img_size"
+    return next((argument for argument in SIZE_ARGUMENTS if argument in taken), None)
+
+
+def _torchvision_entry(name: str) -> dict[str, Any]:
+    from torchvision.models import get_model_builder
+
+    family = get_model_builder(name).__module__.rpartition(".")[2]
+    size_argument = {"vision_transformer": "image_size"}.get(family)
+    entry = describe(name, 224, size_argument)
+    return {"family": family, **entry}
+
+
+def main(zoo: str) -> None:
+    """Write the list of a zoo anew."""
+    if zoo == "timm":
+        entries = [_timm_entry(module, name) for module, name in choose_timm(import_timm().list_modules())]
+    else:
+        entries = [_torchvision_entry(name) for name in torchvision_names()]
+    lines = ",\n".join(f"  {json.dumps(entry)}" for entry in entries)
+    write_text(networks_file(zoo), f"[\n{lines}\n]\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,92 @@
+"""`amc train`: a dense network from random weights, by a recipe's `[train]` table."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from amc.cascade.own_exits import exit_accuracies, with_every_exit
+from amc.job.dense import load_model
+from amc.job.recipe import Recipe
+from amc.job.run import claimed
+from amc.release.archive import save_network
+from amc.system.device import Compute
+from amc.system.errors import RunError
+from amc.system.files import write_json
+from amc.system.progress import Progress, Silent
+from amc.train.distributed import join, rank
+from amc.train.evaluation import evaluate
+from amc.train.training import train
+from amc.zoo.data.sources import load_splits
+from amc.zoo.task import load_task
+
+FORMAT = "amc-training/1"
+
+
+def pretrain(recipe: Recipe, out: Path, progress: Progress | None = None) -> dict[str, Any]:
+    """Train the recipe's network from scratch and write it to `out`; returns what `training.json` holds.
+
+    The weights kept are those best on the measure split; the test split is looked at once, after that. The same
+    command goes on where it was stopped.
+
+    Raises:
+        RunError: `out` already holds a trained network.
+        ModelError, DataError, StorageError: one line each.
+    """
+    progress = progress or Silent()
+    join()
+    with claimed(out) if rank() == 0 else nullcontext():
+        if (out / "training.json").is_file():
+            raise RunError(
+                f"a new training needs a folder without one, but {out} holds training.json; give another --out"
+            )
+        return _pretrain(recipe, out, progress)
+
+
+def _pretrain(recipe: Recipe, out: Path, progress: Progress) -> dict[str, Any]:
+    import torch
+
+    if recipe.threads:
+        torch.set_num_threads(recipe.threads)
+    compute = Compute.detect()
+    task = load_task(recipe.task.batch, recipe.task.metric, recipe.task.loss)
+    splits = load_splits(
+        recipe.data.name, size=recipe.data.size, split_seed=recipe.data.split_seed, cache=recipe.data.cache
+    )
+    untrained = recipe.model_copy(update={"model": recipe.model.model_copy(update={"weights": "none"})})
+    source, model = load_model(untrained, splits.num_classes, splits.input_shape)
+    compute.place(model)
+    checkpoint = out / "checkpoint.pt"
+    trained, aim = with_every_exit(model, task)
+    done = train(
+        trained, splits, recipe.train, compute, seed=recipe.seed, checkpoint=checkpoint,
+        title=f"train {recipe.model.name}", progress=progress, task=aim,
+    )  # fmt: skip
+    test = evaluate(model.eval(), splits.test, compute, task=task)
+    exits = exit_accuracies(model, splits.measure, compute) if task.metric is None and task.batch is None else []
+    if exits:
+        progress.say(f"its exits on the measure split: {', '.join(f'{accuracy:.2%}' for accuracy in exits)}")
+    record = {
+        "format": FORMAT,
+        "model": source.to_json(),
+        "data": splits.name,
+        "train_pictures": len(splits.train),
+        "schedule": recipe.train.model_dump(),
+        "seed": recipe.seed,
+        "seconds": done.seconds,
+        "metric": task.metric_name,
+        "measure_accuracies": done.accuracies,
+        "measure_accuracy": done.best_accuracy,
+        "exit_measure_accuracies": exits,  # of a network with exits of its own, the last one being the network
+        "test_accuracy": test.accuracy,
+        "test_interval_95": list(test.interval_95),
+        "test_loss": test.loss,  # nats, as in amc.train.evaluation
+        "compute": compute.name,
+        "torch": torch.__version__,
+    }
+    if rank() == 0:
+        save_network(out, model, source, splits.input_shape)
+        write_json(out / "training.json", record)
+        checkpoint.unlink(missing_ok=True)
+    return record

@@ -1,0 +1,397 @@
+"""Recipes: what a job is asked to do, validated once, at the door.
+
+A recipe is a TOML file of a few tables; every key has a default, so a recipe holds only what it changes. Flags of the
+command line override it by dotted keys (`finetune.epochs`). Paths in a recipe are relative to the working folder.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, PlainValidator, ValidationError, field_validator
+from pydantic_core import ErrorDetails, PydanticCustomError
+
+from amc.cost.budget import Budget, parse_budgets
+from amc.system.errors import UsageError
+
+
+class Section(BaseModel):
+    """A table of a recipe: no unknown keys, no silent conversions, no changes after it was read."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class ModelSection(Section):
+    """The dense network."""
+
+    name: str = Field(
+        default="resnet20",
+        min_length=1,
+        description="resnet20, resnet56, mobilenet_v2_small, vgg_small, sensor_net, char_transformer, msdnet, a "
+        "torchvision name, timm:NAME, or package.module:factory",
+    )
+    weights: str = Field(
+        default="default", min_length=1, description="default, none (random), or a file: .safetensors, .pth, .pt"
+    )
+    num_classes: int | None = Field(
+        default=None, ge=1, description="outputs; left out: as many as the data has classes"
+    )
+    options: dict[str, JsonValue] = Field(default={}, description="keyword arguments for the network's factory")
+    ignore: list[str] = Field(default=[], description="names of modules whose channels are never cut")
+
+
+class DataSection(Section):
+    """The pictures and how they are divided."""
+
+    name: str = Field(
+        default="fashion-mnist-10k",
+        min_length=1,
+        description="fashion-mnist-10k, fashion-mnist, idx:FOLDER, cifar10:FOLDER, imagefolder:FOLDER, "
+        "hapt:FOLDER, shakespeare:FOLDER, or package.module:factory",
+    )
+    size: int | None = Field(
+        default=None, ge=8, le=4096, description="height and width in pixels; left out: the data's own"
+    )
+    split_seed: int = Field(default=0, ge=0, lt=2**32, description="what decides which picture stands in which split")
+    cache: str | None = Field(default=None, description="folder for downloads; left out: the user's cache folder")
+
+
+class TaskSection(Section):
+    """How batches are given to the network and how its outputs are judged; left out: classification."""
+
+    batch: str | None = Field(
+        default=None,
+        min_length=1,
+        description="package.module:function from a batch to what the network is called with; left out: its first part",
+    )
+    metric: str | None = Field(
+        default=None,
+        min_length=1,
+        description="package.module:function from outputs and batch to a score from 0 to 1 for each example; left out: "
+        "accuracy",
+    )
+    loss: str | None = Field(
+        default=None,
+        min_length=1,
+        description="package.module:function from outputs and batch to what training makes small; left out: "
+        "cross-entropy",
+    )
+
+
+def _step(value: object) -> object:
+    if value == "auto" or (type(value) is int and 1 <= value <= 1024):
+        return value
+    raise PydanticCustomError("step", "input should be a whole number from 1 to 1024, or auto")
+
+
+class SurgerySection(Section):
+    """Which channels go first, and in what steps."""
+
+    importance: Literal["magnitude", "taylor"] = Field(
+        default="magnitude", description="what ranks the channels of a group"
+    )
+    round_to: Annotated[int | Literal["auto"], PlainValidator(_step)] = Field(
+        default=8,
+        description="channels are kept in multiples of this, where a group is wide enough; auto: as the machine's "
+        "layer speeds have it",
+    )
+    trace_seconds: float = Field(default=600.0, gt=0, description="seconds that tracing the network may take")
+    trace_gigabytes: float = Field(default=16.0, gt=0, description="memory that tracing the network may take")
+
+    @property
+    def step(self) -> int:
+        """`round_to` as a number: `auto` is settled before anything is traced (`amc.job.rounding`)."""
+        assert isinstance(self.round_to, int)
+        return self.round_to
+
+
+class RecoverySection(Section):
+    """What is done to a cut network before it is measured."""
+
+    fold: bool = Field(default=True, description="fold removed channels into the layers that read them")
+    moment_images: int = Field(default=2048, ge=1, description="training pictures for the moments that folding needs")
+    batchnorm_images: int = Field(
+        default=512, ge=0, description="training pictures for new BatchNorm statistics; 0 keeps the old"
+    )
+    steps: int = Field(
+        default=0, ge=0, le=100_000, description="steps of training, by the loss of [finetune], before a trial is "
+        "measured"
+    )  # fmt: skip
+    lr: float | None = Field(
+        default=None, gt=0, le=100, description="largest learning rate of these steps; left out: 0.4 of [finetune]'s"
+    )
+    step_images: int = Field(default=128, ge=1, description="training pictures in such a step")
+
+
+class SearchSection(Section):
+    """How policies are measured and chosen."""
+
+    trials: int = Field(default=48, ge=1, description="policies to measure")
+    measure_images: int | None = Field(
+        default=None, ge=1, description="pictures a trial is measured on; left out: the whole split"
+    )
+    batch_size: int = Field(default=250, ge=1, description="pictures in a batch of the measurement")
+    acquisition: Literal["informative", "exploring", "seernet"] = Field(
+        default="informative",
+        description="what evolution looks for: ours, ours exploring more, or the paper's (SeerNet, arXiv 2304.06393)",
+    )
+    stop_early: bool = Field(
+        default=True, description="end a trial once it is sure not to be among the best of what costs no more"
+    )
+    sensitivity_images: int = Field(
+        default=128, ge=0, description="pictures on which each group is cut alone before the first trial; 0: none is"
+    )
+    candidates: int = Field(
+        default=5, ge=1, le=1000, description="best policies by prediction that are measured truly at the end"
+    )
+    study: str | None = Field(
+        default=None, min_length=1, description="Optuna storage URL; left out: a SQLite file in the run"
+    )
+    workers: int = Field(default=1, ge=1, le=1024, description="processes on this machine that measure side by side")
+
+
+class Schedule(Section):
+    """How a network is trained; the defaults are those of `amc train`, from scratch."""
+
+    epochs: float = Field(
+        default=15.0, ge=0, le=10_000, description="passes over the train split; parts of one are allowed"
+    )
+    optimizer: Literal["sgd", "adamw"] = Field(
+        default="sgd", description="SGD with Nesterov momentum, or AdamW, which transformers need"
+    )
+    lr: float = Field(default=0.2, gt=0, le=100, description="largest learning rate")
+    batch_size: int = Field(default=128, ge=1, description="pictures in a step, over all processes")
+    weight_decay: float = Field(default=5e-4, ge=0, le=1, description="weight decay")
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="momentum; AdamW's first decay")
+    warmup: float = Field(default=0.25, ge=0, lt=1, description="share of the steps in which the learning rate rises")
+    schedule: Literal["onecycle", "cosine"] = Field(default="onecycle", description="how the learning rate falls")
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="share of the label given to all classes alike")
+    ema: float = Field(default=0.0, ge=0, lt=1, description="decay of the running mean of the weights; 0 = none")
+
+
+class FinetuneSection(Schedule):
+    """How the cut network is trained on, taught by the dense one."""
+
+    epochs: float = Field(
+        default=4.0, ge=0, le=10_000, description="passes over the train split; 0 releases it without any"
+    )
+    lr: float = Field(default=0.02, gt=0, le=100, description="largest learning rate")
+    warmup: float = Field(default=0.1, ge=0, lt=1, description="share of the steps in which the learning rate rises")
+    distill: float = Field(
+        default=0.9, ge=0, le=1, description="share of the loss that comes from the dense network's outputs"
+    )
+    temperature: float = Field(default=3.0, gt=0, le=100, description="temperature of the distillation")
+    uniform: bool = Field(default=True, description="fine-tune the uniform baseline too, for the report")
+
+
+class Recipe(Section):
+    """All that a job is asked to do."""
+
+    name: str = Field(default="custom", min_length=1, description="the recipe's name")
+    about: str = Field(default="", description="one line for `amc recipes`")
+    seed: int = Field(default=0, ge=0, lt=2**32, description="what all randomness of the job starts from")
+    budget: list[str] = Field(default=[], description="caps that must all hold: 1.2GFLOPs, 600M, 40%, 2.5Mparams, 9MB")
+    out: str | None = Field(default=None, min_length=1, description="the run folder; left out: runs/NAME")
+    threads: int | None = Field(default=None, ge=1, le=4096, description="threads of torch; left out: as torch decides")
+    model: ModelSection = Field(default=ModelSection(), description="the dense network")
+    data: DataSection = Field(default=DataSection(), description="the pictures")
+    task: TaskSection = Field(default=TaskSection(), description="what the network is called with, and what is good")
+    surgery: SurgerySection = Field(default=SurgerySection(), description="which channels go first")
+    recovery: RecoverySection = Field(default=RecoverySection(), description="what is done before measuring")
+    search: SearchSection = Field(default=SearchSection(), description="how policies are measured and chosen")
+    finetune: FinetuneSection = Field(default=FinetuneSection(), description="how the cut network is trained on")
+    train: Schedule = Field(default=Schedule(), description="how `amc train` trains the dense network")
+
+    @field_validator("budget", mode="before")
+    @classmethod
+    def _one_budget_is_a_list(cls, value: object) -> object:
+        return [value] if isinstance(value, str) else value
+
+    @field_validator("budget")
+    @classmethod
+    def _budgets_are_well_formed(cls, value: list[str]) -> list[str]:
+        if value:
+            parse_budgets(value)  # a UsageError passes through pydantic as it is
+        return value
+
+    @cached_property
+    def budgets(self) -> tuple[Budget, ...]:
+        """The caps, read. Raises `UsageError` when the recipe has none."""
+        return parse_budgets(self.budget)
+
+
+def load_recipe(name_or_path: str | Path | None = None, overrides: Mapping[str, object] | None = None) -> Recipe:
+    """Read a built-in recipe by name, a TOML file by path, or, for None, the defaults alone; then apply overrides.
+
+    Args:
+        name_or_path: a built-in name wins over a file of that name (write `./quickstart` for the file).
+        overrides: values by dotted key (`finetune.epochs`). None means "not given" and is skipped. A text given for a
+            key that holds no text is read as a TOML value, so that flags may pass on what the user typed.
+
+    Raises:
+        UsageError: no such recipe, an unreadable file, broken TOML, an unknown key, a value against its rule.
+    """
+    origin, table = ("the defaults", {}) if name_or_path is None else _read(str(name_or_path))
+    if name_or_path is not None and "name" not in table:
+        table["name"] = Path(name_or_path).stem
+    for key, value in (overrides or {}).items():
+        if value is not None:
+            _set(table, key, value)
+    try:
+        return Recipe.model_validate(table)
+    except ValidationError as error:
+        raise UsageError(_explain(origin, error)) from None
+
+
+def job_name(model: str) -> str:
+    """What a job is called that names only its network: the last part of the network's name."""
+    return model.rstrip(":").rpartition(":")[2] or "custom"
+
+
+def amended(recipe: Recipe, overrides: Mapping[str, object]) -> Recipe:
+    """The recipe with other values by dotted key; raises `UsageError` as `load_recipe` does."""
+    table = recipe.model_dump(exclude_none=True)
+    for key, value in overrides.items():
+        if value is not None:
+            _set(table, key, value)
+    try:
+        return Recipe.model_validate(table)
+    except ValidationError as error:
+        raise UsageError(_explain(f"recipe {recipe.name}", error)) from None
+
+
+def list_recipes() -> dict[str, str]:
+    """The built-in recipes: name and one line about each, in alphabetical order."""
+    return {path.stem: load_recipe(path).about for path in sorted(recipes_folder().glob("*.toml"))}
+
+
+def recipes_folder() -> Path:
+    """Where the built-in recipes are: inside the installed package, or at the top of a checkout."""
+    inside = Path(__file__).parents[1] / "recipes"
+    return inside if inside.is_dir() else Path(__file__).parents[2] / "recipes"
+
+
+def resolved_toml(recipe: Recipe) -> str:
+    """The whole recipe as TOML, defaults included; reading it gives an equal recipe."""
+    return tomli_w.dumps(recipe.model_dump(exclude_none=True))  # TOML has no null: what is left out is None
+
+
+def parse_recipe(text: str, origin: str = "the recipe") -> Recipe:
+    """Read a recipe from TOML text. Raises `UsageError` as `load_recipe` does."""
+    try:
+        return Recipe.model_validate(_parse_toml(text, origin))
+    except ValidationError as error:
+        raise UsageError(_explain(origin, error)) from None
+
+
+def _read(name: str) -> tuple[str, dict[str, Any]]:
+    """Where a recipe comes from, in words, and its table."""
+    built_in = recipes_folder() / f"{name}.toml"
+    is_plain = name == Path(name).name and not name.endswith(".toml")
+    if is_plain and built_in.is_file():
+        return f"recipe {name}", _parse_toml(built_in.read_text(encoding="utf-8"), f"recipe {name}")
+    path = Path(name)
+    if path.is_dir():
+        raise UsageError(f"a recipe must be a TOML file, but {name} is a folder; give the file inside it")
+    if not path.exists():
+        known = sorted(p.stem for p in recipes_folder().glob("*.toml"))
+        near = difflib.get_close_matches(Path(name).stem, known, 1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise UsageError(
+            f"a recipe must be a TOML file or one of {', '.join(known)}, but there is no {name!r}; "
+            f"{hint}`amc recipes` lists them"
+        )
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"a recipe must be UTF-8 text, but {name} is not, at byte {error.start}; save it as UTF-8"
+        ) from None
+    except OSError as error:
+        raise UsageError(f"recipe {name} must be readable, but: {error.strerror or error}") from None
+    return f"recipe {name}", _parse_toml(text, f"recipe {name}")
+
+
+def _parse_toml(text: str, origin: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise UsageError(f"{origin} must be TOML, but: {_line(str(error))}") from None
+
+
+def _set(table: dict[str, Any], key: str, value: object) -> None:
+    """Put one override where its dotted key says."""
+    *sections, last = key.split(".")
+    holder: type[BaseModel] | None = Recipe
+    for section in sections:
+        inner = table.setdefault(section, {})
+        if not isinstance(inner, dict):
+            raise UsageError(f"{key} needs {section!r} to be a table, but it is {_line(repr(inner))}")
+        table, holder = inner, _section_class(holder, section)
+    field = holder.model_fields.get(last) if holder else None
+    kind = field.annotation if field else None
+    holds_text = get_origin(kind) is not dict and str in (kind, *get_args(kind))
+    if isinstance(value, str) and not holds_text:
+        try:
+            value = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            pass  # a plain word, e.g. one of a few choices
+    table[last] = list(value) if isinstance(value, tuple) else value
+
+
+def _section_class(holder: type[BaseModel] | None, name: str) -> type[BaseModel] | None:
+    field = holder.model_fields.get(name) if holder else None
+    kind = field.annotation if field else None
+    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+
+
+def _explain(origin: str, error: ValidationError) -> str:
+    """One line: the first mistake, unknown keys before wrong values, and how many more there are."""
+    mistakes = sorted(error.errors(include_url=False), key=lambda m: m["type"] != "extra_forbidden")
+    more = f" (and {len(mistakes) - 1} more)" if len(mistakes) > 1 else ""
+    return f"{origin}: {_explain_one(mistakes[0])}{more}"
+
+
+def _explain_one(mistake: ErrorDetails) -> str:
+    path = [str(part) for part in mistake["loc"]]
+    *sections, last = path
+    got = _line(repr(mistake["input"]))
+    if mistake["type"] == "extra_forbidden":
+        holder: type[BaseModel] | None = Recipe
+        for section in sections:
+            holder = _section_class(holder, section)
+        keys = list(holder.model_fields) if holder else []
+        near = difflib.get_close_matches(last, keys, 1)
+        where = f"[{'.'.join(sections)}]" if sections else "the top level"
+        guess = f"did you mean {near[0]!r}?" if near else f"its keys are {', '.join(keys)}"
+        hint = _elsewhere(last) or guess
+        return f"{where} has no key {last!r} (got {got}); {hint}"
+    rule = mistake["msg"][0].lower() + mistake["msg"][1:]
+    if mistake["type"] == "model_type":
+        rule = f"must be a table: write [{last}] and its keys below it"
+    field = _section_class(Recipe, sections[0]) if sections else Recipe
+    known = field.model_fields.get(path[1] if sections else last) if field else None
+    meaning = f" ({known.description})" if known and known.description and mistake["type"] != "model_type" else ""
+    return f"{'.'.join(path)}{meaning}: {_line(rule)}, but got {got}"
+
+
+def _elsewhere(key: str) -> str:
+    """A hint for a key that stands in the wrong table."""
+    homes = [
+        name
+        for name in Recipe.model_fields
+        if (kind := _section_class(Recipe, name)) is not None and key in kind.model_fields
+    ]
+    return f"it belongs to {' or '.join(f'[{name}]' for name in homes)}" if homes else ""
+
+
+def _line(text: str) -> str:
+    """At most 80 characters on one line."""
+    flat = " ".join(text.split())
+    return flat if len(flat) <= 80 else flat[:77] + "..."

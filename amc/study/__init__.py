@@ -1,0 +1,1 @@
+"""Trials of one protocol: measured, kept, learned from."""

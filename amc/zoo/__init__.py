@@ -1,0 +1,1 @@
+"""From names to networks, data and functions: adapters at the door."""

@@ -1,0 +1,129 @@
+"""A small cascade of every kind of stage, for the tests of what runs cascades."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from amc.cascade.policy import NEVER, Policy, scores_of
+from amc.cascade.recording import record
+from amc.cascade.records import Records
+from amc.cascade.runtime import Cascade
+from amc.cascade.scores import SCORERS
+from amc.cascade.stage import ExitStage, NetworkStage, Stage, StageCost
+from amc.system.device import Compute
+
+CPU = Compute(torch.device("cpu"), False)
+CLASSES = 4
+
+
+class Counting(nn.Module):
+    """A module that remembers the inputs it has seen."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+        self.seen: list[Tensor] = []
+
+    def forward(self, inputs: Tensor) -> Any:
+        self.seen.append(inputs)
+        return self.inner(inputs)
+
+
+class TwoScales(nn.Module):
+    """Features as a tuple of maps, as multi-scale networks hand them on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fine, self.coarse = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(1, 4, 3, stride=2, padding=1)
+
+    def forward(self, inputs: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        fine, coarse = inputs if isinstance(inputs, tuple) else (inputs, inputs)
+        fine, coarse = fine.mean(1, keepdim=True), coarse.mean(1, keepdim=True)
+        return self.fine(fine), self.coarse(coarse)
+
+
+class CoarseHead(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, CLASSES)
+
+    def forward(self, scales: tuple[Tensor, Tensor]) -> Tensor:
+        return self.linear(4 * scales[1].relu().mean((2, 3)))
+
+
+def some_network(seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    network = nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, CLASSES))
+    nn.init.normal_(network[-1].weight, std=0.3)
+    return network.eval()
+
+
+def some_stages(seed: int = 0, wrap: Callable[[nn.Module], nn.Module] = Counting) -> tuple[Stage, ...]:
+    """A small network, two exits of another that hands on a tuple of maps, and a network that shares nothing."""
+    torch.manual_seed(seed)
+    first = ExitStage("exit0", (wrap(TwoScales()),), CoarseHead(), StageCost("body", 20, 1))
+    second = ExitStage("exit1", (wrap(TwoScales()),), CoarseHead(), StageCost("body", 30, 2))
+    saver, base = wrap(some_network(seed + 1)), wrap(some_network(seed + 2))
+    stages = (
+        NetworkStage("saver", saver, StageCost("saver", 10)),
+        first,
+        second,
+        NetworkStage("base", base, StageCost("base", 100)),
+    )
+    for stage in (first, second):
+        for module in (*stage.bodies, stage.head):
+            module.eval()
+    return stages
+
+
+def some_inputs(number: int = 60, seed: int = 0) -> Tensor:
+    return torch.randn(number, 1, 8, 8, generator=torch.Generator().manual_seed(seed))
+
+
+@dataclass(frozen=True)
+class Held:
+    """As much of a split as recording needs."""
+
+    inputs: Tensor
+    labels: Tensor
+
+    def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        yield from zip(self.inputs.split(size), self.labels.split(size), strict=True)
+
+
+def recorded(stages: tuple[Stage, ...], inputs: Tensor) -> Records:
+    labels = torch.randint(0, CLASSES, (len(inputs),), generator=torch.Generator().manual_seed(1))
+    return record(stages, Held(inputs, labels), CPU, batch_size=25)  # type: ignore[arg-type]
+
+
+def between(scores: Tensor, quantiles: list[float]) -> tuple[float, ...]:
+    """Thresholds halfway between scores that were seen, so that rounding decides nothing."""
+    found = []
+    for row, quantile in zip(scores, quantiles, strict=False):
+        values = row.unique()
+        place = round(quantile * (len(values) - 1))
+        found.append(float(values[place] + values[max(0, place - 1)]) / 2 if place else float(values[0]) - 1)
+    return tuple(found)
+
+
+def half_cascade(stages: tuple[Stage, ...], inputs: Tensor, scorer: str = "confidence", best: bool = False) -> Cascade:
+    """About half of the inputs leave at each stage."""
+    records = recorded(stages, inputs)
+    fitted = SCORERS[scorer](records)
+    scores, reached, thresholds = scores_of(records, fitted), torch.ones(len(inputs), dtype=torch.bool), []
+    for row in scores[:-1]:
+        thresholds += between(row[reached][None], [0.5]) if len(row[reached].unique()) > 1 else (NEVER,)
+        reached &= row < thresholds[-1]
+    return Cascade(stages, Policy(fitted, tuple(thresholds), best))
+
+
+def visits(stage: Any) -> list[Tensor]:
+    """The inputs that a stage of `some_stages` has seen; clearing it forgets them."""
+    module = stage.model if isinstance(stage, NetworkStage) else stage.bodies[0]
+    seen: list[Tensor] = module.seen
+    return seen

@@ -1,0 +1,193 @@
+"""A cascade on disk is the cascade that was planned, whole or absent."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from amc.cascade.archive import (
+    DIGEST,
+    RECORD,
+    check_place,
+    load_cascade,
+    policy_from_json,
+    policy_to_json,
+    save_cascade,
+)
+from amc.cascade.candidate import Candidate, in_a_row
+from amc.cascade.ensemble import Ensemble, Step
+from amc.cascade.esn import SequencePart, new_sequence, pair_networks
+from amc.cascade.exits import exit_network
+from amc.cascade.family import Family
+from amc.cascade.part import Part
+from amc.cascade.policy import NEVER, Policy
+from amc.cascade.runtime import Cascade
+from amc.cascade.scores import SCORERS
+from amc.cascade.students import ConvStudents
+from amc.cascade.trained import ExitsPart, StudentsPart, kept_once
+from amc.job.run import Run
+from amc.system.device import Compute
+from amc.system.errors import RunError, StorageError
+
+ABOUT = {"input_shape": [1, 28, 28]}
+CPU = Compute(torch.device("cpu"), False)
+
+
+@pytest.fixture(scope="module")
+def family(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Family:
+    folder = tmp_path_factory.mktemp("archive") / "run"
+    shutil.copytree(tiny_run.folder, folder)
+    return Family(Run.open(folder))
+
+
+def offered(family: Family, *parts: Part) -> Candidate:
+    """Parts in a row, as a method offers them."""
+    rows = []
+    for part in parts:
+        fit, risk = family.records(part)
+        rows.append(Candidate("tinysaver", part.stages, fit, risk, ("confidence",), (part,)))
+    return in_a_row("tinysaver", rows, ("confidence",))
+
+
+def exits(family: Family) -> ExitsPart:
+    example = torch.zeros(1, 1, 28, 28, device=family.run.dense.compute.device)
+    return ExitsPart(family.dense, exit_network(family.dense.model, example, exits=2, chain="dense"))
+
+
+def sequence(family: Family) -> SequencePart:
+    pair = pair_networks(family.released, family.dense, exits=1)
+    return SequencePart(pair, new_sequence(pair).eval())
+
+
+def students(classes: int = 10) -> StudentsPart:
+    """Two students that have learned nothing."""
+    made, example = ConvStudents((1, 28, 28), classes, width=4), torch.zeros(1, 1, 28, 28)
+    first = Step(made.student().eval())
+    with torch.no_grad():
+        left = first(example)
+    second = Step(made.student(reads=left[1].shape[1]).eval())
+    votes = (torch.tensor([1.0]), torch.tensor([0.5, 0.5]))
+    return StudentsPart("students", Ensemble((first, second), votes, example))
+
+
+@pytest.mark.parametrize("kind", ["networks", "exits", "esn", "some exits", "students"])
+def test_a_loaded_cascade_answers_as_the_one_that_was_kept(kind: str, family: Family, tmp_path: Path) -> None:
+    whole = {
+        "networks": lambda: offered(family, family.released, family.dense),
+        "exits": lambda: offered(family, exits(family)),
+        "some exits": lambda: offered(family, family.released, exits(family)).using([0, 2, 3]),
+        "esn": lambda: offered(family, sequence(family)),
+        "students": lambda: offered(family, students()),
+    }[kind]()
+    scorer = SCORERS["isotonic"](whole.fit)
+    policy = Policy(scorer, (0.4,) * (len(whole.stages) - 1))
+    save_cascade(tmp_path / "kept", whole, policy, ABOUT)
+    found = load_cascade(tmp_path / "kept", CPU)
+    assert [stage.cost for stage in found.stages] == [stage.cost for stage in whole.stages]
+    inputs = torch.randn(30, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    ours, theirs = (Cascade(stages, rule, CPU).run(inputs) for stages, rule in
+                    ((whole.stages, policy), (found.stages, found.policy)))  # fmt: skip
+    assert torch.equal(ours.stop, theirs.stop) and torch.allclose(ours.logits, theirs.logits, atol=1e-5)
+    assert found.input_shape == (1, 28, 28)
+
+
+def test_a_damaged_or_missing_file_is_told(family: Family, tmp_path: Path) -> None:
+    row = offered(family, family.released, family.dense)
+    save_cascade(tmp_path / "kept", row, Policy(SCORERS["confidence"](row.fit), (0.5,)), ABOUT)
+    path = tmp_path / "kept" / "parts" / "0" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(RunError, match=r"model\.safetensors"):
+        load_cascade(tmp_path / "kept")
+    with pytest.raises(RunError, match=RECORD):
+        load_cascade(tmp_path)
+    (tmp_path / "kept" / RECORD).write_text(json.dumps({"format": "amc-cascade/99"}))
+    with pytest.raises(RunError, match="amc-cascade/99"):
+        load_cascade(tmp_path / "kept")
+
+
+@pytest.mark.parametrize("changed", ["threshold", "figure", "digest"])
+def test_a_record_that_was_changed_is_told(changed: str, family: Family, tmp_path: Path) -> None:
+    """A threshold, any figure, or its own hash; that it is only written otherwise does not matter."""
+    row = offered(family, family.released, family.dense)
+    save_cascade(tmp_path / "kept", row, Policy(SCORERS["confidence"](row.fit), (0.5,)), {**ABOUT, "figure": (1.5,)})
+    path = tmp_path / "kept" / RECORD
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps(dict(reversed(record.items()))))
+    assert load_cascade(tmp_path / "kept").policy.thresholds == (0.5,)
+    if changed == "threshold":
+        record["policy"]["thresholds"] = [0.4]
+    elif changed == "figure":
+        record["figure"] = [1.4]
+    else:
+        del record[DIGEST]
+    path.write_text(json.dumps(record))
+    with pytest.raises(RunError, match=RECORD) as told:
+        load_cascade(tmp_path / "kept")
+    assert "changed" in str(told.value) and "\n" not in str(told.value)
+
+
+def test_a_place_that_cannot_be_written_is_told_before_anything_is_made(tmp_path: Path) -> None:
+    """Below a file, and where the system lets nobody; a place that is free stays as it is."""
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path / "file" / "cascade", tmp_path / "file" / "deep" / "cascade", Path("/proc/cascade")):
+        with pytest.raises(StorageError) as told:
+            check_place(place)
+        assert str(place) in str(told.value) and "\n" not in str(told.value)
+    check_place(tmp_path / "new" / "cascade")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_cascade_is_kept_whole_or_not_at_all(family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = offered(family, family.released, family.dense)
+    policy = Policy(SCORERS["confidence"](row.fit), (0.5,))
+    save_cascade(tmp_path / "kept", row, policy, {**ABOUT, "number": 1})
+
+    def broken(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("amc.cascade.archive.write_json", broken)
+        save_cascade(tmp_path / "kept", row, policy, {**ABOUT, "number": 2})
+    assert load_cascade(tmp_path / "kept").record["number"] == 1
+    save_cascade(tmp_path / "kept", row, policy, {**ABOUT, "number": 3})
+    assert load_cascade(tmp_path / "kept").record["number"] == 3
+    assert [entry.name for entry in tmp_path.iterdir()] == ["kept"]
+
+
+def test_a_policy_comes_back_with_its_infinite_thresholds(family: Family) -> None:
+    row = offered(family, family.released, family.dense)
+    policy = Policy(SCORERS["bins"](row.fit), (NEVER, -NEVER, 0.25), best=True)
+    found = policy_from_json(json.loads(json.dumps(policy_to_json(policy), allow_nan=False)))
+    assert found.thresholds == policy.thresholds and found.best and found.scorer.kind == "bins"
+    with pytest.raises(RunError):
+        policy_from_json({"thresholds": []})
+
+
+def test_what_is_made_once_is_not_made_again_and_leaves_nothing_half_done(tmp_path: Path) -> None:
+    def half(folder: Path) -> None:
+        folder.mkdir(parents=True)
+        (folder / "first").write_text("")
+        raise KeyboardInterrupt
+
+    def whole(folder: Path) -> None:
+        folder.mkdir(parents=True)
+        (folder / "second").write_text("")
+
+    with pytest.raises(KeyboardInterrupt):
+        kept_once(tmp_path / "part", half)
+    assert not (tmp_path / "part").exists()
+    kept_once(tmp_path / "part", whole)
+    kept_once(tmp_path / "part", half)
+    assert [path.name for path in (tmp_path / "part").iterdir()] == ["second"]
+
+
+@pytest.mark.parametrize("record", ["[]", "3", '{"format": "amc-cascade/1"}', "{"])
+def test_a_record_that_is_none_is_told_in_one_line(record: str, tmp_path: Path) -> None:
+    (tmp_path / RECORD).write_text(record)
+    with pytest.raises(RunError) as told:
+        load_cascade(tmp_path)
+    assert RECORD in str(told.value) and "\n" not in str(told.value)

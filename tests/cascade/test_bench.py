@@ -1,0 +1,117 @@
+"""Studies of dynamic inference: kept seed by seed, summed up with intervals, judged by them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from amc.bench.cascade.bench import STUDIES, bench_cascade
+from amc.bench.cascade.recipe import CascadeRecipe, list_cascade_recipes, load_cascade_recipe
+from amc.bench.cascade.verdict import Goal, summary, summary_text
+from amc.bench.contest.deadline import Unfinished
+from amc.cli.commands import recipes
+from amc.job.run import Run
+from amc.system.errors import UsageError
+from amc.system.progress import Silent
+
+FIGURES = st.lists(st.floats(-1, 1), min_size=3, max_size=6)
+
+
+@given(FIGURES, st.floats(-1, 1))
+def test_a_goal_is_met_only_where_its_whole_interval_lies_on_the_right_side(values: list[float], bound: float) -> None:
+    verdict = Goal("", "figure", least=bound).judge(values)
+    opposite = Goal("", "figure", most=bound).judge(values)
+    mean = sum(values) / len(values)
+    assert verdict != "MET" or mean >= bound - 1e-12
+    assert verdict != "NOT MET" or mean <= bound + 1e-12
+    assert not (verdict == "NOT MET" and opposite == "NOT MET")
+
+
+def test_fewer_than_three_seeds_that_differ_give_no_verdict_and_none_no_measurement() -> None:
+    goal = Goal("", "figure", least=0.0)
+    assert goal.judge([1.0, 2.0]) == "CANNOT TELL" and goal.judge([]) == "NOT MEASURED"
+    assert goal.judge([1.0, 1.0]) == "MET"
+
+
+def test_a_summary_names_every_figure_and_goal_of_every_ground() -> None:
+    goals = [Goal("large enough", "size", least=1.0)]
+    found = summary({"here": {0: {"size": 2.0}, 1: {"size": 2.0}}, "there": {0: {"other": 1.0}}}, goals)
+    assert found["here"]["figures"]["size"]["mean"] == 2.0
+    assert [found[ground]["goals"][0]["verdict"] for ground in found] == ["MET", "NOT MEASURED"]
+    text = summary_text(found)
+    assert "here" in text and "other" in text and "NOT MEASURED: large enough" in text
+
+
+def test_every_built_in_recipe_names_its_file_and_a_study_that_there_is() -> None:
+    for name in list_cascade_recipes():
+        recipe = load_cascade_recipe(name)
+        assert recipe.name == name and recipe.study in STUDIES and recipe.about
+
+
+def test_amc_recipes_lists_the_studies(capsys: pytest.CaptureFixture[str]) -> None:
+    recipes()
+    assert "amc bench cascade" in (told := capsys.readouterr().out)
+    assert all(about in told for about in list_cascade_recipes().values())
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("study = 'plans'", "on"),
+        ("study = 'magic'\n[[on]]\nrecipe = 'quickstart'", "study"),
+        ("study = 'plans'\n[[on]]\nrecipe = 'quickstar'", "quickstart"),
+        ("study = 'plans'\nbudgets = ['a lot']\n[[on]]\nrecipe = 'quickstart'", "a lot"),
+        ("study = ", "TOML"),
+    ],
+)
+def test_a_mistake_in_a_recipe_is_told_before_anything_is_run(tmp_path: Path, text: str, told: str) -> None:
+    (tmp_path / "mine.toml").write_text(text)
+    with pytest.raises(UsageError, match=told):
+        load_cascade_recipe(tmp_path / "mine.toml")
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of runs, beside it the recipe that its one run was made by."""
+    folder = tmp_path_factory.mktemp("studies")
+    shutil.copytree(tiny_run.folder, folder / "runs" / "tiny")
+    shutil.copy(tiny_run.folder / "recipe.toml", folder / "tiny.toml")
+    return folder / "runs"
+
+
+def study(name: str, runs: Path, seeds: int = 1) -> CascadeRecipe:
+    table = {"name": name, "study": name, "seeds": seeds, "budgets": ["60%"]}
+    return CascadeRecipe.model_validate({**table, "on": [{"recipe": str(runs.parent / "tiny.toml")}]})
+
+
+def test_seeds_that_are_done_are_not_done_again_and_another_study_is_refused(runs: Path, tmp_path: Path) -> None:
+    first = bench_cascade(study("exits", runs), tmp_path, runs, Silent())
+    kept = (tmp_path / "tiny-0.json").stat().st_mtime_ns
+    second = bench_cascade(study("exits", runs, seeds=2), tmp_path, runs, Silent())
+    assert (tmp_path / "tiny-0.json").stat().st_mtime_ns == kept
+    figures = second["grounds"]["tiny"]["figures"]
+    assert all(found["n"] == 2 for found in figures.values())
+    assert figures.keys() == first["grounds"]["tiny"]["figures"].keys()
+    assert json.loads((tmp_path / "results.json").read_text()) == json.loads(json.dumps(second, allow_nan=False))
+    with pytest.raises(UsageError, match="another --out"):
+        bench_cascade(study("savers", runs), tmp_path, runs, Silent())
+
+
+def test_a_study_out_of_time_ends_as_an_interrupted_command_does(runs: Path, tmp_path: Path) -> None:
+    with pytest.raises(Unfinished) as stop:
+        bench_cascade(study("exits", runs), tmp_path, runs, Silent(), minutes=0)
+    assert stop.value.exit_code == 130
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["exits-joint", "savers", "risk", "plans", "speed"])
+def test_every_study_gives_finite_figures_for_each_of_its_goals(name: str, runs: Path, tmp_path: Path) -> None:
+    found = bench_cascade(study(name, runs), tmp_path, runs, Silent())
+    json.dumps(found, allow_nan=False)
+    missing = [goal for goal in found["grounds"]["tiny"]["goals"] if goal["verdict"] == "NOT MEASURED"]
+    assert [goal["figure"] for goal in missing] in ([], ["gain at 25%"])  # the tiny run is looked at at 60 %

@@ -1,0 +1,127 @@
+"""Inputs that are served in micro-batches get what they would get by themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from amc.cascade.monitor import safe_plan
+from amc.cascade.policy import NEVER, Policy
+from amc.cascade.queues import Busy, StageQueues
+from amc.cascade.runtime import Answers, Cascade
+from amc.cascade.scores import Shown
+from amc.cascade.stage import NetworkStage, StageCost
+from amc.system.errors import UsageError
+from tests.cascade.cascades import half_cascade, some_inputs, some_stages, visits
+
+
+@contextmanager
+def open_queues(cascade: Cascade, **settings: Any) -> Iterator[StageQueues]:
+    queues = StageQueues(cascade, **settings)
+    try:
+        yield queues
+    finally:
+        queues.close()
+
+
+def joined(futures: list[Future[Answers]]) -> Answers:
+    done = [future.result(timeout=20) for future in futures]
+    parts = zip(*((a.logits, a.stop, a.answered, a.cost) for a in done), strict=True)
+    return Answers(*map(torch.cat, parts))
+
+
+@pytest.mark.parametrize("best", [False, True])
+def test_inputs_in_many_small_requests_get_the_answers_of_one_batch(best: bool) -> None:
+    inputs = some_inputs(90)
+    cascade = half_cascade(some_stages(), inputs, best=best)
+    sizes = [1, 1, 7, 20, 1, 40, 3, 17]
+    with open_queues(cascade, batch=8) as queues:
+        found = joined([queues.submit(part) for part in inputs.split(sizes)])
+        assert queues.answered == 90 and queues.inside == 0
+    whole = cascade.run(inputs)
+    assert torch.equal(found.stop, whole.stop) and torch.equal(found.cost, whole.cost)
+    assert torch.equal(found.predictions, whole.predictions) and torch.equal(found.answered, whole.answered)
+    torch.testing.assert_close(found.logits, whole.logits)
+
+
+def test_deep_stages_get_full_batches_although_most_inputs_leave_before() -> None:
+    stages, inputs = some_stages(), some_inputs(128)
+    cascade = half_cascade(stages, inputs)
+    reaching = int((cascade.run(inputs).stop == 3).sum())
+    for stage in stages:
+        visits(stage).clear()
+    with open_queues(cascade, batch=8, wait=5.0) as queues:
+        futures = [queues.submit(part) for part in inputs.split(16)]
+        queues.close()  # what is inside is answered
+        joined(futures)
+    sizes = [len(seen) for seen in visits(stages[3])]
+    assert sum(sizes) == reaching and max(sizes) <= 8
+    assert sum(size == 8 for size in sizes) >= reaching // 8 - 1
+
+
+def test_caps_and_deadlines_hold_for_each_request_by_itself() -> None:
+    inputs = some_inputs(12)
+    stages = some_stages()
+    cascade = Cascade(stages, Policy(Shown("confidence"), (NEVER,) * 3))
+    with open_queues(cascade, batch=64, wait=0.05) as queues:
+        free, capped, hurried = (
+            queues.submit(inputs),
+            queues.submit(inputs, max_cost=40),
+            queues.submit(inputs, seconds=0),
+        )
+        assert set(joined([free]).stop.tolist()) == {3}
+        assert set(joined([capped]).stop.tolist()) == {1} and float(joined([capped]).cost.max()) <= 40
+        assert set(joined([hurried]).stop.tolist()) == {0}
+    assert torch.equal(joined([capped]).logits, cascade.run(inputs, max_cost=40).logits)
+
+
+def test_a_failing_stage_is_told_to_those_in_it_and_the_others_are_served() -> None:
+    class Picky(nn.Module):
+        def forward(self, inputs: Tensor) -> Tensor:
+            if bool((inputs > 100).any()):
+                raise RuntimeError("too large")
+            return inputs.flatten(1)[:, :4]
+
+    cascade = Cascade((NetworkStage("picky", Picky(), StageCost("a", 1)),), Policy(Shown("confidence"), ()))
+    with open_queues(cascade, wait=0.0, batch=1) as queues:
+        bad, good = queues.submit(torch.full((1, 1, 8, 8), 1000.0)), queues.submit(some_inputs(2))
+        with pytest.raises(RuntimeError, match="too large"):
+            bad.result(timeout=20)
+        assert len(good.result(timeout=20).stop) == 2 and queues.inside == 0
+
+
+def test_full_or_closed_queues_refuse_inputs() -> None:
+    cascade = half_cascade(some_stages(), some_inputs())
+    with open_queues(cascade, wait=5.0, room=10) as queues:
+        queues.submit(some_inputs(8))
+        with pytest.raises(Busy, match="at most 10 inputs may wait, but 8 do and 3 came"):
+            queues.submit(some_inputs(3))
+    with pytest.raises(UsageError, match="are closed"):
+        queues.submit(some_inputs(1))
+
+
+def test_an_observer_sees_every_answer_and_its_policy_is_in_force_from_then_on() -> None:
+    inputs, seen = some_inputs(40), []
+    cascade = half_cascade(some_stages(), inputs)
+    safe = safe_plan(cascade.policy)
+
+    def observe(stop: Tensor, logits: Tensor) -> Policy:
+        seen.extend(zip(stop.tolist(), logits.argmax(1).tolist(), strict=True))
+        return safe
+
+    with open_queues(cascade, observer=observe) as queues:
+        first = queues.submit(inputs[:20]).result(timeout=20)
+        assert queues.policy is safe
+        second = queues.submit(inputs[20:]).result(timeout=20)
+    assert set(second.stop.tolist()) == {3} and 0 in first.stop.tolist()
+    everything = [*zip(first.stop.tolist(), first.predictions.tolist(), strict=True)]
+    everything += zip(second.stop.tolist(), second.predictions.tolist(), strict=True)
+    assert sorted(seen) == sorted(everything)
+    assert torch.equal(second.logits, replace(cascade, policy=safe).run(inputs[20:]).logits)
