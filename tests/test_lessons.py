@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from amc.job.folder import RunFolder
-from amc.job.recipe import FinetuneSection, RecoverySection
 from amc.job.retarget import retarget
 from amc.job.run import Run
 from amc.job.show import details
 from amc.system.progress import Silent
+from amc.train.settings import FinetuneSchedule, RecoverySettings
 from amc.train.short_distillation import lesson_record
 from amc.zoo.task import CLASSIFICATION, load_task
 from tests.conftest import finished_run
@@ -48,8 +48,8 @@ def test_a_run_with_steps_is_retargeted_and_shown(run: Run, tmp_path: Path) -> N
 
 def test_the_record_of_steps_holds_the_users_loss() -> None:
     """Without steps nothing of it counts; with them another loss is another protocol."""
-    recovery, finetune = RecoverySection(steps=3), FinetuneSection()
+    recovery, finetune = RecoverySettings(steps=3), FinetuneSchedule()
     mine = load_task(loss=f"{__name__}:squared")
-    assert lesson_record(RecoverySection(), finetune, mine) == ""
+    assert lesson_record(RecoverySettings(), finetune, mine) == ""
     assert lesson_record(recovery, finetune, mine) != lesson_record(recovery, finetune, CLASSIFICATION)
     assert mine.fingerprint == CLASSIFICATION.fingerprint  # trials without steps do not ask for the loss

@@ -6,22 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from amc.cost.budget import Budget
-from amc.job.recipe import (
-    FinetuneSection,
-    ModelSection,
-    Recipe,
-    Schedule,
-    SearchSection,
-    list_recipes,
-    load_recipe,
-    parse_recipe,
-    recipes_folder,
-    resolved_toml,
-)
+from amc.job.recipe import Recipe, list_recipes, load_recipe, parse_recipe, recipes_folder, resolved_toml
+from amc.study.settings import SearchSettings
 from amc.system.errors import UsageError
 from amc.system.factory import import_factory
+from amc.train.settings import FinetuneSchedule, Schedule
 from amc.zoo.data.sources import LOADERS
 from amc.zoo.networks.source import model_source
+from amc.zoo.settings import ModelSettings
 
 TEXT = st.text(st.characters(codec="utf-8"), min_size=1, max_size=20)
 OPTIONS = st.dictionaries(TEXT, st.integers(-100, 100) | st.booleans() | TEXT | st.lists(st.integers(0, 9)), max_size=3)
@@ -32,9 +24,9 @@ RECIPES = st.builds(
     budget=st.sampled_from([[], ["50%"], ["1.2GFLOPs", "9MB"], ["60%params,1.5MBact"]]),
     out=st.none() | TEXT,
     threads=st.none() | st.integers(1, 64),
-    model=st.builds(ModelSection, name=TEXT, options=OPTIONS, ignore=st.lists(TEXT, max_size=3)),
-    search=st.builds(SearchSection, trials=st.integers(1, 999), study=st.none() | TEXT),
-    finetune=st.builds(FinetuneSection, epochs=st.floats(0, 100), lr=st.floats(1e-9, 1), uniform=st.booleans()),
+    model=st.builds(ModelSettings, name=TEXT, options=OPTIONS, ignore=st.lists(TEXT, max_size=3)),
+    search=st.builds(SearchSettings, trials=st.integers(1, 999), study=st.none() | TEXT),
+    finetune=st.builds(FinetuneSchedule, epochs=st.floats(0, 100), lr=st.floats(1e-9, 1), uniform=st.booleans()),
 )
 
 
@@ -87,14 +79,14 @@ def test_every_field_is_described() -> None:
 
 def test_training_and_fine_tuning_share_the_schedule_with_their_own_defaults() -> None:
     """One class names the keys of both tables."""
-    assert set(Schedule.model_fields) <= set(FinetuneSection.model_fields)
+    assert set(Schedule.model_fields) <= set(FinetuneSchedule.model_fields)
     assert load_recipe().train.epochs > load_recipe().finetune.epochs
 
 
 def test_a_file_changes_only_what_it_says(tmp_path: Path) -> None:
     """Keys that a recipe leaves out keep their defaults, and its name is the file's."""
     recipe = load_recipe(write(tmp_path, 'budget = "9MB"\n[finetune]\nepochs = 2'))
-    assert recipe == Recipe(name="my", budget=["9MB"], finetune=FinetuneSection(epochs=2))
+    assert recipe == Recipe(name="my", budget=["9MB"], finetune=FinetuneSchedule(epochs=2))
 
 
 def test_a_byte_order_mark_is_no_mistake(tmp_path: Path) -> None:

@@ -19,12 +19,13 @@ from amc.cli import commands as cli
 from amc.cost.counts import count_cut_macs
 from amc.job.compress import compress
 from amc.job.dense import example_call
-from amc.job.recipe import FinetuneSection, load_recipe
+from amc.job.recipe import load_recipe
 from amc.job.verify import verify
 from amc.surgery.recovery import reestimate_batchnorm
 from amc.system.device import Compute
 from amc.system.errors import AmcError, ModelError, UsageError
 from amc.train.evaluation import evaluate, paired_difference
+from amc.train.settings import FinetuneSchedule
 from amc.train.training import train
 from amc.zoo.call import Call
 from amc.zoo.data.splits import Splits, TensorSplit
@@ -301,7 +302,7 @@ def test_foretold_characters_are_scored_text_by_text() -> None:
 
 def test_a_network_with_dicts_learns_by_its_own_loss_or_its_teacher() -> None:
     """Training raises the metric with a loss, moves to the teacher without one, and says so where there is neither."""
-    splits, schedule = signals(), FinetuneSection(epochs=6, lr=0.02, batch_size=20, ema=0.0)
+    splits, schedule = signals(), FinetuneSchedule(epochs=6, lr=0.02, batch_size=20, ema=0.0)
     torch.manual_seed(0)
     teacher = TwoViews()
     before = evaluate(teacher, splits.measure, CPU, task=VIEWS).accuracy

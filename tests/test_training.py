@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from amc.job.recipe import FinetuneSection, Schedule
 from amc.system.device import Compute
 from amc.system.errors import ModelError
 from amc.system.progress import Silent, Stage
 from amc.train.evaluation import evaluate
+from amc.train.settings import FinetuneSchedule, Schedule
 from amc.train.training import Training, learning_rate_factor, optimizer_of, train
 from amc.zoo.data.splits import MemorySplit, Splits
 
@@ -143,7 +143,7 @@ def test_frozen_parameters_stay() -> None:
     model = small()
     model[0].requires_grad_(False)
     before = weights(model)
-    train(model, SPLITS, FinetuneSection(epochs=2, batch_size=16), CPU, teacher=small(1))
+    train(model, SPLITS, FinetuneSchedule(epochs=2, batch_size=16), CPU, teacher=small(1))
     assert torch.equal(model[0].weight, before["0.weight"]) and not model[0].weight.requires_grad
     assert not torch.equal(model[5].weight, before["5.weight"])
 
@@ -240,7 +240,7 @@ def test_the_teacher_is_followed_and_left_alone() -> None:
     before = weights(teacher)
     wrong = MemorySplit(SPLITS.train.images, torch.zeros(100, dtype=torch.int64), (0.3,), (0.3,))  # type: ignore[attr-defined]
     splits = Splits("wrong", wrong, SPLITS.measure, SPLITS.test, (1, 8, 8), 3)
-    schedule = FinetuneSection(epochs=8, lr=0.1, batch_size=16, distill=1.0, temperature=2.0)
+    schedule = FinetuneSchedule(epochs=8, lr=0.1, batch_size=16, distill=1.0, temperature=2.0)
     student = copy.deepcopy(small(3))
     assert train(student, splits, schedule, CPU, teacher=teacher).best_accuracy > 0.6
     assert equal(weights(teacher), before)

@@ -28,10 +28,10 @@ from amc.cascade.students import Draw, Students, small_students
 from amc.cascade.votes import fit_votes, held_out_loss
 from amc.cascade.weak_learner import surrogate, train_student
 from amc.cost.counts import count_cut_macs
-from amc.job.recipe import Schedule
 from amc.system.device import Compute
 from amc.system.errors import ModelError, UsageError
 from amc.system.progress import Progress, Silent
+from amc.train.settings import Schedule
 from amc.zoo.call import Call
 from amc.zoo.data.splits import Split, Splits
 

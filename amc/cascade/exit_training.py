@@ -19,10 +19,10 @@ from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
 from amc.cascade.exits import ExitNetwork
 from amc.cascade.heads import ExitHead
-from amc.job.recipe import Schedule
 from amc.system.device import Compute
 from amc.system.errors import ModelError, UsageError
 from amc.system.progress import Progress, Silent
+from amc.train.settings import Schedule
 from amc.train.training import optimizer_of, set_learning_rate
 from amc.zoo.data.splits import Split
 

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from amc.cascade.pool import Pool
-from amc.job.recipe import Schedule
 from amc.system.device import Compute
 from amc.system.errors import ModelError
+from amc.train.settings import Schedule
 from amc.train.training import optimizer_of, set_learning_rate
 
 

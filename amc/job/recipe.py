@@ -11,186 +11,22 @@ import tomllib
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Any, get_args, get_origin
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, PlainValidator, ValidationError, field_validator
-from pydantic_core import ErrorDetails, PydanticCustomError
+from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic_core import ErrorDetails
 
 from amc.cost.budget import Budget, parse_budgets
+from amc.study.settings import SearchSettings
+from amc.surgery.settings import SurgerySettings
 from amc.system.errors import UsageError
+from amc.system.settings import Settings
+from amc.train.settings import FinetuneSchedule, RecoverySettings, Schedule
+from amc.zoo.settings import DataSettings, ModelSettings, TaskSettings
 
 
-class Section(BaseModel):
-    """A table of a recipe: no unknown keys, no silent conversions, no changes after it was read."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-
-
-class ModelSection(Section):
-    """The dense network."""
-
-    name: str = Field(
-        default="resnet20",
-        min_length=1,
-        description="resnet20, resnet56, mobilenet_v2_small, vgg_small, sensor_net, char_transformer, msdnet, a "
-        "torchvision name, timm:NAME, or package.module:factory",
-    )
-    weights: str = Field(
-        default="default", min_length=1, description="default, none (random), or a file: .safetensors, .pth, .pt"
-    )
-    num_classes: int | None = Field(
-        default=None, ge=1, description="outputs; left out: as many as the data has classes"
-    )
-    options: dict[str, JsonValue] = Field(default={}, description="keyword arguments for the network's factory")
-    ignore: list[str] = Field(default=[], description="names of modules whose channels are never cut")
-
-
-class DataSection(Section):
-    """The pictures and how they are divided."""
-
-    name: str = Field(
-        default="fashion-mnist-10k",
-        min_length=1,
-        description="fashion-mnist-10k, fashion-mnist, idx:FOLDER, cifar10:FOLDER, imagefolder:FOLDER, "
-        "hapt:FOLDER, shakespeare:FOLDER, or package.module:factory",
-    )
-    size: int | None = Field(
-        default=None, ge=8, le=4096, description="height and width in pixels; left out: the data's own"
-    )
-    split_seed: int = Field(default=0, ge=0, lt=2**32, description="what decides which picture stands in which split")
-    cache: str | None = Field(default=None, description="folder for downloads; left out: the user's cache folder")
-
-
-class TaskSection(Section):
-    """How batches are given to the network and how its outputs are judged; left out: classification."""
-
-    batch: str | None = Field(
-        default=None,
-        min_length=1,
-        description="package.module:function from a batch to what the network is called with; left out: its first part",
-    )
-    metric: str | None = Field(
-        default=None,
-        min_length=1,
-        description="package.module:function from outputs and batch to a score from 0 to 1 for each example; left out: "
-        "accuracy",
-    )
-    loss: str | None = Field(
-        default=None,
-        min_length=1,
-        description="package.module:function from outputs and batch to what training makes small; left out: "
-        "cross-entropy",
-    )
-
-
-def _step(value: object) -> object:
-    if value == "auto" or (type(value) is int and 1 <= value <= 1024):
-        return value
-    raise PydanticCustomError("step", "input should be a whole number from 1 to 1024, or auto")
-
-
-class SurgerySection(Section):
-    """Which channels go first, and in what steps."""
-
-    importance: Literal["magnitude", "taylor"] = Field(
-        default="magnitude", description="what ranks the channels of a group"
-    )
-    round_to: Annotated[int | Literal["auto"], PlainValidator(_step)] = Field(
-        default=8,
-        description="channels are kept in multiples of this, where a group is wide enough; auto: as the machine's "
-        "layer speeds have it",
-    )
-    trace_seconds: float = Field(default=600.0, gt=0, description="seconds that tracing the network may take")
-    trace_gigabytes: float = Field(default=16.0, gt=0, description="memory that tracing the network may take")
-
-    @property
-    def step(self) -> int:
-        """`round_to` as a number: `auto` is settled before anything is traced (`amc.job.rounding`)."""
-        assert isinstance(self.round_to, int)
-        return self.round_to
-
-
-class RecoverySection(Section):
-    """What is done to a cut network before it is measured."""
-
-    fold: bool = Field(default=True, description="fold removed channels into the layers that read them")
-    moment_images: int = Field(default=2048, ge=1, description="training pictures for the moments that folding needs")
-    batchnorm_images: int = Field(
-        default=512, ge=0, description="training pictures for new BatchNorm statistics; 0 keeps the old"
-    )
-    steps: int = Field(
-        default=0, ge=0, le=100_000, description="steps of training, by the loss of [finetune], before a trial is "
-        "measured"
-    )  # fmt: skip
-    lr: float | None = Field(
-        default=None, gt=0, le=100, description="largest learning rate of these steps; left out: 0.4 of [finetune]'s"
-    )
-    step_images: int = Field(default=128, ge=1, description="training pictures in such a step")
-
-
-class SearchSection(Section):
-    """How policies are measured and chosen."""
-
-    trials: int = Field(default=48, ge=1, description="policies to measure")
-    measure_images: int | None = Field(
-        default=None, ge=1, description="pictures a trial is measured on; left out: the whole split"
-    )
-    batch_size: int = Field(default=250, ge=1, description="pictures in a batch of the measurement")
-    acquisition: Literal["informative", "exploring", "seernet"] = Field(
-        default="informative",
-        description="what evolution looks for: ours, ours exploring more, or the paper's (SeerNet, arXiv 2304.06393)",
-    )
-    stop_early: bool = Field(
-        default=True, description="end a trial once it is sure not to be among the best of what costs no more"
-    )
-    sensitivity_images: int = Field(
-        default=128, ge=0, description="pictures on which each group is cut alone before the first trial; 0: none is"
-    )
-    candidates: int = Field(
-        default=5, ge=1, le=1000, description="best policies by prediction that are measured truly at the end"
-    )
-    study: str | None = Field(
-        default=None, min_length=1, description="Optuna storage URL; left out: a SQLite file in the run"
-    )
-    workers: int = Field(default=1, ge=1, le=1024, description="processes on this machine that measure side by side")
-
-
-class Schedule(Section):
-    """How a network is trained; the defaults are those of `amc train`, from scratch."""
-
-    epochs: float = Field(
-        default=15.0, ge=0, le=10_000, description="passes over the train split; parts of one are allowed"
-    )
-    optimizer: Literal["sgd", "adamw"] = Field(
-        default="sgd", description="SGD with Nesterov momentum, or AdamW, which transformers need"
-    )
-    lr: float = Field(default=0.2, gt=0, le=100, description="largest learning rate")
-    batch_size: int = Field(default=128, ge=1, description="pictures in a step, over all processes")
-    weight_decay: float = Field(default=5e-4, ge=0, le=1, description="weight decay")
-    momentum: float = Field(default=0.9, ge=0, lt=1, description="momentum; AdamW's first decay")
-    warmup: float = Field(default=0.25, ge=0, lt=1, description="share of the steps in which the learning rate rises")
-    schedule: Literal["onecycle", "cosine"] = Field(default="onecycle", description="how the learning rate falls")
-    label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="share of the label given to all classes alike")
-    ema: float = Field(default=0.0, ge=0, lt=1, description="decay of the running mean of the weights; 0 = none")
-
-
-class FinetuneSection(Schedule):
-    """How the cut network is trained on, taught by the dense one."""
-
-    epochs: float = Field(
-        default=4.0, ge=0, le=10_000, description="passes over the train split; 0 releases it without any"
-    )
-    lr: float = Field(default=0.02, gt=0, le=100, description="largest learning rate")
-    warmup: float = Field(default=0.1, ge=0, lt=1, description="share of the steps in which the learning rate rises")
-    distill: float = Field(
-        default=0.9, ge=0, le=1, description="share of the loss that comes from the dense network's outputs"
-    )
-    temperature: float = Field(default=3.0, gt=0, le=100, description="temperature of the distillation")
-    uniform: bool = Field(default=True, description="fine-tune the uniform baseline too, for the report")
-
-
-class Recipe(Section):
+class Recipe(Settings):
     """All that a job is asked to do."""
 
     name: str = Field(default="custom", min_length=1, description="the recipe's name")
@@ -199,13 +35,13 @@ class Recipe(Section):
     budget: list[str] = Field(default=[], description="caps that must all hold: 1.2GFLOPs, 600M, 40%, 2.5Mparams, 9MB")
     out: str | None = Field(default=None, min_length=1, description="the run folder; left out: runs/NAME")
     threads: int | None = Field(default=None, ge=1, le=4096, description="threads of torch; left out: as torch decides")
-    model: ModelSection = Field(default=ModelSection(), description="the dense network")
-    data: DataSection = Field(default=DataSection(), description="the pictures")
-    task: TaskSection = Field(default=TaskSection(), description="what the network is called with, and what is good")
-    surgery: SurgerySection = Field(default=SurgerySection(), description="which channels go first")
-    recovery: RecoverySection = Field(default=RecoverySection(), description="what is done before measuring")
-    search: SearchSection = Field(default=SearchSection(), description="how policies are measured and chosen")
-    finetune: FinetuneSection = Field(default=FinetuneSection(), description="how the cut network is trained on")
+    model: ModelSettings = Field(default=ModelSettings(), description="the dense network")
+    data: DataSettings = Field(default=DataSettings(), description="the pictures")
+    task: TaskSettings = Field(default=TaskSettings(), description="what the network is called with, and what is good")
+    surgery: SurgerySettings = Field(default=SurgerySettings(), description="which channels go first")
+    recovery: RecoverySettings = Field(default=RecoverySettings(), description="what is done before measuring")
+    search: SearchSettings = Field(default=SearchSettings(), description="how policies are measured and chosen")
+    finetune: FinetuneSchedule = Field(default=FinetuneSchedule(), description="how the cut network is trained on")
     train: Schedule = Field(default=Schedule(), description="how `amc train` trains the dense network")
 
     @field_validator("budget", mode="before")

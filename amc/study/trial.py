@@ -17,12 +17,13 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from amc.job.recipe import FinetuneSection, RecoverySection, SearchSection
+from amc.study.settings import SearchSettings
 from amc.study.stopping import Floor, SequentialTest
 from amc.surgery.recovery import Cutter, Moments, evaluating, reestimate_batchnorm, tracking_norms
 from amc.surgery.table import OwnerTable, kept_units
 from amc.system.device import Compute
 from amc.train.evaluation import Evaluation, evaluate
+from amc.train.settings import FinetuneSchedule, RecoverySettings
 from amc.train.short_distillation import Lessons, lesson_schedule
 from amc.zoo.data.kept import KeptSplit
 from amc.zoo.data.splits import Splits
@@ -94,11 +95,11 @@ class Measure:
         moments: Moments | None,
         splits: Splits,
         compute: Compute,
-        recovery: RecoverySection,
-        search: SearchSection,
+        recovery: RecoverySettings,
+        search: SearchSettings,
         costs: Mapping[str, object],
         task: Task = CLASSIFICATION,
-        finetune: FinetuneSection = FinetuneSection(),
+        finetune: FinetuneSchedule = FinetuneSchedule(),
     ) -> None:
         self.model, self.table, self.place, self.moments = model, table, place, moments
         self.compute, self.recovery, self.search, self.costs, self.task = compute, recovery, search, costs, task

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from amc.job.recipe import FinetuneSection, RecoverySection
 from amc.surgery.recovery import evaluating
 from amc.system.device import Compute
 from amc.system.errors import ModelError
+from amc.train.settings import FinetuneSchedule, RecoverySettings
 from amc.train.training import loss_of, optimizer_of, set_learning_rate
 from amc.zoo.data.kept import SHARE, KeptSplit, free_bytes
 from amc.zoo.data.splits import Batch
@@ -34,13 +34,13 @@ LESS = 0.4
 SHARED = {"optimizer", "momentum", "weight_decay", "warmup", "schedule", "label_smoothing", "distill", "temperature"}
 
 
-def lesson_schedule(recovery: RecoverySection, finetune: FinetuneSection) -> FinetuneSection:
+def lesson_schedule(recovery: RecoverySettings, finetune: FinetuneSchedule) -> FinetuneSchedule:
     """The recipe's fine-tune with the learning rate and the batches of the short one."""
     rate = recovery.lr or LESS * finetune.lr
     return finetune.model_copy(update={"lr": rate, "batch_size": recovery.step_images, "ema": 0.0})
 
 
-def lesson_record(recovery: RecoverySection, finetune: FinetuneSection, task: Task) -> str:
+def lesson_record(recovery: RecoverySettings, finetune: FinetuneSchedule, task: Task) -> str:
     """All that the short training depends on, as JSON; empty where there is none."""
     if not recovery.steps:
         return ""
@@ -64,7 +64,7 @@ class Lessons:
 
     teacher: nn.Module
     split: KeptSplit
-    schedule: FinetuneSection
+    schedule: FinetuneSchedule
     steps: int
     compute: Compute
     task: Task

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from amc.job.recipe import FinetuneSection, Schedule
 from amc.system.device import Compute
 from amc.system.errors import ModelError, UsageError
 from amc.system.files import write_whole
 from amc.system.progress import Progress, Silent
 from amc.train.evaluation import evaluate
+from amc.train.settings import FinetuneSchedule, Schedule
 from amc.zoo.call import Call
 from amc.zoo.data.splits import Batch, Splits
 from amc.zoo.task import CLASSIFICATION, Task
@@ -70,7 +70,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, schedule: Schedule, step
 
 def teacher_share(schedule: Schedule) -> float:
     """Share of the loss that comes from a teacher, where there is one."""
-    return schedule.distill if isinstance(schedule, FinetuneSection) else 0.0
+    return schedule.distill if isinstance(schedule, FinetuneSchedule) else 0.0
 
 
 def loss_of(
@@ -86,7 +86,7 @@ def loss_of(
     loss, share = task.loss(outputs, batch, schedule.label_smoothing), teacher_share(schedule)
     soft = None
     if taught is not None and share > 0:
-        assert isinstance(schedule, FinetuneSection)
+        assert isinstance(schedule, FinetuneSchedule)
         soft = task.distil(outputs, taught(), schedule.temperature, batch)
     if loss is None and soft is None:
         raise UsageError(
@@ -120,7 +120,7 @@ def train(
         schedule: epochs, learning rate and the rest.
         compute: where, and in which number format.
         seed: order and augmentation of the pictures.
-        teacher: gives soft targets; its share and temperature stand in a `FinetuneSection`.
+        teacher: gives soft targets; its share and temperature stand in a `FinetuneSchedule`.
         checkpoint: written after every epoch; the same call with the same file goes on where it stopped.
         title: what the progress is called.
         progress: where it is shown; None shows nothing.

@@ -24,9 +24,9 @@ from amc.cascade.students import ConvStudent, ConvStudents, small_students, widt
 from amc.cascade.votes import fit_votes
 from amc.cascade.weak_learner import batches_without_end
 from amc.cost.counts import count_cut_macs
-from amc.job.recipe import Schedule
 from amc.system.device import Compute
 from amc.system.progress import Progress, Silent
+from amc.train.settings import Schedule
 from amc.train.training import optimizer_of, set_learning_rate
 from amc.zoo.data.splits import Split, Splits
 

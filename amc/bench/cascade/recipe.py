@@ -10,13 +10,14 @@ from pydantic import Field, JsonValue, ValidationError
 
 from amc.bench.contest.recipe import dotted, explained, file_of, table_of
 from amc.cost.budget import parse_budget
-from amc.job.recipe import Recipe, Section, load_recipe, recipes_folder
+from amc.job.recipe import Recipe, load_recipe, recipes_folder
 from amc.system.errors import UsageError
+from amc.system.settings import Settings
 
 StudyName = Literal["exits", "exits-joint", "savers", "students", "risk", "speed", "plans"]
 
 
-class GroundSection(Section):
+class GroundSection(Settings):
     """A network and its data: an ordinary recipe, with keys of it changed."""
 
     recipe: str = Field(min_length=1, description="an ordinary recipe; its run is the family's")
@@ -32,7 +33,7 @@ class GroundSection(Section):
         return Path(self.recipe).stem
 
 
-class CascadeRecipe(Section):
+class CascadeRecipe(Settings):
     """One study of dynamic inference."""
 
     name: str = Field(default="custom", min_length=1, description="the study's name")

@@ -25,8 +25,9 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from amc.cost.budget import Budget, parse_budgets
-from amc.job.recipe import Recipe, Section, load_recipe, recipes_folder
+from amc.job.recipe import Recipe, load_recipe, recipes_folder
 from amc.system.errors import UsageError
+from amc.system.settings import Settings
 
 OURS = "amc"  # the method that the others are compared with; its ablations are called amc-WITHOUT
 UNIFORM = "uniform"
@@ -56,7 +57,7 @@ Methods = Annotated[list[str], Field(description="names of methods"), AfterValid
 Caps = Annotated[list[Budgets], AfterValidator(_well_formed)]
 
 
-class FrontSection(Section):
+class FrontSection(Settings):
     """One study of ours for several caps, against studies made for each cap alone."""
 
     caps: Caps = Field(min_length=2, description="that one study of ours serves")
@@ -65,7 +66,7 @@ class FrontSection(Section):
     methods: Methods = Field(default=["tpe", "evolution"], description="that make a study for each cap alone")
 
 
-class BenchRecipe(Section):
+class BenchRecipe(Settings):
     """A comparison of methods of search."""
 
     name: str = Field(default="custom", min_length=1, description="the comparison's name")

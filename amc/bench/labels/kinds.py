@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.nn.functional import kl_div, log_softmax
 
 from amc.job.dense import Dense
-from amc.job.recipe import RecoverySection
 from amc.study.trial import ORDER, Measure
 from amc.system.errors import UsageError
+from amc.train.settings import RecoverySettings
 from amc.zoo.call import on_cpu
 from amc.zoo.task import SHARPNESS
 
@@ -40,11 +40,11 @@ class Kind:
     images: int | None = None
     lr: float | None = None
 
-    def recovery(self, given: RecoverySection) -> RecoverySection:
+    def recovery(self, given: RecoverySettings) -> RecoverySettings:
         """The recipe's recovery, changed to this kind's."""
         changed: dict[str, Any] = {"fold": self.base == FOLD, "steps": self.steps, "lr": self.lr or given.lr}
         changed["step_images"] = self.images or given.step_images
-        images = given.batchnorm_images or RecoverySection().batchnorm_images
+        images = given.batchnorm_images or RecoverySettings().batchnorm_images
         return given.model_copy(update={**changed, "batchnorm_images": 0 if self.base == NONE else images})
 
 
@@ -130,7 +130,7 @@ class Distance:
 class Labeller:
     """Takes labels after one kind of recovery."""
 
-    def __init__(self, dense: Dense, recovery: RecoverySection, distance: Distance) -> None:
+    def __init__(self, dense: Dense, recovery: RecoverySettings, distance: Distance) -> None:
         self.distance = distance
         self.measure = Measure(
             dense.model, dense.table, dense.place, dense.moments if recovery.fold else None, dense.splits,
