@@ -19,7 +19,7 @@ from amc.train.training import Training, learning_rate_factor, optimizer_of, tra
 from amc.zoo.data.splits import MemorySplit, Splits
 
 CPU = Compute(torch.device("cpu"), bfloat16=False)
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SCHEDULE = Schedule(epochs=3, lr=0.05, batch_size=16)
 
 
@@ -252,7 +252,7 @@ from pathlib import Path
 import torch
 from amc.train import distributed
 from amc.train.training import train
-from tests.test_training import CPU, SCHEDULE, SPLITS, StopsAfter, Stopped, small, weights
+from tests.train.test_training import CPU, SCHEDULE, SPLITS, StopsAfter, Stopped, small, weights
 
 torch.set_num_threads(1)
 distributed.join()

@@ -23,7 +23,7 @@ from amc.surgery.table import OwnerTable, kept_units, ranks
 from amc.system.errors import GateFailed, ModelError, UsageError
 from amc.zoo.call import Call
 from amc_search import Space
-from tests.test_cli import run
+from tests.cli.test_cli import run
 
 
 def recipe_of(name: str, **more: object) -> Recipe:

@@ -26,7 +26,7 @@ from amc.system.isolation import Limits, isolated
 from amc.system.progress import Silent
 from amc.zoo.networks.source import torchvision_names
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 # One of each kind, fast: fire modules, a channel shuffle, squeeze-and-excite, attention, LayerNorm and GRN, a hybrid,
 # attention in a cascade, weight standardisation without a norm.
 SAMPLE = {

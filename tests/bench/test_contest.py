@@ -370,7 +370,7 @@ def test_a_killed_process_loses_no_label(home: Path, recipe: BenchRecipe, finish
         "from amc.bench.contest.contest import contest\n"
         "from amc.bench.contest.recipe import load_bench_recipe\n"
         "from amc.study.trial import Measure\n"
-        "from tests.test_contest import methods\n"
+        "from tests.bench.test_contest import methods\n"
         "honest, done = Measure.__call__, []\n"
         "def dying(self, policy, *a, **k):\n"
         "    if len(done) == 6: os.kill(os.getpid(), signal.SIGKILL)\n"

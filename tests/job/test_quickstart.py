@@ -20,7 +20,7 @@ from amc.job.recipe import load_recipe
 from amc.job.run import Run
 from tests.interrupts import heed_interrupts
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 COMMAND = [sys.executable, "-m", "amc.cli", "compress", "--quiet"]
 

@@ -70,7 +70,7 @@ def test_bad_input_is_one_line_with_exit_code_2(
 ) -> None:
     """Whatever the user got wrong is named in one line, and nothing is left behind."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent))
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2]))
     code, out, err = run(capsys, monkeypatch, *arguments)
     lines = [line for line in err.splitlines() if line.strip()]
     assert (code, out, len(lines)) == (2, "", 1), (code, out, err)
@@ -135,7 +135,7 @@ def test_a_second_process_on_a_run_folder_gets_a_clear_error(tiny_run: Run) -> N
         sys.executable, "-m", "amc.cli", "compress", "--recipe", str(tiny_run.folder / "recipe.toml"),
         "--out", str(tiny_run.folder),
     ]  # fmt: skip
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     paths = os.pathsep.join(str(root / part) for part in ("", "predictor", "search"))
     with claimed(tiny_run.folder):
         done = subprocess.run(
@@ -213,7 +213,7 @@ def test_help_names_every_command_without_importing_torch() -> None:
     """`amc --help` is fast because nothing heavy is imported."""
     code = "import sys; sys.argv = ['amc', '--help']\nfrom amc import cli\ntry:\n    cli.main()\nfinally:\n" \
         "    assert 'torch' not in sys.modules and 'optuna' not in sys.modules"  # fmt: skip
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, timeout=60)
     assert done.returncode == 0, done.stderr
     networks, cascades = "compress train retarget front show verify doctor", "cascade serve export"

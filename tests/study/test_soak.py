@@ -28,7 +28,7 @@ from tests import postgres
 
 ROUNDS = int(os.environ.get("AMC_SOAK_ROUNDS", "100"))
 TRIALS, WORKERS, CANDIDATES = 48, 2, 2
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 ATTRIBUTES = {"costs", "loss", "seconds"}
 
 
@@ -85,7 +85,7 @@ def command(folder: Path, url: str | None, seed: int) -> list[str]:
         "recovery.batchnorm_images": 50, "finetune.epochs": 0, "finetune.uniform": "false",
     }  # fmt: skip
     return [
-        sys.executable, "-m", "amc.cli", "compress", "--model", "tests.test_soak:network", "--weights", "none",
+        sys.executable, "-m", "amc.cli", "compress", "--model", "tests.study.test_soak:network", "--weights", "none",
         "--data", "tests.tiny:pictures", "--budget", "50%", "--out", str(folder), "--trials", str(TRIALS),
         "--seed", str(seed), "--workers", str(WORKERS), "--quiet", *(["--study", url] if url else []),
         *(part for key, value in settings.items() for part in ("--set", f"{key}={value}")),

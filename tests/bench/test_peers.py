@@ -55,7 +55,7 @@ def dense_of(model: str, weights: str = "none") -> Dense:
 
 @pytest.fixture(scope="module")
 def large() -> Dense:
-    return dense_of("tests.test_peers:resnet20")
+    return dense_of("tests.bench.test_peers:resnet20")
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +128,7 @@ def test_a_network_with_other_tensors_has_no_policy(large: Dense) -> None:
 
 def test_a_network_that_torch_pruning_cannot_follow_is_told_in_one_line() -> None:
     """It follows gradients; where there are none it removes nothing, and no ratio meets a cap."""
-    dense = dense_of("tests.test_peers:closed")
+    dense = dense_of("tests.bench.test_peers:closed")
     with pytest.raises(PeerFailed, match=r"its smallest network takes 2\.00 times") as caught:
         run(TorchPruning(dense), problem_of(dense, macs=0.5))
     assert "\n" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""Tasks other than classification; the functions below are named in recipes as `tests.test_task:...`."""
+"""Tasks other than classification; the functions below are named in recipes as `tests.zoo.test_task:...`."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def no_inputs(batch: Any) -> int:
     return 3
 
 
-HERE, SHAPES = "tests.test_task", "amc.zoo.examples.shapes"
+HERE, SHAPES = "tests.zoo.test_task", "amc.zoo.examples.shapes"
 VIEWS = load_task(f"{HERE}:views", f"{HERE}:closeness", f"{HERE}:squared")
 
 

@@ -24,7 +24,7 @@ from amc.system.progress import Silent
 from amc_search import EvolutionarySampler
 from tests import postgres
 from tests.search.world import Ridge, cap_at, chain
-from tests.test_study import PROTOCOL, SPACE, fake, random_search
+from tests.study.test_study import PROTOCOL, SPACE, fake, random_search
 
 KINDS = {"a": IntDistribution(0, 8, step=4), "b": IntDistribution(1, 5)}
 

@@ -25,9 +25,9 @@ from amc.system.errors import ModelError, RunError, UsageError
 from amc.system.progress import Silent
 from amc_search.history import CLAIM
 from tests.interrupts import heed_interrupts
-from tests.test_study import PROTOCOL, SPACE, fake, opened, random_search
+from tests.study.test_study import PROTOCOL, SPACE, fake, opened, random_search
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def shared(run: Run, url: str, total: int) -> Study:

@@ -28,7 +28,7 @@ PROTOCOL = Protocol(
     moment_images=8, batchnorm_images=8, measure_images=8, batch_size=4, compute="cpu float32", seed=0, versions=("1",),
 )  # fmt: skip
 Policy = NDArray[np.int64]
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def fake(policy: Policy) -> Trial:
@@ -253,7 +253,7 @@ import sys, time
 from pathlib import Path
 import optuna
 from amc.system.progress import Silent
-from tests.test_study import fake, opened
+from tests.study.test_study import fake, opened
 
 folder, total, seconds = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
 def measure(policy):

@@ -110,7 +110,7 @@ def test_a_child_computes_after_its_parent_used_many_threads() -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "2"}
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=environment,
-        cwd=Path(__file__).parent.parent,
+        cwd=Path(__file__).parents[2],
     )  # fmt: skip
     assert done.stdout == "done\n", done.stderr
 
@@ -122,7 +122,7 @@ def test_a_killed_parent_leaves_no_child() -> None:
         "child = Child(lambda _: time.sleep(600), Limits(600, 4))\nprint(child.pid, flush=True)\ntime.sleep(600)\n"
     )
     parent = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parent.parent
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]
     )
     assert parent.stdout is not None
     child = int(parent.stdout.readline())
