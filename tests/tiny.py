@@ -77,9 +77,9 @@ def multi_exit(num_classes: int = 10, in_channels: int = 1) -> nn.Module:
 
 
 def pictures() -> Splits:
-    """600 of the embedded pictures: 400 to train, 100 to measure, 100 to test."""
+    """600 of the embedded pictures: 400 to train, 100 to validate, 100 to test."""
     whole = load_splits("fashion-mnist-10k")
-    parts = {"train": 400, "measure": 100, "test": 100}
+    parts = {"train": 400, "validation": 100, "test": 100}
     return replace(whole, **{name: _first(getattr(whole, name), count) for name, count in parts.items()})
 
 

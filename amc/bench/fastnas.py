@@ -45,7 +45,7 @@ CONSTRAINTS = {"macs": ("flops", 2.0), "params": ("params", 1.0), "bytes": ("par
 class FastNAS:
     """Pruning by the largest tolerable loss of one layer (nvidia-modelopt, `modelopt.torch.prune`, mode "fastnas").
 
-    Every call of its score function is a true evaluation on the measure split, and stands in no list of labels: so
+    Every call of its score function is a true evaluation on the validation split, and stands in no list of labels: so
     many widths are on offer that calls and final label together are no more than the problem's trials. Losses are
     measured once for all caps. It takes one constraint: that of the first cap, made tighter until the legal policy
     nearest to the widths it leaves is under all caps. Layers that it cannot follow it leaves whole.
@@ -127,7 +127,7 @@ class FastNAS:
         return (*self.dense.example.args, dict(self.dense.example.kwargs))
 
     def _score(self, model: nn.Module) -> float:
-        """The likelihood of the right answer on the measure split, in (0, 1]; accuracy where the task has no loss."""
+        """The likelihood of the right answer on the validation split, in (0, 1]; accuracy where a task has no loss."""
         self.calls += 1
         model.eval()  # this re-estimates BatchNorm by its own hook
         found = self.dense.measure.evaluate(model)

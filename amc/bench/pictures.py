@@ -10,15 +10,15 @@ from amc.zoo.data.sources import load_splits
 from amc.zoo.data.splits import MemorySplit, Splits
 
 SIZE = 64
-LARGEST = {"train": 2048, "measure": 1000, "test": 200}  # pictures of each split: enough for a trial
+LARGEST = {"train": 2048, "validation": 1000, "test": 200}  # pictures of each split: enough for a trial
 
 
 def resized(size: int | None = None) -> Splits:
     """The embedded pictures as `size` x `size` pixels (64 where left out) in three equal channels; fewer of them."""
     whole = load_splits("fashion-mnist-10k")
     side = size or SIZE
-    train, measure, test = (_enlarged(getattr(whole, name), count, side) for name, count in LARGEST.items())
-    return Splits("resized", train, measure, test, (3, side, side), whole.num_classes)
+    train, validation, test = (_enlarged(getattr(whole, name), count, side) for name, count in LARGEST.items())
+    return Splits("resized", train, validation, test, (3, side, side), whole.num_classes)
 
 
 def _enlarged(split: object, count: int, side: int) -> MemorySplit:

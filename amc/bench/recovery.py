@@ -19,7 +19,7 @@ from amc_search import Cap, random_policies
 
 
 def bench_recovery(recipe: Recipe, policies: int, epochs: float, progress: Progress) -> dict[str, Any]:
-    """Accuracy on the measure split by kind of recovery, before and after an equal short fine-tune.
+    """Accuracy on the validation split by kind of recovery, before and after an equal short fine-tune.
 
     The policies are random, at 25 to 80 % of the dense network's MACs; the test split is not touched.
     """
@@ -32,14 +32,14 @@ def bench_recovery(recipe: Recipe, policies: int, epochs: float, progress: Progr
         row: dict[str, Any] = {"macs_share": dense.costs_of(policy)["macs"] / dense.dense_costs()["macs"]}
         for kind in ("none", "batchnorm", "fold_batchnorm"):
             model = recovered(dense, policy, kind)
-            before = evaluate(model, dense.splits.measure, dense.compute, task=dense.task).accuracy
+            before = evaluate(model, dense.splits.validation, dense.compute, task=dense.task).accuracy
             schedule = recipe.finetune.model_copy(update={"epochs": epochs})
             train(model, dense.splits, schedule, dense.compute, seed=recipe.seed, teacher=dense.model, task=dense.task)
-            after = evaluate(model, dense.splits.measure, dense.compute, task=dense.task).accuracy
+            after = evaluate(model, dense.splits.validation, dense.compute, task=dense.task).accuracy
             row[kind] = {"before": before, "after": after}
             stage.advance()
         rows.append(row)
-    reference = evaluate(dense.model, dense.splits.measure, dense.compute, task=dense.task).accuracy
+    reference = evaluate(dense.model, dense.splits.validation, dense.compute, task=dense.task).accuracy
     return {"dense": reference, "epochs": epochs, "rows": rows}
 
 

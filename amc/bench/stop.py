@@ -26,7 +26,7 @@ ARMS = ("whole", "stopped")
 def bench_stop(recipe: Recipe, trials: int, seeds: int, progress: Progress) -> dict[str, Any]:
     """Search with and without early stopping, with the same seeds and the same number of trials.
 
-    What each search chooses is measured on the measure split, as always, and on training pictures that neither moments
+    What each search chooses is measured on the validation split, as always, and on training images that no moments
     nor BatchNorm have seen; the test split is not touched.
 
     Raises:
@@ -43,7 +43,7 @@ def bench_stop(recipe: Recipe, trials: int, seeds: int, progress: Progress) -> d
                                  held_out, progress)  # fmt: skip
         rows.append(row)
     told = {"model": recipe.model.name, "budget": list(recipe.budget), "trials": trials, "rows": rows}
-    return {**told, "measure_pictures": len(dense.splits.measure), "held_out_pictures": len(held_out)}
+    return {**told, "measure_pictures": len(dense.splits.validation), "held_out_pictures": len(held_out)}
 
 
 def _unseen(dense: Dense) -> MemorySplit:
@@ -71,7 +71,7 @@ def _searched(dense: Dense, held_out: MemorySplit, progress: Progress) -> dict[s
         found = study.trials
         predictor = fit_predictor(dense.space, found, reference, recipe.seed)
         chosen = select(study, dense.measure, predictor, caps, recipe.search.candidates, recipe.seed, reference)
-    images = sum(trial.images or len(dense.splits.measure) for trial in found)
+    images = sum(trial.images or len(dense.splits.validation) for trial in found)
     assert predictor.ranks is not None
     return {
         "stopped": sum(trial.stopped for trial in found),

@@ -41,7 +41,7 @@ def bench_trial(recipe: Recipe, policies: int, progress: Progress) -> dict[str, 
     """Trials of random policies at 30 to 80 % of the MACs, and the forward passes they need, in turns.
 
     The forward passes are those of the finished network on batches that are at hand: the ones that BatchNorm is
-    re-estimated on, in training mode, and those of the measure split.
+    re-estimated on, in training mode, and those of the validation split.
 
     Returns:
         Medians over the policies, in seconds: the parts of a trial, the whole, the bare forward passes; and of the

@@ -34,7 +34,7 @@ def bench_workers(recipe: Recipe, workers: int, trials: int, repeats: int, progr
         home = Path(place) / "dense"
         home.mkdir()
         dense = prepare(recipe, home, Silent())
-        accuracy = dense.evaluate(dense.model, dense.splits.measure).accuracy
+        accuracy = dense.evaluate(dense.model, dense.splits.validation).accuracy
         for repeat in range(repeats):
             for number in rates:
                 folder = Path(place) / f"{number}-{repeat}"

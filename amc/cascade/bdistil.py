@@ -146,7 +146,7 @@ def distil(
         students: None: small convolutional ones of `ConvStudents`, the smallest of about a twentieth of the teacher's
             multiply-adds.
         pool: what `pool_of` gives for these rules, where it is known already.
-        held_out: indices (n,) of the measure split on which students are judged and votes fitted; None: all of it.
+        held_out: indices (n,) of the validation split on which students are judged and votes fitted; None: all of it.
 
     Raises:
         ModelError: the teacher does not classify, or a loss is not finite.
@@ -158,7 +158,7 @@ def distil(
     pool = replace(pool, features=None) if pool else pool_of(teacher, splits, compute, rules, seed)
     example = pool.inputs[:1].to(compute.device)
     chosen = students or small_students(count_cut_macs(teacher, example), example, pool.target.shape[1])
-    game = _Game(pool, chosen, rules, splits.measure, held_out, compute, example, progress or Silent())
+    game = _Game(pool, chosen, rules, splits.validation, held_out, compute, example, progress or Silent())
     why = game.play(seed)
     return Distilled(game.ensemble(), tuple(game.rounds), why, game.held_outputs)
 
@@ -195,7 +195,7 @@ class _Game:
     pool: Pool
     students: Students
     rules: Rules
-    measure: Split
+    validation: Split
     held_out: Tensor | None
     compute: Compute
     example: Tensor
@@ -209,7 +209,7 @@ class _Game:
         limit = self.rules.reach + float(self.pool.target.abs().max())
         eta = self.rules.eta * best_eta(2 * shape[0] * shape[1], self.rules.rounds, limit)
         self.hedge = Hedge(shape, limit, eta)
-        batches = list(self.measure.batches(BATCH))
+        batches = list(self.validation.batches(BATCH))
         inputs, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
         chosen = torch.arange(len(labels)) if self.held_out is None else self.held_out
         self.judged, self.labels = inputs[chosen], labels[chosen]

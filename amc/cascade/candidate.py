@@ -17,7 +17,7 @@ class Candidate:
 
     Attributes:
         method: who made the stages: tinysaver, esn, pcee, pcee-ws, b-distil, or static (one network, run whole).
-        fit: records of these stages on the policy-fit half of the measure split.
+        fit: records of these stages on the policy-fit half of the validation split.
         risk: records of the same stages on the risk-test half.
         scorers: names in `amc.cascade.scores.SCORERS` that the method may use.
         parts: what the stages come from; () where they are not to be kept.

@@ -1,7 +1,7 @@
 """The networks of one run that a cascade may be made of: dense, released, and retargets that are trained on demand.
 
 A retarget is fine-tuned once, as the run's recipe says, and kept in `RUN/family/NAME` as a release: whole or absent.
-Its best epoch is chosen on the policy-fit half of the measure split, so that the risk-test half has no part in it; one
+Its best epoch is chosen on the policy-fit half of the validation split: the risk-test half has no part in it; one
 that was chosen on another half is trained anew. (The release's own epoch, and which policies the run measured, were
 chosen on the whole of the split.)
 """
@@ -49,7 +49,7 @@ class Family:
     """The networks of a finished run, and what they say of held-out examples.
 
     Attributes:
-        seed: what divides the measure split into policy-fit and risk-test halves.
+        seed: what divides the validation split into policy-fit and risk-test halves.
     """
 
     run: Run
@@ -139,25 +139,25 @@ class Family:
 
     @cached_property
     def halves(self) -> tuple[PartSplit, PartSplit]:
-        """The policy-fit and the risk-test half of the measure split, as the run's own seed divides it.
+        """The policy-fit and the risk-test half of the validation split, as the run's own seed divides it.
 
         Raises:
             DataError: the split is of one group, which cannot be divided.
         """
-        measure = self.run.dense.splits.measure
-        fit, risk = parts_of(len(measure), self.run.recipe.seed, groups=groups_of(measure))
-        return PartSplit(measure, fit), PartSplit(measure, risk)
+        validation = self.run.dense.splits.validation
+        fit, risk = parts_of(len(validation), self.run.recipe.seed, groups=groups_of(validation))
+        return PartSplit(validation, fit), PartSplit(validation, risk)
 
     @cached_property
     def splits(self) -> Splits:
-        """What anything is trained with: the measure split is its policy-fit half."""
-        return replace(self.run.dense.splits, measure=self.halves[0])
+        """What anything is trained with: the validation split is its policy-fit half."""
+        return replace(self.run.dense.splits, validation=self.halves[0])
 
     def records(self, part: Part) -> tuple[Records, Records]:
         """What its stages say of the policy-fit and the risk-test half; made once, kept in the run."""
         dense = self.run.dense
         size = self.run.recipe.search.batch_size
-        found = recorded(part, dense.splits.measure, dense.compute, self.folder / RECORDS, size)
+        found = recorded(part, dense.splits.validation, dense.compute, self.folder / RECORDS, size)
         return found.parted(self.seed)
 
     def test_records(self, part: Part) -> Records:
@@ -183,7 +183,7 @@ class Family:
     def _member(self, name: str, model: torch.nn.Module, origin: str) -> Member:
         dense = self.run.dense
         example = example_call(dense.task, dense.splits).to(dense.compute.device)
-        mean, std = (getattr(dense.splits.measure, key, None) for key in ("mean", "std"))
+        mean, std = (getattr(dense.splits.validation, key, None) for key in ("mean", "std"))
         normalisation = {"mean": list(mean), "std": list(std)} if mean and std else None
         macs = macs_of(model, example)
         return Member(name, model, macs, dense.source, tuple(dense.splits.input_shape), origin, normalisation)
@@ -197,7 +197,7 @@ class Family:
         working = self.folder / f".{name}"
         policy = self._policy(name, working)
         model = dense.measure.realise(policy).eval()
-        start = dense.evaluate(model, self.splits.measure).accuracy
+        start = dense.evaluate(model, self.splits.validation).accuracy
         done = train(
             model, self.splits, run.recipe.finetune, dense.compute,
             seed=run.recipe.seed, teacher=dense.model, checkpoint=working / CHECKPOINT, title=f"fine-tune {name}",

@@ -163,7 +163,7 @@ def _tested(family: Family, plan: Plan, progress: Progress) -> dict[str, Any]:
     options = {"plan": plan.option} | ({"static": plan.static} if plan.static is not None else {})
     stage = progress.stage("measure on the test split, once", len(options))
     found, evaluations, dense = {}, {}, family.run.dense
-    inputs = next(iter(dense.splits.measure.batches(BATCHES[-1])))[0]
+    inputs = next(iter(dense.splits.validation.batches(BATCHES[-1])))[0]
     for name, option in options.items():
         candidate = option.candidate
         whole = joined([family.test_records(part) for part in candidate.parts])

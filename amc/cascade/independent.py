@@ -101,7 +101,7 @@ def _pretrained_normalisation(name: str) -> Mapping[str, Sequence[float]] | None
 
 
 def _normalisation_of(splits: Splits) -> dict[str, list[float]] | None:
-    mean, std = (getattr(splits.measure, key, None) for key in ("mean", "std"))
+    mean, std = (getattr(splits.validation, key, None) for key in ("mean", "std"))
     return {"mean": list(mean), "std": list(std)} if mean and std else None
 
 

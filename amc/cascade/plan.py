@@ -216,5 +216,5 @@ def _unreachable(options: Sequence[Option], goal: Goal) -> BudgetUnreachable:
         f"the terms must be reachable with confidence {1 - limits.delta:.0%}, but are not: the best certified on "
         f"{bounds['examples']} risk-test examples is accuracy {bounds['accuracy']:.2%} (measured "
         f"{best.risk.accuracy:.2%}), drop {bounds['drop']:.2%}, mean cost {format_macs(bounds['mean_cost'])} "
-        f"({best.name}); ask for less, lower --confidence, or take a larger measure split"
+        f"({best.name}); ask for less, lower --confidence, or take a larger validation split"
     )

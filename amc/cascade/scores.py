@@ -187,7 +187,7 @@ def _fit(records: Records, right: Tensor) -> Tensor:
 
 def _some(records: Records) -> int:
     if not len(records):
-        raise DataError("a scorer is fitted to policy-fit examples, but there are 0; use a larger measure split")
+        raise DataError("a scorer is fitted to policy-fit examples, but there are 0; use a larger validation split")
     return len(records)
 
 

@@ -157,7 +157,7 @@ def train(
         record = pretrain(wanted, Path(out), progress)
     line = (
         f"{out}: {record['metric']} {record['test_accuracy']:.2%} on the test split, "
-        f"{record['measure_accuracy']:.2%} on the measure split; loss {record['test_loss']:.4f} nats"
+        f"{record['measure_accuracy']:.2%} on the validation split; loss {record['test_loss']:.4f} nats"
     )
     print_result(record if json_ else line)
 

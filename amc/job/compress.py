@@ -83,8 +83,8 @@ def _compress(recipe: Recipe, folder: Path, progress: Progress) -> None:
         dense = prepare(recipe, folder, progress)
         caps = dense.caps(recipe.budgets)
         baseline = _uniform(dense, caps)
-        reference = dense.evaluate(dense.model, dense.splits.measure)
-    said = f"{dense.task.metric_name} {reference.accuracy:.2%} on {len(dense.splits.measure):,} examples"
+        reference = dense.evaluate(dense.model, dense.splits.validation)
+    said = f"{dense.task.metric_name} {reference.accuracy:.2%} on {len(dense.splits.validation):,} examples"
     progress.say(f"dense network: {said}")
     with clock("search"):
         study = search(dense, caps, reference.accuracy, folder, progress)
@@ -152,12 +152,12 @@ class _Contender:
         self.dense, self.policy, self.folder, self.trial = dense, policy, folder, trial
         self.recovered: nn.Module = dense.measure.realise(policy)
         self.model: nn.Module = copy.deepcopy(self.recovered)
-        self.accuracy: float | None = None  # on the measure split, after fine-tuning
+        self.accuracy: float | None = None  # on the validation split, after fine-tuning
 
     @cached_property
     def before(self) -> float:
-        """Accuracy on the whole measure split before fine-tuning: that of the trial, if it saw all of it."""
-        whole = self.dense.splits.measure
+        """Accuracy on the whole validation split before fine-tuning: that of the trial, if it saw all of it."""
+        whole = self.dense.splits.validation
         if self.trial is not None and self.trial.images == len(whole):
             return self.trial.accuracy
         return self.dense.evaluate(self.recovered, whole).accuracy

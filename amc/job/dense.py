@@ -124,7 +124,7 @@ class Dense:
         recipe, groups = self.recipe, [asdict(group) for group in self.table.groups]
         settings = recipe.search, recipe.recovery
         digest = hashlib.sha256(json.dumps(groups).encode() + self.place.tobytes()).hexdigest()[:16]
-        limit = settings[0].measure_images or len(self.splits.measure)
+        limit = settings[0].measure_images or len(self.splits.validation)
         return Protocol(
             model=json.dumps(self.source.to_json(), sort_keys=True),
             weights_digest=self.weights_digest,
@@ -135,7 +135,7 @@ class Dense:
             fold=settings[1].fold,
             moment_images=settings[1].moment_images if settings[1].fold else 0,
             batchnorm_images=settings[1].batchnorm_images,
-            measure_images=min(limit, len(self.splits.measure)),
+            measure_images=min(limit, len(self.splits.validation)),
             batch_size=settings[0].batch_size,
             compute=self.compute.name,
             seed=recipe.seed,

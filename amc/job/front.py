@@ -125,7 +125,7 @@ def front_text(found: dict[str, Any]) -> str:
         [
             *lines,
             "",
-            "Predicted: accuracy on the measure split before fine-tuning, with its 90% interval, a guess where no",
+            "Predicted: accuracy on the validation split before fine-tuning, with its 90% interval, a guess where no",
             "trial is near. Measured: the best trial at that cost or below. Caps at which nothing beats a smaller",
             "one are left out.",
             f"Plot: {found['plot']}",

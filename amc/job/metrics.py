@@ -45,7 +45,7 @@ METRICS = {
 
 @dataclass(frozen=True)
 class Standing:
-    """A network's accuracy on the whole measure split before and after fine-tuning; None where there was none."""
+    """A network's accuracy on the whole validation split before and after fine-tuning; None where there was none."""
 
     before: float
     after: float | None
@@ -56,7 +56,7 @@ class Contest:
     """All that was measured of the networks compared.
 
     Attributes:
-        reference: the dense network on the measure split.
+        reference: the dense network on the validation split.
         chosen: the policy released, measured before fine-tuning.
         uniform_trial: the uniform baseline, likewise.
         released, uniform: how they stand.

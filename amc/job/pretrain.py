@@ -27,7 +27,7 @@ FORMAT = "amc-training/1"
 def pretrain(recipe: Recipe, out: Path, progress: Progress | None = None) -> dict[str, Any]:
     """Train the recipe's network from scratch and write it to `out`; returns what `training.json` holds.
 
-    The weights kept are those best on the measure split; the test split is looked at once, after that. The same
+    The weights kept are those best on the validation split; the test split is looked at once, after that. The same
     command goes on where it was stopped.
 
     Raises:
@@ -64,9 +64,9 @@ def _pretrain(recipe: Recipe, out: Path, progress: Progress) -> dict[str, Any]:
         title=f"train {recipe.model.name}", progress=progress, task=aim,
     )  # fmt: skip
     test = evaluate(model.eval(), splits.test, compute, task=task)
-    exits = exit_accuracies(model, splits.measure, compute) if task.metric is None and task.batch is None else []
+    exits = exit_accuracies(model, splits.validation, compute) if task.metric is None and task.batch is None else []
     if exits:
-        progress.say(f"its exits on the measure split: {', '.join(f'{accuracy:.2%}' for accuracy in exits)}")
+        progress.say(f"its exits on the validation split: {', '.join(f'{accuracy:.2%}' for accuracy in exits)}")
     record = {
         "format": FORMAT,
         "model": source.to_json(),

@@ -217,11 +217,11 @@ class Retargeted:
         return self.run.dense.measure.realise(self.policy).eval()
 
     def finetune(self, progress: Progress | None = None) -> float:
-        """Fine-tune `model` as the run's recipe says; returns its accuracy on the measure split."""
+        """Fine-tune `model` as the run's recipe says; returns its accuracy on the validation split."""
         from amc.train.training import train
 
         dense, recipe = self.run.dense, self.run.recipe
-        start = dense.evaluate(self.model, dense.splits.measure).accuracy
+        start = dense.evaluate(self.model, dense.splits.validation).accuracy
         done = train(
             self.model, dense.splits, recipe.finetune, dense.compute,
             seed=recipe.seed, teacher=dense.model, title="fine-tune", progress=progress,
@@ -254,7 +254,7 @@ class Retargeted:
 
 def save_release(folder: Path, model: nn.Module, dense: Dense) -> None:
     """Write weights and architecture record."""
-    mean, std = getattr(dense.splits.measure, "mean", None), getattr(dense.splits.measure, "std", None)
+    mean, std = getattr(dense.splits.validation, "mean", None), getattr(dense.splits.validation, "std", None)
     normalisation = {"mean": list(mean), "std": list(std)} if mean and std else None
     save_network(folder, model, dense.source, dense.splits.input_shape, normalisation)
 

@@ -131,7 +131,7 @@ def _networks(metrics: dict[str, Any]) -> list[str]:
         row("  FLOPs, 2 per MAC", [format_flops_2x(network["macs"]).split(" (")[0] for network in networks]),
         row("params", [format_params(network["params"]).replace(" params", "") for network in networks]),
         row("weights", [format_bytes(network["bytes"]) for network in networks]),
-        row(f"measure {metric}", shares("measure_accuracy")),
+        row(f"validation {metric}", shares("measure_accuracy")),
         row("  before fine-tune", shares("measure_accuracy_before_finetune")),
         row(f"test {metric}", shares("test_accuracy")),
         row("  95% interval", ["{:.1%} - {:.1%}".format(*network["test_interval_95"]) for network in networks]),

@@ -64,7 +64,7 @@ def work(
     caps = dense.caps(wanted.budgets)
     accuracy = joined.accuracy
     if accuracy is None:
-        accuracy = dense.evaluate(dense.model, dense.splits.measure).accuracy
+        accuracy = dense.evaluate(dense.model, dense.splits.validation).accuracy
     trials = Study(url, folder if leashed else None, dense.protocol(), dense.space)
     before = trials.done_here
     sampler = sampler_of(dense, caps, accuracy, trials)

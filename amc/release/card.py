@@ -134,7 +134,7 @@ def _limits(dense: Dense, metrics: dict[str, Any]) -> str:
     limits = [
         "For pictures like those it was trained on; nothing is known of other data, of robustness, or of fairness "
         "across groups. Removing channels can harm rare classes more than the mean accuracy shows.",
-        f"Data: {len(splits.train):,} pictures to train, {len(splits.measure):,} to choose the policy, "
+        f"Data: {len(splits.train):,} pictures to train, {len(splits.validation):,} to choose the policy, "
         f"{len(splits.test):,} to test, looked at once. The intervals tell the chance in the test pictures, "
         "not that in the training.",
         f"One seed ({dense.recipe.seed}): another seed may choose another policy and give another accuracy.",

@@ -46,7 +46,7 @@ class Mark:
 
     Attributes:
         cost: in the unit of the plot.
-        accuracy: on the measure split.
+        accuracy: on the validation split.
         kind: "dense", "released", "finetuned" or "uniform".
     """
 
@@ -81,7 +81,7 @@ def front_plot(
     Args:
         unit: of the costs.
         costs: (n,) of the trials.
-        accuracies: (n,) of the trials, on the measure split.
+        accuracies: (n,) of the trials, on the validation split.
         feasible: (n,) under all caps.
         marks: drawn on top.
         limit: the cap in `unit`.
@@ -103,7 +103,7 @@ def front_plot(
         }
     )
     traces += [_mark_trace(unit, mark) for mark in marks]
-    layout = _layout(460, x=AXES[unit], y="accuracy on the measure split")
+    layout = _layout(460, x=AXES[unit], y="accuracy on the validation split")
     shown = [*(mark.accuracy for mark in marks), *([max(p["high"] for p in predicted)] if predicted else [])]
     layout["xaxis"] |= {"tickformat": "~s", "rangemode": "tozero"}
     layout["yaxis"] |= {"tickformat": ".0%", "range": _upper_range([accuracies[i] for i in whole], shown)}
@@ -324,7 +324,7 @@ def progress_plot(
     level = {"color": DENSE, "width": 1.2, "dash": "dot"}
     ends = [0, len(best) + 1]
     traces.append({**_points(ends, [dense, dense], "dense"), "mode": "lines", "line": level, "hoverinfo": "skip"})
-    layout = _layout(400, x="trial", y="accuracy on the measure split")
+    layout = _layout(400, x="trial", y="accuracy on the validation split")
     layout["yaxis"] |= {"tickformat": ".0%", "range": _upper_range(accuracies, [dense])}
     layout["xaxis"] |= {"range": ends}
     return {"data": traces, "layout": layout}

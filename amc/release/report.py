@@ -57,7 +57,7 @@ def report(
         "tuned": metrics["comparison"]["after_finetune"] is not None,
         "rows": network_rows(metrics),
         "caps": cap_rows(metrics),
-        "measure_pictures": len(dense.splits.measure),
+        "measure_pictures": len(dense.splits.validation),
         "test_pictures": len(dense.splits.test),
         "below": plots.hidden_below(drawn["front"], accuracies),
         "below_predicted": plots.hidden_below(drawn["prediction"], predictor.ranks.accuracy.tolist()),
@@ -139,15 +139,15 @@ def network_rows(metrics: dict[str, Any]) -> list[dict[str, Any]]:
     if "activation_bytes" in networks[1]:
         peaks = [format_bytes(n["activation_bytes"]) if "activation_bytes" in n else "–" for n in networks]
         rows.append(row("Peak activation bytes", peaks))
-    for split in ("measure", "test"):
-        texts = [f"{n[f'{split}_accuracy']:.2%}" for n in networks]
+    for split, key in (("validation", "measure_accuracy"), ("test", "test_accuracy")):
+        texts = [f"{n[key]:.2%}" for n in networks]
         if not tuned:
             texts[2] += " (not fine-tuned)"
         rows.append(row(f"{metrics.get('metric', 'accuracy').capitalize()}, {split} split", texts))
         if split == "test":
             intervals = ["{:.2%} to {:.2%}".format(*n["test_interval_95"]) for n in networks]
             rows.append(row("95% interval", intervals, sub=True))
-        before = [f"{n[f'{split}_accuracy_before_finetune']:.2%}" for n in networks[1:]]
+        before = [f"{n[f'{key}_before_finetune']:.2%}" for n in networks[1:]]
         rows.append(row("before fine-tuning", ["–", *before], sub=True))
     if networks[0].get("test_loss"):
         losses = [n["test_loss"] for n in networks]
@@ -272,7 +272,7 @@ def preprocessing(dense: Dense) -> str:
     shape = _lone_shape(dense)[1:]
     if not shape:
         return "Inputs are those of the dense network, prepared as the training data was."
-    mean, std = (getattr(dense.splits.measure, name, None) for name in ("mean", "std"))
+    mean, std = (getattr(dense.splits.validation, name, None) for name in ("mean", "std"))
     size = f"Inputs are float tensors (batch, {', '.join(map(str, shape))})"
     if not (mean and std):
         return f"{size}, normalised as the training data was."

@@ -29,7 +29,7 @@ from amc.zoo.data.kept import KeptSplit
 from amc.zoo.data.splits import Splits
 from amc.zoo.task import CLASSIFICATION, Task
 
-ORDER = 3  # the seed of the order in which the measure split is seen
+ORDER = 3  # the seed of the order in which the validation split is seen
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Trial:
     Attributes:
         policy: keep-counts, one a group, in the order of the space.
         costs: unit -> cost ("macs", "params", "bytes").
-        accuracy: top-1 on the measure split, 0..1, after recovery and before any fine-tune.
+        accuracy: top-1 on the validation split, 0..1, after recovery and before any fine-tune.
         loss: calibrated mean cross-entropy there, nats (`amc.train.evaluation`).
         seconds: wall time of each part: cut, fold, batchnorm, evaluate; and train, where recovery has steps.
         stopped: it ended early (`amc.study.stopping`): accuracy and loss are of what was seen.
@@ -103,7 +103,7 @@ class Measure:
     ) -> None:
         self.model, self.table, self.place, self.moments = model, table, place, moments
         self.compute, self.recovery, self.search, self.costs, self.task = compute, recovery, search, costs, task
-        self.train, self.pictures = KeptSplit(splits.train), KeptSplit(splits.measure)
+        self.train, self.pictures = KeptSplit(splits.train), KeptSplit(splits.validation)
         self.finetune = finetune
 
     @property
@@ -179,7 +179,7 @@ class Measure:
                 reestimate_batchnorm(model, batches, self.task)
 
     def evaluate(self, model: nn.Module, floor: float = 0.0) -> Evaluation:
-        """Run `model` on the measure split, in one random order for all policies; no longer than `floor` asks for."""
+        """Run `model` on the validation split, in one random order for all policies; as long as `floor` asks for."""
         size, limit = self.search.batch_size, self.search.measure_images
         test = SequentialTest(floor, self.images, looks=-(-self.images // size), counted=self.task.metric is None)
         return evaluate(

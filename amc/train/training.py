@@ -1,7 +1,7 @@
 """Training, from scratch or after a cut: one loop for a CPU, a GPU and many processes under `torchrun`.
 
 The dense network may teach the cut one (distillation, Hinton et al. 2015, arXiv 1503.02531). The weights kept are those
-with the best accuracy on the measure split; the test split is never seen here.
+with the best accuracy on the validation split; the test split is never seen here.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def train(
         title: what the progress is called.
         progress: where it is shown; None shows nothing.
         task: how batches are given to the network, and what is made small.
-        start: accuracy on the measure split of the weights that `model` comes with: these are given back where no
+        start: accuracy on the validation split of the weights that `model` comes with: these are given back where no
             epoch comes up to it. None: they do not count.
 
     Raises:
@@ -217,7 +217,7 @@ class _Loop:
             self._take_step(batch)
             self.step += 1
         judged = self.average.module if self.average is not None else self.model
-        accuracy = self._from_leader(evaluate(judged, self.splits.measure, self.compute, task=self.task).accuracy)
+        accuracy = self._from_leader(evaluate(judged, self.splits.validation, self.compute, task=self.task).accuracy)
         self.training.accuracies.append(accuracy)
         if accuracy > self.training.best_accuracy:
             self.training.best_accuracy = accuracy

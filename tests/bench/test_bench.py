@@ -55,8 +55,8 @@ def test_every_network_has_pictures_of_its_own_kind() -> None:
     assert trial_recipe("resnet20", 64, 1).name == "quickstart"
     assert trial_recipe("resnet18", 48, 1).data.size == 48
     splits = resized(32)
-    assert splits.input_shape == (3, 32, 32) and len(splits.measure) == 1000
-    inputs, labels = next(iter(splits.measure.batches(10)))
+    assert splits.input_shape == (3, 32, 32) and len(splits.validation) == 1000
+    inputs, labels = next(iter(splits.validation.batches(10)))
     assert inputs.shape == (10, 3, 32, 32) and (inputs[:, 0] == inputs[:, 2]).all() and len(labels) == 10
 
 

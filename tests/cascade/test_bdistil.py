@@ -88,14 +88,14 @@ def test_prefixes_are_better_than_chance_and_never_fall_where_votes_were_fitted(
     played: tuple[Distilled, Splits],
 ) -> None:
     distilled, splits = played
-    accuracies = record(distilled.ensemble.stages(), splits.measure, CPU).accuracies.tolist()
+    accuracies = record(distilled.ensemble.stages(), splits.validation, CPU).accuracies.tolist()
     assert accuracies == sorted(accuracies)
     assert record(distilled.ensemble.stages(), splits.test, CPU).accuracies[-1] > 0.6
 
 
 def test_a_stage_answers_with_the_weighted_outputs_of_its_prefix(played: tuple[Distilled, Splits]) -> None:
     distilled, splits = played
-    records = record(distilled.ensemble.stages(), splits.measure, CPU)
+    records = record(distilled.ensemble.stages(), splits.validation, CPU)
     for stage, weights in enumerate(distilled.ensemble.votes):
         expected = torch.einsum("nkc,k->nc", distilled.outputs[:, : stage + 1], weights)
         assert torch.allclose(records.logits[stage], expected, atol=1e-4)
@@ -189,7 +189,7 @@ def test_pruned_networks_start_as_what_they_are_and_keep_the_originals_as_they_w
     found = distil(teacher, splits, CPU, students=AdoptedStudents([teacher], example), rules=untrained)
     assert [step.student.last for step in found.ensemble.steps] == ["fc", "fc"]
     with torch.no_grad():
-        inputs = next(splits.measure.batches(200))[0]
+        inputs = next(splits.validation.batches(200))[0]
         logits = teacher(inputs)
         answers = found.ensemble.stages()[0].run(inputs, {})[0]
     assert torch.equal(logits.argmax(1), answers.argmax(1))
@@ -247,7 +247,7 @@ def test_a_trained_network_is_taken_as_it_is_where_it_is_worth_most() -> None:
     found = distil(teacher, splits, CPU, students=students, rules=replace(TERMS, passes=0.5))
     names = [attempt.student for attempt in found.rounds if attempt.accepted]
     assert names[0] == "pruned" and names.count("pruned") == 1  # it has nothing new to say
-    inputs = next(splits.measure.batches(200))[0]
+    inputs = next(splits.validation.batches(200))[0]
     assert torch.equal(teacher(inputs).argmax(1), found.ensemble.stages()[0].run(inputs, {})[0].argmax(1))
     vector = found.ensemble.steps[0](inputs)[1]
     reader = fresh.student(reads=vector.shape[1]).eval()

@@ -15,7 +15,7 @@ def test_every_method_answers_at_the_costs_of_the_prefixes_and_learns() -> None:
     splits = toy_splits(SHAPES["series"])
     rules = Rules(rounds=2, passes=4.0, batch_size=32, worth=-10.0)
     students = ConvStudents(SHAPES["series"], CLASSES, width=8)
-    halves = torch.arange(0, len(splits.measure), 2)
+    halves = torch.arange(0, len(splits.validation), 2)
     found, curves = compare(
         Matched(splits).eval(), splits, CPU, students=students, rules=rules, held_out=halves, seed=1
     )

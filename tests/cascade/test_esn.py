@@ -171,7 +171,7 @@ def test_survivors_go_on_as_they_would_have_in_the_whole_batch() -> None:
 @torch.no_grad()
 def test_a_run_cascade_costs_and_answers_as_planned_on_records(trained_pair: Pair) -> None:
     part = SequencePart(trained_pair, new_sequence(trained_pair).eval())
-    measure = pictures().measure
+    measure = pictures().validation
     records = record(part.stages, measure, CPU)
     scorer = Shown("confidence")
     scores = scores_of(records, scorer)

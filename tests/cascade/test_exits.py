@@ -84,7 +84,7 @@ def test_heads_learn_and_a_frozen_backbone_stays_as_it_was() -> None:
     splits, network = pictures(), some_exits()
     before = tensors(network.backbone)
     done = train_exits(network, splits.train, PLAIN, QUICK)
-    found = record(network.stages(), splits.measure, PLAIN)
+    found = record(network.stages(), splits.validation, PLAIN)
     assert same(before, tensors(network.backbone)) and not network.joint
     assert len(done.losses) == 2 and bool((found.accuracies[:2] > 0.5).all())
     assert all(parameter.grad is None for parameter in network.parameters())
@@ -126,7 +126,7 @@ def test_joint_training_changes_the_backbone_which_is_then_saved_with_the_exits(
     schedule = ExitSchedule(epochs=1, distill=0.0, joint_epochs=6, joint_lr=0.2, joint_batch_size=50)
     train_exits(network, pictures().train, PLAIN, schedule)
     assert network.joint and not same(tensors(first), tensors(network.backbone))
-    assert float(record(network.stages(), pictures().measure, PLAIN).accuracies[-1]) > 0.4
+    assert float(record(network.stages(), pictures().validation, PLAIN).accuracies[-1]) > 0.4
     save_exits(tmp_path, network)
     again = load_exits(tmp_path, first, chain="other")
     with torch.no_grad():
@@ -198,7 +198,7 @@ def test_on_the_shipped_weights_deeper_exits_know_more() -> None:
     splits = load_splits("fashion-mnist-10k")
     network = exit_network(build_model("resnet20", weights="default", in_channels=1), EXAMPLE)
     train_exits(network, splits.train, PLAIN)
-    accuracies = record(network.stages(), splits.measure, PLAIN).accuracies.tolist()
+    accuracies = record(network.stages(), splits.validation, PLAIN).accuracies.tolist()
     added = path_costs(network.costs, range(len(network.costs)))
     assert accuracies == sorted(accuracies) and accuracies[0] > 0.88
     assert added[0] < 0.25 * sum(added) and sum(added) < 1.01 * count_cut_macs(network.backbone, EXAMPLE)

@@ -79,13 +79,13 @@ def test_a_killed_training_leaves_no_network_and_the_next_one_takes_the_same_pol
 def test_networks_are_trained_and_judged_without_the_risk_test_half(own_run: Path) -> None:
     family = Family(Run.open(own_run))
     fit, risk = family.records(family.dense)
-    seen = torch.cat([labels for _, labels in family.splits.measure.batches(7)])
-    assert torch.equal(seen, fit.labels) and len(fit) + len(risk) == len(family.run.dense.splits.measure)
+    seen = torch.cat([labels for _, labels in family.splits.validation.batches(7)])
+    assert torch.equal(seen, fit.labels) and len(fit) + len(risk) == len(family.run.dense.splits.validation)
 
 
 def test_records_are_made_once_and_a_damaged_file_is_made_anew(own_run: Path, tmp_path: Path) -> None:
     family = Family(Run.open(own_run))
-    compute, split = family.run.dense.compute, family.run.dense.splits.measure
+    compute, split = family.run.dense.compute, family.run.dense.splits.validation
     first = recorded(family.dense, split, compute, tmp_path)
     (path,) = tmp_path.iterdir()
     written = path.stat().st_mtime_ns
@@ -116,10 +116,10 @@ def test_a_network_whose_epoch_was_chosen_on_another_half_is_no_longer_of_the_fa
     assert "30%" in {member.name for member in Family(Run.open(folder)).trained}
 
     run = Run.open(folder)
-    measure = run.dense.splits.measure
+    measure = run.dense.splits.validation
     inputs, labels = next(iter(measure.batches(10**6)))
     groups = torch.arange(len(labels)) // 10
-    run.dense.splits = replace(run.dense.splits, measure=TensorSplit(inputs, labels, groups=groups))
+    run.dense.splits = replace(run.dense.splits, validation=TensorSplit(inputs, labels, groups=groups))
     family = Family(run)
     assert family.trained == []
     fit, risk = family.records(family.dense)

@@ -58,7 +58,7 @@ def test_a_name_a_factory_and_a_file_give_networks_with_their_costs(weights: Pat
     for member in found:
         assert member.macs == count_cut_macs(member.model, Call((torch.zeros(1, 1, 28, 28),)))
         assert not member.model.training and member.origin == "independent"
-    records = [recorded(member, splits.measure, CPU) for member in found]
+    records = [recorded(member, splits.validation, CPU) for member in found]
     assert torch.equal(records[0].logits, records[1].logits)
     assert records[0].accuracies[0] > records[2].accuracies[0] > 0.3
 

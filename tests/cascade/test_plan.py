@@ -101,7 +101,7 @@ def test_a_plan_is_no_longer_certified_where_examples_are_too_few_to_tell() -> N
     best = float(population(50_000, 9).accuracies[-1])
     terms = Terms(accuracy=round(best - 0.02, 3))
     assert planned(population(8000, 0), terms).tested
-    with pytest.raises(BudgetUnreachable, match="measure split"):
+    with pytest.raises(BudgetUnreachable, match="validation split"):
         planned(population(60, 0), terms)
 
 

@@ -39,7 +39,7 @@ def half(dense: Dense) -> np.ndarray:  # type: ignore[type-arg]
 def test_a_trial_is_the_realised_network_on_the_measure_split(dense: Dense) -> None:
     """Accuracy and loss are those of `realise`, evaluated in the split's own order; all pictures were seen."""
     trial = dense.measure(half(dense))
-    found = evaluate(dense.measure.realise(half(dense)), dense.splits.measure, dense.compute, batch_size=20)
+    found = evaluate(dense.measure.realise(half(dense)), dense.splits.validation, dense.compute, batch_size=20)
     assert trial.accuracy == pytest.approx(found.accuracy) and trial.loss == pytest.approx(found.loss, rel=1e-4)
     assert trial.images == 100 and not trial.stopped
     assert set(trial.seconds) == {"cut", "fold", "batchnorm", "evaluate"}
@@ -106,7 +106,7 @@ def test_a_trial_with_steps_is_the_realised_network(dense: Dense) -> None:
     """What is released before a fine-tune is what was measured, without gradients, in the mode it came in."""
     measure = stepped(dense).measure
     trial, model = measure(half(dense)), measure.realise(half(dense))
-    found = evaluate(model, dense.splits.measure, dense.compute, batch_size=20)
+    found = evaluate(model, dense.splits.validation, dense.compute, batch_size=20)
     assert trial.accuracy == pytest.approx(found.accuracy) and trial.loss == pytest.approx(found.loss, rel=1e-4)
     assert not model.training and all(parameter.grad is None for parameter in model.parameters())
 

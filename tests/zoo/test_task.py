@@ -125,7 +125,7 @@ VIEWS = load_task(f"{HERE}:views", f"{HERE}:closeness", f"{HERE}:squared")
 def test_classification_is_top_1_and_calibrated_cross_entropy() -> None:
     """Without functions of the user's, accuracy and loss are those computed by hand from all logits at once."""
     torch.manual_seed(0)
-    model, split = network().eval(), pictures().measure
+    model, split = network().eval(), pictures().validation
     found = evaluate(model, split, CPU, batch_size=32)
     inputs, labels = next(iter(split.batches(1000)))
     with torch.no_grad():
@@ -137,7 +137,7 @@ def test_classification_is_top_1_and_calibrated_cross_entropy() -> None:
 
 def test_a_metric_of_the_users_replaces_accuracy() -> None:
     """The mean of its scores is the accuracy, its losses the loss, and right or wrong is not asked."""
-    model, split = network().eval(), pictures().measure
+    model, split = network().eval(), pictures().validation
     plain = evaluate(model, split, CPU)
     kinds = load_task(metric="amc.zoo.examples.kinds:kind_score")
     found = evaluate(model, split, CPU, batch_size=30, task=kinds)
@@ -155,7 +155,7 @@ def test_kinds_of_clothing_forgive_the_nearest_mistakes() -> None:
 def test_losses_may_be_left_out() -> None:
     """A metric that gives scores alone leaves the loss at zero, and so the labels to the scores."""
     task = load_task(f"{HERE}:views", f"{HERE}:closeness")
-    found = evaluate(TwoViews(), signals().measure, CPU, task=task)
+    found = evaluate(TwoViews(), signals().validation, CPU, task=task)
     assert found.loss == 0.0 and 0 < found.accuracy < 1
 
 
@@ -189,7 +189,7 @@ def test_a_metric_that_breaks_its_rules_is_told_in_one_line(metric: str, said: s
     """The line names the function, the rule and what it gave."""
     task = load_task(metric=f"{HERE}:{metric}")
     with pytest.raises(UsageError) as caught:
-        evaluate(network(), pictures().measure, CPU, task=task)
+        evaluate(network(), pictures().validation, CPU, task=task)
     assert said in str(caught.value) and f"{HERE}:{metric}" in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -237,7 +237,7 @@ def test_batches_are_given_as_the_function_says() -> None:
 def test_outputs_that_are_no_logits_ask_for_a_metric() -> None:
     """Dict outputs and numbers to be regressed cannot be right or wrong."""
     with pytest.raises(ModelError, match="accuracy needs logits"):
-        evaluate(TwoViews(), signals().measure, CPU, task=load_task(batch=f"{HERE}:views"))
+        evaluate(TwoViews(), signals().validation, CPU, task=load_task(batch=f"{HERE}:views"))
     with pytest.raises(ModelError, match="a tensor"):
         CLASSIFICATION.judge(torch.zeros(3, 2), (torch.zeros(3), torch.zeros(3)), 3)
 
@@ -305,11 +305,11 @@ def test_a_network_with_dicts_learns_by_its_own_loss_or_its_teacher() -> None:
     splits, schedule = signals(), FinetuneSchedule(epochs=6, lr=0.02, batch_size=20, ema=0.0)
     torch.manual_seed(0)
     teacher = TwoViews()
-    before = evaluate(teacher, splits.measure, CPU, task=VIEWS).accuracy
+    before = evaluate(teacher, splits.validation, CPU, task=VIEWS).accuracy
     done = train(teacher, splits, schedule, CPU, task=VIEWS)
     assert done.best_accuracy > before + 0.1
     pupil, alone = TwoViews(), load_task(f"{HERE}:views", f"{HERE}:closeness")
-    before = evaluate(pupil, splits.measure, CPU, task=alone).accuracy
+    before = evaluate(pupil, splits.validation, CPU, task=alone).accuracy
     assert train(pupil, splits, schedule, CPU, teacher=teacher, task=alone).best_accuracy > before + 0.1
     with pytest.raises(UsageError, match="give --loss"):
         train(TwoViews(), splits, schedule, CPU, task=alone)
@@ -366,11 +366,11 @@ def test_a_whole_run_with_dicts_for_inputs_and_outputs(tmp_path: Path) -> None:
 
 def test_perfect_masks_and_boxes_score_one() -> None:
     """The worked examples' metrics: the truth itself scores 1, nothing found scores less, n scores for n pictures."""
-    pictures_, masks = next(iter(segmentation(size=32).measure.batches(6)))
+    pictures_, masks = next(iter(segmentation(size=32).validation.batches(6)))
     truth = {"out": torch.nn.functional.one_hot(masks, 3).movedim(3, 1).float()}
     assert pictures_.shape == (6, 3, 32, 32) and mean_iou(truth, (pictures_, masks)).tolist() == [1.0] * 6
     assert float(mean_iou({"out": truth["out"] * 0}, (pictures_, masks)).max()) < 1
-    batch = next(iter(detection(size=32).measure.batches(5)))
+    batch = next(iter(detection(size=32).validation.batches(5)))
     found = [{**target, "scores": torch.ones(len(target["labels"]))} for target in batch[1]]
     assert box_f1(found, batch).tolist() == [1.0] * 5
     nothing = [{key: value[:0] for key, value in each.items()} for each in found]
@@ -380,7 +380,7 @@ def test_perfect_masks_and_boxes_score_one() -> None:
 def test_all_errors_of_tasks_are_ours() -> None:
     """Whatever the user's functions do, the root class is AmcError, with exit code 2."""
     with pytest.raises(AmcError) as caught:
-        evaluate(network(), pictures().measure, CPU, task=load_task(metric=f"{HERE}:broken"))
+        evaluate(network(), pictures().validation, CPU, task=load_task(metric=f"{HERE}:broken"))
     assert caught.value.exit_code == 2
 
 
@@ -426,7 +426,7 @@ def few_detection() -> Splits:
 
 
 def few(splits: Splits) -> Splits:
-    parts = {part: _first(getattr(splits, part)) for part in ("train", "measure", "test")}
+    parts = {part: _first(getattr(splits, part)) for part in ("train", "validation", "test")}
     return replace(splits, **parts)
 
 

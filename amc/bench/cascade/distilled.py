@@ -152,7 +152,7 @@ def compare(
     }  # fmt: skip
     distilled = distil(teacher, splits, compute, students=students, **settings)
     apart = distil(teacher, splits, compute, students=replace(students, reuse=False), **settings)
-    inputs, labels = all_of(splits.measure)
+    inputs, labels = all_of(splits.validation)
     chosen = torch.arange(len(labels)) if held_out is None else held_out
     contest = Contest(pool, (inputs[chosen], labels[chosen]), all_of(splits.test), rules, compute, seed)
     ours = contest.curve("B-DISTIL", distilled.ensemble)

@@ -22,7 +22,7 @@ from amc.zoo.data.splits import Split
 
 
 class SeededFamily(Family):
-    """A family whose measure split is divided by a seed of its own; its networks are those of the run."""
+    """A family whose validation split is divided by a seed of its own; its networks are those of the run."""
 
     division = 0
 
@@ -37,7 +37,7 @@ class Ground:
 
     Attributes:
         name: of the recipe.
-        seed: divides the measure split, and starts every training that is the study's own.
+        seed: divides the validation split, and starts every training that is the study's own.
         budgets: mean costs that are looked at.
     """
 
@@ -62,7 +62,7 @@ class Ground:
         return self.family.members
 
     def split(self, name: str) -> Split:
-        """The train, measure or test split."""
+        """The train, validation or test split."""
         found: Split = getattr(self.family.run.dense.splits, name)
         return found
 
@@ -73,8 +73,8 @@ class Ground:
         return recorded(part, self.split(split), dense.compute, folder, run.recipe.search.batch_size)
 
     def halves(self, part: Part) -> tuple[Records, Records]:
-        """On the policy-fit and the risk-test half of the measure split."""
-        return self.records(part, "measure").parted(self.seed)
+        """On the policy-fit and the risk-test half of the validation split."""
+        return self.records(part, "validation").parted(self.seed)
 
     def in_a_row(self, parts: list[Part], split: str) -> Records:
         """Several parts' stages, one after the other."""

@@ -104,7 +104,7 @@ def _row(ground: Ground, plan: Plan, singles: Sequence[Candidate], seconds: dict
 def _seconds(ground: Ground, stages: Sequence[Stage], policy: Policy | None, stop: torch.Tensor) -> float:
     """Measured seconds of an example in batches of `BATCH`, mean over random batches of examples that stop as told."""
     compute = ground.family.run.dense.compute
-    inputs = next(iter(ground.split("measure").batches(BATCH)))[0].to(compute.device)
+    inputs = next(iter(ground.split("validation").batches(BATCH)))[0].to(compute.device)
     scorer = policy.scorer if policy is not None and len(stages) > 1 else None
     ready = for_inference(stages, inputs, compute)
     curves = measure_latency(ready, scorer, inputs, compute, batches=(4, 16, BATCH), rounds=7)

@@ -54,7 +54,7 @@ def measure(ground: Ground) -> tuple[Figures, dict[str, Any]]:
     savers = [member for member in ground.members if member.macs < base.macs]
     parts: list[Part] = [*savers, base]
     costs = [member.macs for member in [*savers, base]]
-    fit, risk = ground.in_a_row(parts, "measure").parted(ground.seed)
+    fit, risk = ground.in_a_row(parts, "validation").parted(ground.seed)
     test, seen = ground.in_a_row(parts, "test"), ground.in_a_row(parts, "train")
     ranked = rank_savers(fit, costs, seen, top=None)
     figures, chosen = _ranking(ranked, rank_savers(test, costs, top=None))
@@ -127,7 +127,7 @@ def _relatives(ground: Ground, savers: Sequence[Member], base: Member) -> tuple[
         judged = complementarity(pair, ground.seed)
         told[name] = asdict(judged)
         # Not the published match: to lose nothing at all hangs on a few pictures, and costs follow them.
-        match = whole_grid_match(ground.in_a_row([member, base], "measure").parted(ground.seed)[0], DROP)
+        match = whole_grid_match(ground.in_a_row([member, base], "validation").parted(ground.seed)[0], DROP)
         point = evaluate(pair, policy_of(match, SCORERS["confidence"](pair)), [member.macs, base.macs])
         found[f"{name}: accuracy"] = float(pair.accuracies[0])
         found[f"{name}: correlation of errors with the base's"] = judged.phi
@@ -162,7 +162,7 @@ def _sequence(ground: Ground, saver: Member, base: Member) -> tuple[Figures, dic
     for name, parts in (("pair", [saver, base]), ("sequence", [part])):
         candidate = [stage for each in parts for stage in each.stages]
         added = _added(candidate)
-        fit = ground.in_a_row(list(parts), "measure").parted(ground.seed)[0]
+        fit = ground.in_a_row(list(parts), "validation").parted(ground.seed)[0]
         scorer = SCORERS["confidence"](fit)
         sides[name] = (sweep(fit, added, scorer), ground.in_a_row(list(parts), "test"), added)
     gains: dict[str, float] = {}

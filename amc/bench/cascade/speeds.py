@@ -44,7 +44,7 @@ def measure(ground: Ground) -> tuple[Figures, dict[str, Any]]:
     compute, dense = family.run.dense.compute, family.dense
     (base,) = dense.stages
     assert isinstance(base, NetworkStage)
-    inputs = torch.cat([part for part, _ in ground.split("measure").batches(256, limit=INPUTS)]).to(compute.device)
+    inputs = torch.cat([part for part, _ in ground.split("validation").batches(256, limit=INPUTS)]).to(compute.device)
     figures: Figures = {}
     told = {}
     for kind, candidate in (("pair", _pair(ground, dense)), ("exits", _exits(ground, dense))):

@@ -37,7 +37,7 @@ def measure(ground: Ground) -> tuple[Figures, dict[str, Any]]:
     """The figures of one seed."""
     family = ground.family
     dense, teacher = family.run.dense, family.dense
-    measured = dense.splits.measure
+    measured = dense.splits.validation
     held_out = parts_of(len(measured), ground.seed, groups=groups_of(measured))[0]
     rules = Rules(rounds=ROUNDS)
     pool = pool_of(teacher.model, dense.splits, dense.compute, rules, ground.seed)

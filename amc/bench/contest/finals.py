@@ -115,7 +115,7 @@ def judge(arena: Arena, policy: Policy, data_seed: int, folder: Path, progress: 
         model, dense.splits, dense.recipe.finetune, dense.compute, seed=dense.recipe.seed + data_seed,
         teacher=dense.model, checkpoint=checkpoint, title=f"fine-tune {name}, order {data_seed}",
         progress=PausingProgress(progress, arena.deadline), task=dense.task,
-        start=dense.evaluate(model, dense.splits.measure).accuracy,
+        start=dense.evaluate(model, dense.splits.validation).accuracy,
     )  # fmt: skip
     seconds = done.seconds or perf_counter() - start
     seen = dense.evaluate(model, dense.splits.test)

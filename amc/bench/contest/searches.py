@@ -80,7 +80,7 @@ class Search:
         return None if place is None else np.array(self.policies[place], dtype=np.int64)
 
     def winner_accuracy(self, cap: str | None = None) -> float:
-        """The winner's accuracy on the measure split; 0 where no policy is under the cap."""
+        """The winner's accuracy on the validation split; 0 where no policy is under the cap."""
         place = self._place(cap or self.spec.cap)
         return 0.0 if place is None else self.accuracies[place]
 

@@ -34,7 +34,7 @@ class Labelled:
     """What measuring a policy gave.
 
     Attributes:
-        accuracy: on the measure split.
+        accuracy: on the validation split.
         loss: calibrated cross-entropy there, nats.
         seconds: wall time of cut, recovery and evaluation.
         costs: unit -> exact cost.
@@ -55,7 +55,7 @@ class Final:
     Attributes:
         test_accuracy: there.
         test_loss: calibrated cross-entropy there, nats.
-        measure_accuracy: of the best epoch on the measure split.
+        measure_accuracy: of the best epoch on the validation split.
         seconds: wall time of the fine-tune.
     """
 

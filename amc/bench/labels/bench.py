@@ -233,7 +233,7 @@ class _Work:
         return Labeller(self.dense, self.recipe.recovery, self.distance)
 
     def _long(self, policy: Policy, seed: int, told: Callable[[], None]) -> dict[str, Any]:
-        """What a long fine-tune comes to: of the weights that `amc compress` would release, on the measure split."""
+        """What a long fine-tune comes to: of the weights that `amc compress` would release, on the validation split."""
         kind = f"{self.wanted.epochs:g} epochs"
         record = self.store.label(policy, kind, seed)
         if record is None:

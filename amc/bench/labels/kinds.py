@@ -74,7 +74,7 @@ JUDGED = " and ".join(kind.name for kind in JUDGES)
 
 
 class Distance:
-    """How far a network's outputs on the measure split are from the dense one's, which are computed once.
+    """How far a network's outputs on the validation split are from the dense one's, which are computed once.
 
     Attributes:
         reference: what was measured of the dense network.
@@ -149,7 +149,7 @@ class Labeller:
 
 
 def looked_at(model: nn.Module, measure: Measure, distance: Distance) -> dict[str, Any]:
-    """What the measure split tells of a network: accuracy, loss and distance (None where there is none)."""
+    """What the validation split tells of a network: accuracy, loss and distance (None where there is none)."""
     with distance.seen_by(model) as sums:
         result = measure.evaluate(model)
     far = float(torch.stack(sums).mean(0).min()) if sums else None  # all batches but the last are of one size

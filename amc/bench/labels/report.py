@@ -22,7 +22,7 @@ NOTES = (
     "Kendall: tau-b of the cheap label with the long one; 95 %: its interval over policies drawn anew.",
     f"Of the good: Kendall among the half of the policies that were chosen as good, by the labels {JUDGED}.",
     "Denoised: accuracy drawn towards its curve over the loss of all policies here, as the search's own labels are.",
-    "Distance: divergence of the outputs from the dense network's on the measure split, as the task distils.",
+    "Distance: divergence of the outputs from the dense network's on the validation split, as the task distils.",
     f"Top-5 regret: the best long label of all less the best of the {TOP} policies that the cheap label puts first; "
     f"- of fewer than {ENOUGH_FOR_TOP} policies.",
 )

@@ -126,8 +126,8 @@ def _collate(items: list[tuple[Tensor, int] | str]) -> Batch | str:
 def load_folders(name: str, root: Path, size: int, split_seed: int) -> Splits:
     """Divide the pictures below `root`.
 
-    With train/ and val/: measure is held out of train (a tenth, at most 10,000), test is val. With class folders
-    alone: 80 % train, 10 % measure, 10 % test.
+    With train/ and val/: validation is held out of train (a tenth, at most 10,000), test is val. With class folders
+    alone: 80 % train, 10 % validation, 10 % test.
 
     Raises:
         DataError: no pictures, an empty class, one class only, or val/ has other classes than train/.
@@ -150,8 +150,8 @@ def load_folders(name: str, root: Path, size: int, split_seed: int) -> Splits:
         samples, tested = _hold_out(root, samples, split_seed)
     kept, held = _hold_out(root, samples, split_seed)
     workers = min(MOST_WORKERS, _processors())
-    train, measure, test = (FolderSplit(root, tuple(part), size, workers) for part in (kept, held, tested))
-    return Splits(name, train, measure, test, (3, size, size), len(classes))
+    train, validation, test = (FolderSplit(root, tuple(part), size, workers) for part in (kept, held, tested))
+    return Splits(name, train, validation, test, (3, size, size), len(classes))
 
 
 def _find(folder: Path) -> tuple[list[str], list[Sample]]:

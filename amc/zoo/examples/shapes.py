@@ -20,7 +20,7 @@ from amc.zoo.data.splits import ListSplit, Split, Splits, TensorSplit
 
 SIZE = 64  # pixels
 CLASSES = 3  # background, disc, square
-NUMBERS = {"train": 400, "measure": 100, "test": 100}
+NUMBERS = {"train": 400, "validation": 100, "test": 100}
 SURE = 0.5  # boxes of a lower score are not counted
 MATCHED = 0.5  # boxes that overlap so much are the same
 

@@ -48,7 +48,7 @@ def splits(tmp_path: Path) -> Splits:
 
 def test_class_folders_alone_are_divided(splits: Splits) -> None:
     """Four fifths train, a tenth measure, a tenth test; balanced, disjoint, whole."""
-    parts = [folder_split(part) for part in (splits.train, splits.measure, splits.test)]
+    parts = [folder_split(part) for part in (splits.train, splits.validation, splits.test)]
     assert [len(part) for part in parts] == [81, 9, 10]
     assert len({path for part in parts for path, _ in part.samples}) == 100
     assert abs(sum(label for _, label in parts[1].samples) - 4.5) <= 1
@@ -60,7 +60,7 @@ def test_train_and_val_folders(tmp_path: Path) -> None:
     for part in ("train", "val"):
         write_pictures(tmp_path / part)
     splits = load_splits(f"imagefolder:{tmp_path}")
-    assert [len(part) for part in (splits.train, splits.measure, splits.test)] == [18, 2, 20]
+    assert [len(part) for part in (splits.train, splits.validation, splits.test)] == [18, 2, 20]
     assert all(Path(path).is_relative_to(tmp_path / "val") for path, _ in folder_split(splits.test).samples)
     assert splits.input_shape == (3, 224, 224)
 
@@ -76,8 +76,8 @@ def test_batches_are_like_those_in_memory(splits: Splits) -> None:
 
 def test_ranks_partition_the_batches(splits: Splits) -> None:
     """Two processes see together what one sees, each picture once."""
-    whole = images(splits.measure, seed=1)
-    shares = torch.cat([images(splits.measure, seed=1, rank=rank, world=2) for rank in range(2)])
+    whole = images(splits.validation, seed=1)
+    shares = torch.cat([images(splits.validation, seed=1, rank=rank, world=2) for rank in range(2)])
     assert sorted(whole.sum((1, 2, 3)).tolist()) == sorted(shares.sum((1, 2, 3)).tolist())
 
 

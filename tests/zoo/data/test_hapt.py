@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from amc.system.errors import DataError
-from amc.zoo.data.hapt import CHANNELS, MEASURE_PEOPLE, load_hapt, windows
+from amc.zoo.data.hapt import CHANNELS, VALIDATION_PEOPLE, load_hapt, windows
 from amc.zoo.data.sources import load_splits
 from amc.zoo.data.splits import groups_of
 
@@ -77,10 +77,10 @@ def test_no_person_stands_in_two_splits(tmp_path: Path) -> None:
     for seed in (0, 1):
         splits = load_splits(f"hapt:{tmp_path}", split_seed=seed)
         people = []
-        for split in (splits.train, splits.measure, splits.test):
+        for split in (splits.train, splits.validation, splits.test):
             inputs, _ = next(iter(split.batches(10_000)))
             people.append({round(float(x[0, 0]) * split.std[0] + split.mean[0]) for x in inputs})  # type: ignore[attr-defined]
-        assert people[2] == {22, 25} and len(people[1]) == MEASURE_PEOPLE
+        assert people[2] == {22, 25} and len(people[1]) == VALIDATION_PEOPLE
         assert people[0] | people[1] == set(PEOPLE[:8]) and not people[0] & people[1]
         assert (splits.input_shape, splits.num_classes) == ((6, 128), 12)
 
@@ -88,7 +88,7 @@ def test_no_person_stands_in_two_splits(tmp_path: Path) -> None:
 def test_a_windows_group_is_its_person(tmp_path: Path) -> None:
     """Whatever the order of the windows; so that no person's stand on both sides when held-out ones are halved."""
     splits = load_splits(f"hapt:{write_raw(tmp_path)}")
-    for split in (splits.train, splits.measure, splits.test):
+    for split in (splits.train, splits.validation, splits.test):
         inputs, _ = next(iter(split.batches(10_000)))
         people = [round(float(x[0, 0]) * split.std[0] + split.mean[0]) for x in inputs]  # type: ignore[attr-defined]
         groups = groups_of(split)

@@ -8,10 +8,10 @@ import torch
 from amc.system.errors import DataError
 from amc.zoo.data.shakespeare import (
     CHARACTERS,
-    MEASURE_EXAMPLES,
-    MEASURE_PLAYS,
     POEMS,
     TEST_PLAYS,
+    VALIDATION_EXAMPLES,
+    VALIDATION_PLAYS,
     TextSplit,
     encode,
     load_shakespeare,
@@ -54,12 +54,12 @@ def test_whole_plays_are_held_out_by_the_seed(tmp_path: Path) -> None:
     folder, held = write_archive(tmp_path), set()
     for seed in (0, 1):
         splits = load_splits(f"shakespeare:{folder}", split_seed=seed)
-        train, measure, test = (letters(split) for split in (splits.train, splits.measure, splits.test))  # type: ignore[arg-type]
-        assert (len(measure), len(test)) == (MEASURE_PLAYS, TEST_PLAYS)
-        assert not train & measure and not train & test and not measure & test
-        assert train | measure | test == {play(index)[0] for index in (*range(len(PLAYS)), 25)}
+        train, validation, test = (letters(split) for split in (splits.train, splits.validation, splits.test))  # type: ignore[arg-type]
+        assert (len(validation), len(test)) == (VALIDATION_PLAYS, TEST_PLAYS)
+        assert not train & validation and not train & test and not validation & test
+        assert train | validation | test == {play(index)[0] for index in (*range(len(PLAYS)), 25)}
         assert play(25)[0] in train
-        held.add((*sorted(measure), *sorted(test)))
+        held.add((*sorted(validation), *sorted(test)))
     assert len(held) == 2
 
 
@@ -79,7 +79,7 @@ def test_the_archive_and_its_files_are_the_same_data(tmp_path: Path) -> None:
 def test_every_character_is_asked_for_the_next_one(tmp_path: Path) -> None:
     """Targets are the tokens one place further, int64; the shape and the number of classes are a network's."""
     splits = load_shakespeare("s", write_archive(tmp_path), 32, 0)
-    tokens, targets = next(iter(splits.measure.batches(64)))
+    tokens, targets = next(iter(splits.validation.batches(64)))
     assert tokens.shape == targets.shape == (64, 32) and tokens.dtype == targets.dtype == torch.int64
     assert (splits.input_shape, splits.num_classes) == ((32,), len(CHARACTERS)) == ((32,), 96)
     split = TextSplit(encode("To be, or not to be"), torch.tensor([0, 3]), 5)
@@ -106,10 +106,10 @@ def test_measured_stretches_are_spread_over_the_plays(tmp_path: Path) -> None:
     """Few enough for quick trials, and as many of each play."""
     for title in PLAYS:
         (tmp_path / f"{title}_gut.txt").write_text(play(PLAYS.index(title), 60_000))
-    measure = load_shakespeare("s", tmp_path, 128, 0).measure
-    assert len(measure) == MEASURE_EXAMPLES
-    counts = next(iter(measure.batches(1000)))[0][:, 0].unique(return_counts=True)[1]
-    assert len(counts) == MEASURE_PLAYS and int(counts.max() - counts.min()) <= 1
+    validation = load_shakespeare("s", tmp_path, 128, 0).validation
+    assert len(validation) == VALIDATION_EXAMPLES
+    counts = next(iter(validation.batches(1000)))[0][:, 0].unique(return_counts=True)[1]
+    assert len(counts) == VALIDATION_PLAYS and int(counts.max() - counts.min()) <= 1
 
 
 def test_what_is_no_character_of_the_vocabulary_reads_as_a_space() -> None:

@@ -52,7 +52,7 @@ def complaint(name: str, **arguments: object) -> str:
 def test_embedded_fashion_mnist_is_divided_as_promised() -> None:
     """6,000 / 2,000 / 2,000 pictures, every class alike in each, no picture left out or used twice."""
     splits = load_splits("fashion-mnist-10k")
-    parts = [memory(part) for part in (splits.train, splits.measure, splits.test)]
+    parts = [memory(part) for part in (splits.train, splits.validation, splits.test)]
     assert [len(part) for part in parts] == [6000, 2000, 2000]
     for part in parts:
         assert part.labels.bincount().tolist() == [len(part) // 10] * 10
@@ -65,11 +65,11 @@ def test_embedded_fashion_mnist_is_divided_as_promised() -> None:
 def test_no_embedded_picture_stands_in_two_splits() -> None:
     """Not even as a copy: a picture seen in training would flatter the measure."""
     splits = load_splits("fashion-mnist-10k")
-    train, measure, test = (
+    train, validation, test = (
         {image.numpy().tobytes() for image in memory(part).images}
-        for part in (splits.train, splits.measure, splits.test)
+        for part in (splits.train, splits.validation, splits.test)
     )
-    assert len(train & measure) == len(train & test) == len(measure & test) == 0
+    assert len(train & validation) == len(train & test) == len(validation & test) == 0
 
 
 def test_same_seed_same_splits() -> None:
@@ -90,13 +90,13 @@ def test_the_licence_stands_beside_the_embedded_data() -> None:
 def test_fashion_mnist_is_found_in_a_folder_and_by_the_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The folder named, else AMC_DATA's: measure is held out of train, test is the official one."""
+    """The folder named, else AMC_DATA's: validation is held out of train, test is the official one."""
     folder = write_mnist_like(tmp_path / "fashion-mnist")
     named = load_splits(f"fashion-mnist:{folder}")
     monkeypatch.setenv("AMC_DATA", str(tmp_path))
     found = load_splits("fashion-mnist")
     assert named.digest == found.digest
-    assert [len(part) for part in (named.train, named.measure, named.test)] == [54, 6, 20]
+    assert [len(part) for part in (named.train, named.validation, named.test)] == [54, 6, 20]
     assert memory(named.train).mean == (0.2860,)
 
 
@@ -122,14 +122,14 @@ def test_pictures_are_resized_where_asked(tmp_path: Path) -> None:
     """`size` is the side of all splits' pictures."""
     splits = load_splits(f"idx:{write_mnist_like(tmp_path / 'd')}", size=16)
     assert splits.input_shape == (1, 16, 16)
-    assert all(memory(part).images.shape[1:] == (1, 16, 16) for part in (splits.train, splits.measure, splits.test))
+    assert all(memory(part).images.shape[1:] == (1, 16, 16) for part in (splits.train, splits.validation, splits.test))
 
 
 def test_cifar_is_read_from_its_binary_version(tmp_path: Path) -> None:
     """One label byte, then red, green and blue planes."""
     folder = write_cifar(tmp_path / "cifar-10-batches-bin")
     splits = load_splits(f"cifar10:{tmp_path}")
-    assert [len(part) for part in (splits.train, splits.measure, splits.test)] == [90, 10, 20]
+    assert [len(part) for part in (splits.train, splits.validation, splits.test)] == [90, 10, 20]
     raw = (folder / "test_batch.bin").read_bytes()
     test = memory(splits.test)
     assert int(test.labels[7]) == raw[7 * RECORD] == 7
@@ -186,7 +186,7 @@ def test_broken_idx_files_are_named(tmp_path: Path) -> None:
     [
         (60, 20, 1, "two classes"),
         (0, 20, 2, "empty"),
-        (9, 20, 2, "measure is empty"),
+        (9, 20, 2, "validation is empty"),
         (60, 0, 2, "test is empty"),
     ],
 )

@@ -127,10 +127,10 @@ def test_digest_changes_with_one_pixel_and_one_label() -> None:
 
 def test_the_test_split_has_no_part_in_the_digest() -> None:
     """Nothing that is decided may depend on test pictures."""
-    train, measure = split_of(20), split_of(10)
-    one, two = (Splits("x", train, measure, split_of(number), (3, 9, 8), 10) for number in (5, 6))
+    train, validation = split_of(20), split_of(10)
+    one, two = (Splits("x", train, validation, split_of(number), (3, 9, 8), 10) for number in (5, 6))
     assert one.digest == two.digest
-    assert one.digest != Splits("x", measure, train, train, (3, 9, 8), 10).digest
+    assert one.digest != Splits("x", validation, train, train, (3, 9, 8), 10).digest
 
 
 def test_examples_of_any_kind_come_in_the_planned_batches() -> None:

@@ -66,7 +66,7 @@ def test_its_exits_are_trained_with_it_and_come_back_bit_for_bit(tmp_path: Path)
     with pytest.raises(UsageError, match="joint_epochs"):
         train_exits(network, splits.train, PLAIN)
     train_exits(network, splits.train, PLAIN, ExitSchedule(joint_epochs=6, joint_batch_size=50, joint_lr=0.1))
-    assert bool((record(network.stages(), splits.measure, PLAIN).accuracies > 0.4).all())
+    assert bool((record(network.stages(), splits.validation, PLAIN).accuracies > 0.4).all())
     save_exits(tmp_path, network)
     again = load_exits(tmp_path, MSDNet(SMALL, in_channels=1))
     with torch.no_grad():
