@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,6 +12,20 @@ from amc.job.compress import compress
 from amc.job.recipe import load_recipe
 from amc.job.run import Run
 from tests.tiny import network, residual, trained_weights
+
+WORKERS = 8  # at most: every one of them imports torch
+
+
+def pytest_configure() -> None:
+    """One thread in every process that is started from here: workers, and what the tests start themselves."""
+    os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"))
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """A worker for every core where folders are run; a few files, or a single core, need none."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    folders = all(Path(argument).is_dir() for argument in config.args)
+    return min(cores, WORKERS) if folders and cores > 1 else 0
 
 
 @pytest.fixture(autouse=True, scope="session")

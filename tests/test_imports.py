@@ -23,16 +23,6 @@ def imported(statement: str) -> set[str]:
     return set(done.stdout.split())
 
 
-@pytest.mark.parametrize(("package", "forbidden"), [("amc_search", {"amc", "amc_predictor"}),
-                                                    ("amc_predictor", {"amc", "amc_search"})])  # fmt: skip
-def test_search_and_predictor_know_neither_each_other_nor_the_product(package: str, forbidden: set[str]) -> None:
-    """Every module of the package, in a fresh process."""
-    folder = ROOT / package.removeprefix("amc_") / package
-    modules = [f"{package}.{path.stem}" for path in folder.glob("*.py") if path.stem != "__init__"]
-    assert len(modules) > 3
-    assert not imported(f"import {package}, {', '.join(modules)}") & forbidden
-
-
 @pytest.mark.parametrize("statement", ["import amc", "import amc.cli"])
 def test_the_front_door_opens_without_torch(statement: str) -> None:
     """`amc --help` needs none of the heavy packages."""
