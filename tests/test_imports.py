@@ -10,7 +10,11 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 IMPORT = re.compile(r"^\s*(import|from) torch_pruning", re.MULTILINE)
-BESIDE = {"amc/bench/cut.py", "amc/bench/magnitude.py", "amc/job/doctor/peer.py"}  # where its pruner runs beside ours
+BESIDE = {
+    "amc/bench/cut.py",
+    "amc/bench/search_methods/magnitude.py",
+    "amc/job/doctor/peer.py",
+}  # where its pruner runs beside ours
 PLACES = os.pathsep.join(str(place) for place in (ROOT, ROOT / "search", ROOT / "predictor"))
 
 

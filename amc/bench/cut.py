@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from amc.bench.clock import seconds
+from amc.bench.machine import seconds
 from amc.cost.counts import count_macs
 from amc.job.dense import load_model, trace_groups
 from amc.job.recipe import Recipe

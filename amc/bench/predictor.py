@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from amc.bench.baselines import Array, baselines, predicted
+from amc.bench.regressions import Array, baselines, predicted
 from amc.system.errors import DataError, UsageError
 from amc.system.progress import Progress
 from amc_predictor import EnsemblePredictor

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from amc.bench.clock import seconds
+from amc.bench.machine import seconds
 from amc.bench.recovery import random_policy
 from amc.job.dense import Dense, prepare
 from amc.job.recipe import Recipe, load_recipe
@@ -24,7 +24,7 @@ from amc.surgery.recovery import evaluating
 from amc.system.progress import Progress
 
 NETWORKS = ("resnet20", "resnet18", "mobilenet_v2")
-PICTURES = "amc.bench.pictures:resized"
+PICTURES = "amc.bench.images:resized"
 ROUNDS = 3  # of each policy; the fastest counts, for what else runs on the machine adds only
 PARTS = ("cut", "fold", "batchnorm", "evaluate", "store")
 

@@ -62,9 +62,9 @@ def bench_contest(
 
     The same command goes on where the last one stopped.
     """
-    from amc.bench.contest.contest import Wanted, contest
-    from amc.bench.contest.recipe import load_bench_recipe
-    from amc.bench.contest.table import table_text
+    from amc.bench.search_methods.bench_recipe import load_bench_recipe
+    from amc.bench.search_methods.flow import Wanted, contest
+    from amc.bench.search_methods.tables import table_text
     from amc.system.progress import shown
 
     wanted = load_bench_recipe(recipe)
@@ -176,7 +176,7 @@ def bench_climb(
     quiet: QuietOption = False,
 ) -> None:
     """Compare the climb with climbs that lack a part, on a run's predictor and from nothing measured."""
-    from amc.bench.climb import bench_climb, climb_text
+    from amc.bench.ascent import bench_climb, climb_text
     from amc.job.run import Run
     from amc.system.progress import shown
 
@@ -276,9 +276,9 @@ def bench_labels(
     quiet: QuietOption = False,
 ) -> None:
     """Judge kinds of cheap labels by long fine-tunes of the same policies."""
-    from amc.bench.labels.asked import asked_for
-    from amc.bench.labels.bench import Wanted, bench_labels
-    from amc.bench.labels.report import labels_text, write_report
+    from amc.bench.objectives.caps import asked_for
+    from amc.bench.objectives.flow import Wanted, bench_labels
+    from amc.bench.objectives.report import labels_text, write_report
     from amc.system.progress import shown
 
     wanted, limits = asked_for(recipe, caps, settings_of(set_))

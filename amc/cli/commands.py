@@ -367,7 +367,7 @@ app.add_typer(bench, name="bench")
 def recipes(json_: JsonOption = False) -> None:
     """List the built-in recipes: those of `amc compress`, of `amc bench` and of `amc bench cascade`."""
     from amc.bench.cascade.recipe import list_cascade_recipes
-    from amc.bench.contest.recipe import list_bench_recipes
+    from amc.bench.search_methods.bench_recipe import list_bench_recipes
     from amc.job.recipe import list_recipes
 
     found = list_recipes()

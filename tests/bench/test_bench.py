@@ -5,9 +5,9 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from amc.bench.climb import climb_text
+from amc.bench.ascent import climb_text
 from amc.bench.cut import bench_cut, cut_text
-from amc.bench.pictures import resized
+from amc.bench.images import resized
 from amc.bench.rounding import bench_rounding, rounding_text
 from amc.bench.stop import bench_stop, stop_text
 from amc.bench.trial import bench_trial, trial_recipe, trial_text

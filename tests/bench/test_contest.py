@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
-from amc.bench.contest import contest as flow
-from amc.bench.contest.contest import Wanted, contest
-from amc.bench.contest.deadline import Deadline, Unfinished
-from amc.bench.contest.orders import read_order
-from amc.bench.contest.recipe import BenchRecipe, list_bench_recipes, load_bench_recipe
-from amc.bench.contest.searches import Spec, read_search, specs_of
-from amc.bench.contest.store import Final, Labelled, LabelStore
-from amc.bench.contest.table import table_markdown, table_text
+from amc.bench.deadline import Deadline, Unfinished
+from amc.bench.search_methods import flow
+from amc.bench.search_methods.bench_recipe import BenchRecipe, list_bench_recipes, load_bench_recipe
+from amc.bench.search_methods.flow import Wanted, contest
+from amc.bench.search_methods.orders import read_order
+from amc.bench.search_methods.searches import Spec, read_search, specs_of
+from amc.bench.search_methods.store import Final, Labelled, LabelStore
+from amc.bench.search_methods.tables import table_markdown, table_text
 from amc.job.dense import Dense
 from amc.job.recipe import recipes_folder
 from amc.study.trial import Measure
@@ -367,8 +367,8 @@ def test_a_killed_process_loses_no_label(home: Path, recipe: BenchRecipe, finish
     folder = home / "killed"
     code = (
         "import os, signal, sys; sys.path.insert(0, '.')\n"
-        "from amc.bench.contest.contest import contest\n"
-        "from amc.bench.contest.recipe import load_bench_recipe\n"
+        "from amc.bench.search_methods.flow import contest\n"
+        "from amc.bench.search_methods.bench_recipe import load_bench_recipe\n"
         "from amc.study.trial import Measure\n"
         "from tests.bench.test_contest import methods\n"
         "honest, done = Measure.__call__, []\n"

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from amc.bench.contest.findings import Findings, figures
-from amc.bench.contest.goals import goals, held
-from amc.bench.contest.orders import Order
-from amc.bench.contest.recipe import BenchRecipe
-from amc.bench.contest.searches import Search, Spec
-from amc.bench.contest.statistics import Interval, Sample, interval, paired, places, spread
-from amc.bench.contest.store import Final
+from amc.bench.search_methods.bench_recipe import BenchRecipe
+from amc.bench.search_methods.findings import Findings, figures
+from amc.bench.search_methods.goals import goals, held
+from amc.bench.search_methods.orders import Order
+from amc.bench.search_methods.searches import Search, Spec
+from amc.bench.search_methods.store import Final
+from amc.bench.statistics import Interval, Sample, interval, paired, places, spread
 
 
 def test_intervals_are_students() -> None:

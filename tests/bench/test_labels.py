@@ -9,16 +9,16 @@ import pytest
 from numpy.typing import NDArray
 from typer.testing import CliRunner
 
-from amc.bench.contest.deadline import Deadline, Paused, Unfinished
-from amc.bench.labels import bench as bench_module
-from amc.bench.labels.asked import asked_for
-from amc.bench.labels.bench import Wanted, bench_labels
-from amc.bench.labels.fidelity import drawn, drawn_kendall, kendall, regret, spread_of
-from amc.bench.labels.findings import cheap_labels, found_for_cap, long_labels, verdict
-from amc.bench.labels.kinds import Distance, Labeller, parse_kinds
-from amc.bench.labels.plan import chosen_policies
-from amc.bench.labels.report import labels_text, write_report
-from amc.bench.labels.store import LabelStore
+from amc.bench.deadline import Deadline, Paused, Unfinished
+from amc.bench.objectives import flow as bench_module
+from amc.bench.objectives.caps import asked_for
+from amc.bench.objectives.fidelity import drawn, drawn_kendall, kendall, regret, spread_of
+from amc.bench.objectives.flow import Wanted, bench_labels
+from amc.bench.objectives.kinds import Distance, Labeller, parse_kinds
+from amc.bench.objectives.policies import chosen_policies
+from amc.bench.objectives.report import labels_text, write_report
+from amc.bench.objectives.store import LabelStore
+from amc.bench.objectives.verdict import cheap_labels, found_for_cap, long_labels, verdict
 from amc.cli import app
 from amc.cost.budget import parse_budgets
 from amc.job.dense import Dense, prepare

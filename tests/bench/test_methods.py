@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from amc.bench.methods import ABLATIONS, METHODS
+from amc.bench.search_methods.ours import ABLATIONS, METHODS
 from amc_search.rivals.problem import Problem, run
 from tests.search.test_additive import products_of
 from tests.search.world import Truth, assert_lawful, cap_at, chain

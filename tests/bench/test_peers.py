@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from amc.bench.fastnas import FastNAS
-from amc.bench.magnitude import TorchPruning
-from amc.bench.peers import peer_methods
-from amc.bench.widths import PeerFailed, kept_fractions, policy_left
+from amc.bench.search_methods.fastnas import FastNAS
+from amc.bench.search_methods.magnitude import TorchPruning
+from amc.bench.search_methods.peers import peer_methods
+from amc.bench.search_methods.widths import PeerFailed, kept_fractions, policy_left
 from amc.job.dense import Dense, prepare
 from amc.job.recipe import load_recipe
 from amc.surgery.cut import cut

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
-from amc.bench import baselines
 from amc.bench.predictor import bench_predictor, load_measured, predictor_text
 from amc.cli import app
 from amc.system.errors import DataError, UsageError
@@ -26,7 +25,7 @@ PREDICTORS = ["amc", "amc, place told", "mean", "ridge", "physics ridge", "gauss
 def briefly(monkeypatch: pytest.MonkeyPatch) -> None:
     """The published network's 5,000 epochs are nothing that these tests are about."""
     pytest.importorskip("sklearn")
-    monkeypatch.setattr(baselines, "STEPS", 200)
+    monkeypatch.setattr(regressions, "STEPS", 200)
     monkeypatch.setattr(SeerNetPredictor.__init__, "__defaults__", (15, 20, 0.2, 0))
 
 

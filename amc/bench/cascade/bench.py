@@ -13,8 +13,8 @@ from amc.bench.cascade import exits, plans, risks, savers, speeds, students
 from amc.bench.cascade.ground import Ground, stand
 from amc.bench.cascade.recipe import CascadeRecipe
 from amc.bench.cascade.verdict import Figures, Goal, summary, summary_text
-from amc.bench.contest.deadline import Deadline, Paused, Unfinished
-from amc.bench.contest.machine import machine
+from amc.bench.deadline import Deadline, Paused, Unfinished
+from amc.bench.machine import machine
 from amc.job.folder import read_json
 from amc.job.run import claimed
 from amc.system.errors import UsageError

@@ -15,7 +15,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from amc.bench.clock import seconds
+from amc.bench.machine import seconds
 from amc.cascade.runtime import Cascade
 from amc.cascade.survivors import Survivors
 

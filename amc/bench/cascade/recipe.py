@@ -6,12 +6,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, JsonValue, ValidationError
+from pydantic import Field, JsonValue
 
-from amc.bench.contest.recipe import dotted, explained, file_of, table_of
+from amc.bench.recipe_file import dotted, read_recipe
 from amc.cost.budget import parse_budget
 from amc.job.recipe import Recipe, load_recipe, recipes_folder
-from amc.system.errors import UsageError
 from amc.system.settings import Settings
 
 StudyName = Literal["exits", "exits-joint", "savers", "students", "risk", "speed", "plans"]
@@ -55,12 +54,10 @@ def load_cascade_recipe(name_or_path: str | Path) -> CascadeRecipe:
     Raises:
         UsageError: no such recipe, an unreadable file, broken TOML, an unknown key, a value against its rule.
     """
-    path = file_of(str(name_or_path), _folder(), "amc bench cascade needs")
-    origin = f"cascade recipe {name_or_path}"
-    try:
-        recipe = CascadeRecipe.model_validate(table_of(path, origin))
-    except ValidationError as error:
-        raise UsageError(f"{origin}: {explained(error)}") from None
+    recipe = read_recipe(
+        CascadeRecipe, str(name_or_path), _folder(), command="amc bench cascade needs",
+        origin=f"cascade recipe {name_or_path}",
+    )  # fmt: skip
     for ground in recipe.grounds:
         _ = ground.wanted  # a mistake in it is told before anything is run
     for budget in recipe.budgets:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from amc.bench.cascade.breakdown import Bare, kept_by, warm_seconds
-from amc.bench.clock import seconds
+from amc.bench.machine import seconds
 from amc.cascade.export import export_cascade
 from amc.cascade.inference import for_inference
 from amc.cascade.latency import Curve, Spread, expected_seconds, measure, saved_by_gathering

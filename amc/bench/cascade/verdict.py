@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from amc.bench.contest.statistics import interval
+from amc.bench.statistics import interval
 
 Verdict = Literal["MET", "NOT MET", "CANNOT TELL", "NOT MEASURED"]
 FEWEST = 3  # seeds for a verdict

@@ -10,10 +10,10 @@ from zlib import crc32
 import numpy as np
 import torch
 
-from amc.bench.contest.arena import Arena
-from amc.bench.contest.recipe import OURS
-from amc.bench.contest.searches import FRONT, Search, Spec
-from amc.bench.methods import OURS as PARTS
+from amc.bench.search_methods.bench_recipe import OURS
+from amc.bench.search_methods.context import Arena
+from amc.bench.search_methods.ours import OURS as PARTS
+from amc.bench.search_methods.searches import FRONT, Search, Spec
 from amc.system.errors import RunError
 from amc.system.files import write_json
 from amc_predictor.ranks import kendall, spearman

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from amc.bench.contest.findings import Findings
-from amc.bench.contest.recipe import OURS
-from amc.bench.contest.searches import Search, front_caps
-from amc.bench.contest.table import goal_lines, headline, tables
+from amc.bench.search_methods.bench_recipe import OURS
+from amc.bench.search_methods.findings import Findings
+from amc.bench.search_methods.searches import Search, front_caps
+from amc.bench.search_methods.tables import goal_lines, headline, tables
 from amc.release.page import render_page
 from amc.release.plots import DENSE, Plot
 from amc.release.plots import OURS as OUR_COLOUR

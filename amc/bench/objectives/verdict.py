@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from amc.bench.labels.fidelity import (
+from amc.bench.objectives.fidelity import (
     ENOUGH_FOR_TOP,
     MATTERS,
     Reals,
@@ -21,7 +21,7 @@ from amc.bench.labels.fidelity import (
     kendall,
     spread_of,
 )
-from amc.bench.labels.plan import GOOD
+from amc.bench.objectives.policies import GOOD
 from amc.study.objective import denoised
 
 ENOUGH = 0.7  # of Kendall's tau

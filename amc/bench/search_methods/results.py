@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from amc.bench.contest.arena import Arena
-from amc.bench.contest.findings import Findings, figures
-from amc.bench.contest.goals import goals
-from amc.bench.contest.machine import machine
+from amc.bench.machine import machine
+from amc.bench.search_methods.context import Arena
+from amc.bench.search_methods.findings import Findings, figures
+from amc.bench.search_methods.goals import goals
 
 FORMAT = "amc-contest/1"
 

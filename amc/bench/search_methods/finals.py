@@ -11,11 +11,11 @@ from zlib import crc32
 
 import numpy as np
 
-from amc.bench.contest.arena import Arena
-from amc.bench.contest.deadline import PausingProgress
-from amc.bench.contest.recipe import UNIFORM, BenchRecipe
-from amc.bench.contest.searches import Search
-from amc.bench.contest.store import Final, Policy
+from amc.bench.deadline import PausingProgress
+from amc.bench.search_methods.bench_recipe import UNIFORM, BenchRecipe
+from amc.bench.search_methods.context import Arena
+from amc.bench.search_methods.searches import Search
+from amc.bench.search_methods.store import Final, Policy
 from amc.system.progress import Progress
 from amc.train.training import train
 from amc_search import random_policies, uniform

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from amc.bench.contest.arena import Arena
-from amc.bench.contest.recipe import OURS, BenchRecipe, cap_name
-from amc.bench.contest.store import Policy
+from amc.bench.search_methods.bench_recipe import OURS, BenchRecipe, cap_name
+from amc.bench.search_methods.context import Arena
+from amc.bench.search_methods.store import Policy
 from amc.study.sensitivity import Curves, price
 from amc.system.errors import RunError
 from amc.system.files import write_json

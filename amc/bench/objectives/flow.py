@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from amc.bench.contest.deadline import Deadline, Paused, PausingProgress, Unfinished
-from amc.bench.labels.findings import found_for_cap, verdict
-from amc.bench.labels.kinds import JUDGED, JUDGES, Distance, Kind, Labeller, looked_at, parse_kinds
-from amc.bench.labels.plan import chosen_policies, mean_ranks
-from amc.bench.labels.store import LabelStore
+from amc.bench.deadline import Deadline, Paused, PausingProgress, Unfinished
+from amc.bench.objectives.kinds import JUDGED, JUDGES, Distance, Kind, Labeller, looked_at, parse_kinds
+from amc.bench.objectives.policies import chosen_policies, mean_ranks
+from amc.bench.objectives.store import LabelStore
+from amc.bench.objectives.verdict import found_for_cap, verdict
 from amc.cost.budget import Budget
 from amc.job.dense import Dense, prepare
 from amc.job.recipe import Recipe
@@ -80,7 +80,7 @@ class Wanted:
 
 
 def bench_labels(recipe: Recipe, wanted: Wanted, out: Path, minutes: float, progress: Progress) -> dict[str, Any]:
-    """Judge cheap labels by long fine-tunes of the same policies; see `amc.bench.labels.findings` for what is told.
+    """Judge cheap labels by long fine-tunes of the same policies; see `amc.bench.objectives.verdict` for what is told.
 
     Every label is kept in `out` once it is taken, a fine-tune after every epoch. The test split is not touched.
 

@@ -6,11 +6,11 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from amc.bench.contest.machine import machine
-from amc.bench.labels.fidelity import ENOUGH_FOR_TOP, TOP
-from amc.bench.labels.findings import ACCURACY, Finding, cheap_labels, long_labels
-from amc.bench.labels.kinds import JUDGED
-from amc.bench.labels.plan import GOOD
+from amc.bench.machine import machine
+from amc.bench.objectives.fidelity import ENOUGH_FOR_TOP, TOP
+from amc.bench.objectives.kinds import JUDGED
+from amc.bench.objectives.policies import GOOD
+from amc.bench.objectives.verdict import ACCURACY, Finding, cheap_labels, long_labels
 from amc.release.comparison import seconds_text
 from amc.release.page import render_page
 from amc.release.plots import DENSE, OURS, UNIFORM, Plot

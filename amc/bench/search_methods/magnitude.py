@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from amc.bench.widths import PeerFailed, policy_left
+from amc.bench.search_methods.widths import PeerFailed, policy_left
 from amc.job.dense import Dense
 from amc.surgery.layers import LAYERS
 from amc.surgery.table import SUFFIXES

@@ -6,27 +6,17 @@ A TOML file that names an ordinary recipe for network, data, recovery and fine-t
 
 from __future__ import annotations
 
-import difflib
-import tomllib
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import (
-    AfterValidator,
-    BeforeValidator,
-    Field,
-    JsonValue,
-    PrivateAttr,
-    ValidationError,
-    field_validator,
-)
+from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, PrivateAttr, field_validator
 from pydantic_core import PydanticCustomError
 
+from amc.bench.recipe_file import dotted, read_recipe
 from amc.cost.budget import Budget, parse_budgets
 from amc.job.recipe import Recipe, load_recipe, recipes_folder
-from amc.system.errors import UsageError
 from amc.system.settings import Settings
 
 OURS = "amc"  # the method that the others are compared with; its ablations are called amc-WITHOUT
@@ -143,15 +133,9 @@ def load_bench_recipe(name_or_path: str | Path) -> BenchRecipe:
         UsageError: no such recipe, an unreadable file, broken TOML, an unknown key, a value against its rule.
     """
     name = str(name_or_path)
-    path = file_of(name, _folder(), "amc bench needs one of its commands,")
-    origin = f"bench recipe {name}"
-    table = table_of(path, origin)
-    try:
-        recipe = BenchRecipe.model_validate(table)
-    except ValidationError as error:
-        raise UsageError(f"{origin}: {explained(error)}") from None
-    except UsageError as error:
-        raise UsageError(f"{origin}: {error}") from None
+    recipe = read_recipe(
+        BenchRecipe, name, _folder(), command="amc bench needs one of its commands,", origin=f"bench recipe {name}"
+    )
     recipe._file = name
     return recipe
 
@@ -163,58 +147,3 @@ def list_bench_recipes() -> dict[str, str]:
 
 def _folder() -> Path:
     return recipes_folder() / "bench"
-
-
-def file_of(name: str, folder: Path, command: str) -> Path:
-    """The file of a built-in recipe in `folder`, or the one at a path. Raises `UsageError` where there is none."""
-    built_in = folder / f"{name}.toml"
-    if name == Path(name).name and built_in.is_file():
-        return built_in
-    path = Path(name)
-    if path.is_file():
-        return path
-    known = sorted(p.stem for p in folder.glob("*.toml"))
-    near = difflib.get_close_matches(path.stem, known, 1)
-    hint = f"did you mean {near[0]}? " if near else ""
-    raise UsageError(
-        f"{command} a TOML file, or one of {', '.join(known)}, but there is no {name!r}; "
-        f"{hint}`amc bench --help` lists the commands"
-    )
-
-
-def table_of(path: Path, origin: str) -> dict[str, Any]:
-    """What a recipe's file holds, named after the file where it names itself not. Raises `UsageError`."""
-    try:
-        table = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise UsageError(f"{origin} must be readable UTF-8 and TOML, but: {reason}") from None
-    table.setdefault("name", path.stem)
-    return table
-
-
-def dotted(table: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
-    """Nested tables as dotted keys, so that `search.batch_size = 50` and `"search.batch_size" = 50` mean the same."""
-    flat: dict[str, object] = {}
-    for key, value in table.items():
-        flat |= dotted(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
-
-
-def explained(error: ValidationError) -> str:
-    """One line: the first mistake, unknown keys before wrong values, and how many more there are."""
-    mistakes = sorted(error.errors(include_url=False), key=lambda m: m["type"] != "extra_forbidden")
-    mistake, more = mistakes[0], f" (and {len(mistakes) - 1} more)" if len(mistakes) > 1 else ""
-    path = [str(part) for part in mistake["loc"]]
-    section = FrontSection if path[0] == "front" and len(path) > 1 else BenchRecipe
-    fields = {field.alias or name: field for name, field in section.model_fields.items()}
-    if mistake["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(path[-1], fields, 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"its keys are {', '.join(fields)}"
-        where = "[front]" if section is FrontSection else "the top level"
-        return f"{where} has no key {path[-1]!r}; {hint}{more}"
-    key = path[1] if section is FrontSection else path[0]
-    meaning = f" ({fields[key].description})" if key in fields and fields[key].description else ""
-    got = " ".join(repr(mistake["input"]).split())[:80]
-    rule = mistake["msg"][0].lower() + mistake["msg"][1:]
-    return f"{'.'.join(path)}{meaning}: {rule}, but got {got}{more}"

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from amc.bench.widths import PeerFailed, policy_left
+from amc.bench.search_methods.widths import PeerFailed, policy_left
 from amc.job.dense import Dense
 from amc.system.factory import one_line
 from amc.system.isolation import is_out_of_memory

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from amc.bench.contest.arena import label_of
-from amc.bench.contest.orders import Order
-from amc.bench.contest.recipe import OURS, UNIFORM, BenchRecipe
-from amc.bench.contest.searches import FRONT, Search, Spec, front_caps, specs_of
-from amc.bench.contest.statistics import Interval, Sample, interval, paired, places, spread
-from amc.bench.contest.store import Final
+from amc.bench.search_methods.bench_recipe import OURS, UNIFORM, BenchRecipe
+from amc.bench.search_methods.context import label_of
+from amc.bench.search_methods.orders import Order
+from amc.bench.search_methods.searches import FRONT, Search, Spec, front_caps, specs_of
+from amc.bench.search_methods.store import Final
+from amc.bench.statistics import Interval, Sample, interval, paired, places, spread
 
 Row = dict[str, Any]
 LeftOut = dict[str, dict[str, str]]  # method -> cap -> why it does not run there

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from time import perf_counter
 
-from amc.bench.contest.deadline import Deadline
-from amc.bench.contest.recipe import BenchRecipe, Label
-from amc.bench.contest.store import Labelled, LabelStore, Policy
+from amc.bench.deadline import Deadline
+from amc.bench.search_methods.bench_recipe import BenchRecipe, Label
+from amc.bench.search_methods.store import Labelled, LabelStore, Policy
 from amc.job.dense import Dense
 from amc.study.selection import unreachable
 from amc.study.sensitivity import Curves, measure_curves

@@ -6,7 +6,7 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 
-from amc.bench.contest.recipe import cap_name, load_bench_recipe
+from amc.bench.search_methods.bench_recipe import cap_name, load_bench_recipe
 from amc.cost.budget import Budget, parse_budgets
 from amc.job.recipe import Recipe, load_recipe, recipes_folder
 

@@ -1,11 +1,13 @@
-"""The machine and the versions that figures were made with."""
+"""The machine and the versions that figures were made with, and seconds on it."""
 
 from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -37,3 +39,10 @@ def _cpu() -> str:
         lines = []
     named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(named, platform.processor() or platform.machine())
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """Wall seconds of one call."""
+    start = perf_counter()
+    work()
+    return perf_counter() - start

@@ -14,18 +14,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from amc.bench.contest import finals
-from amc.bench.contest.arena import Arena
-from amc.bench.contest.deadline import Deadline, Paused, Unfinished
-from amc.bench.contest.findings import Findings, LeftOut
-from amc.bench.contest.fronts import front_method
-from amc.bench.contest.orders import Order, is_ordered, order, read_order
-from amc.bench.contest.plots import plots_page
-from amc.bench.contest.recipe import BenchRecipe
-from amc.bench.contest.results import results
-from amc.bench.contest.searches import FRONT, Search, Spec, front_caps, read_search, search, specs_of
-from amc.bench.contest.store import LabelStore
-from amc.bench.contest.table import table_markdown
+from amc.bench.deadline import Deadline, Paused, Unfinished
+from amc.bench.search_methods import finals
+from amc.bench.search_methods.bench_recipe import BenchRecipe
+from amc.bench.search_methods.charts import plots_page
+from amc.bench.search_methods.context import Arena
+from amc.bench.search_methods.findings import Findings, LeftOut
+from amc.bench.search_methods.orders import Order, is_ordered, order, read_order
+from amc.bench.search_methods.results import results
+from amc.bench.search_methods.searches import FRONT, Search, Spec, front_caps, read_search, search, specs_of
+from amc.bench.search_methods.shared_study import front_method
+from amc.bench.search_methods.store import LabelStore
+from amc.bench.search_methods.tables import table_markdown
 from amc.job.dense import Dense, prepare
 from amc.job.folder import read_json
 from amc.job.run import claimed
@@ -125,8 +125,8 @@ def _check_begun(out: Path, protocol: str, recipe: BenchRecipe) -> None:
 
 def product_methods(dense: Dense) -> dict[str, Method]:
     """All methods by name; peers get the network itself."""
-    from amc.bench.methods import METHODS
-    from amc.bench.peers import peer_methods
+    from amc.bench.search_methods.ours import METHODS
+    from amc.bench.search_methods.peers import peer_methods
 
     return {**METHODS, **peer_methods(dense)}
 

@@ -12,8 +12,8 @@ from itertools import cycle
 import numpy as np
 from numpy.typing import NDArray
 
-from amc.bench.methods import CLOSING, Make
-from amc.bench.methods import OURS as PARTS
+from amc.bench.search_methods.ours import CLOSING, Make
+from amc.bench.search_methods.ours import OURS as PARTS
 from amc.study.selection import KAPPA
 from amc_search import Cap, Learned, close, propose, starting_policies
 from amc_search.design import distinct, usual_start

@@ -7,8 +7,8 @@ the same for all.
 
 from __future__ import annotations
 
-from amc.bench.fastnas import FastNAS
-from amc.bench.magnitude import TorchPruning
+from amc.bench.search_methods.fastnas import FastNAS
+from amc.bench.search_methods.magnitude import TorchPruning
 from amc.job.dense import Dense
 from amc_search.rivals.problem import Method
 

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from amc.bench.contest.findings import Findings, final_means, is_ours, scores
-from amc.bench.contest.recipe import OURS, UNIFORM
-from amc.bench.contest.searches import FRONT, Spec, front_caps
-from amc.bench.contest.statistics import Interval, Sample, interval, paired, spread
+from amc.bench.search_methods.bench_recipe import OURS, UNIFORM
+from amc.bench.search_methods.findings import Findings, final_means, is_ours, scores
+from amc.bench.search_methods.searches import FRONT, Spec, front_caps
+from amc.bench.statistics import Interval, Sample, interval, paired, spread
 
 KENDALL = 0.8
 MARGIN = 0.005  # of the other's label: what "at least equal" allows; of a likelihood, 0.005 nats of loss
