@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
+from amc.bench import regressions
 from amc.bench.predictor import bench_predictor, load_measured, predictor_text
 from amc.cli import app
 from amc.system.errors import DataError, UsageError
