@@ -116,7 +116,7 @@ def train(
 
     Args:
         model: on `compute.device`; frozen parameters stay frozen.
-        splits: `train` is learned from, `measure` picks the best epoch.
+        splits: `train` is learned from, `validation` picks the best epoch.
         schedule: epochs, learning rate and the rest.
         compute: where, and in which number format.
         seed: order and augmentation of the pictures.
@@ -152,7 +152,7 @@ def train(
             module.training = mode
     if start is not None and loop.training.best_accuracy < start:
         progress.say(
-            f"{title}: it did harm ({start:.2%} before, {loop.training.best_accuracy:.2%} after, on the measure "
+            f"{title}: it did harm ({start:.2%} before, {loop.training.best_accuracy:.2%} after, on the validation "
             "split), so the weights before it are kept; try a smaller finetune.lr, or more epochs"
         )
         loop.best, loop.training.best_accuracy = first, start

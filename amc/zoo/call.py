@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from amc.zoo.data.regroup import example_count, sliced
+
 
 @dataclass(frozen=True, eq=False)
 class Call:
@@ -34,13 +36,13 @@ class Call:
         return Call(args, kwargs)
 
     def __len__(self) -> int:
-        """How many examples are in it: the length of a list of pictures, or the first dimension of the first tensor."""
-        return _count(self.args if self.args else list(self.kwargs.values()))
+        """How many examples are in it: the first dimension of the first tensor, or the length of a list of images."""
+        return example_count(self.args if self.args else dict(self.kwargs))
 
     def head(self, number: int) -> Call:
         """The first `number` examples: tensors and lists as long as the call are shortened, all else stays."""
-        count = len(self)
-        return Call(_head(self.args, count, number), _head(dict(self.kwargs), count, number))
+        where, count = slice(number), len(self)
+        return Call(sliced(self.args, where, count), sliced(dict(self.kwargs), where, count))
 
 
 def as_call(inputs: Call | Tensor) -> Call:
@@ -65,28 +67,3 @@ def _plain(tensor: Tensor) -> Tensor:
 def moved(tree: Any, device: torch.device | str) -> Any:
     """A tree of tensors on `device`."""
     return tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, tree)
-
-
-def _count(values: Any) -> int:
-    for value in values:
-        if isinstance(value, Tensor) and value.ndim:
-            return len(value)
-        if isinstance(value, list):
-            return len(value)
-        if isinstance(value, (tuple, Mapping)):
-            found = _count(value.values() if isinstance(value, Mapping) else value)
-            if found:
-                return found
-    return 0
-
-
-def _head(tree: Any, count: int, number: int) -> Any:
-    if isinstance(tree, Tensor):
-        return tree[:number] if tree.ndim and len(tree) == count else tree
-    if isinstance(tree, list) and len(tree) == count:
-        return tree[:number]
-    if isinstance(tree, dict):
-        return {key: _head(value, count, number) for key, value in tree.items()}
-    if type(tree) in (tuple, list):
-        return type(tree)(_head(value, count, number) for value in tree)
-    return tree
