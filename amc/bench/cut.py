@@ -13,11 +13,12 @@ from torch import nn
 
 from amc.bench.machine import seconds
 from amc.cost.counts import count_macs
-from amc.job.dense import load_model, trace_groups
+from amc.job.dense import load_model
 from amc.job.recipe import Recipe
-from amc.surgery.cut import named_tensors
-from amc.surgery.recovery import Cutter
-from amc.surgery.table import OwnerTable, kept_units, ranks, unit_scores
+from amc.surgery.channel_table import ChannelTable, channel_scores, kept_channels, ranks
+from amc.surgery.cutting import named_tensors
+from amc.surgery.folding import Cutter
+from amc.surgery.grouping import trace_groups
 
 NETWORKS = ("resnet50", "mobilenet_v2", "densenet121", "efficientnet_b0", "convnext_tiny")
 CUTS = 15
@@ -34,10 +35,10 @@ def bench_cut(recipe: Recipe, size: int) -> dict[str, Any]:
     """
     shape = (3, size, size)
     model = load_model(recipe, recipe.model.num_classes, shape)[1]
-    tables: list[OwnerTable] = []
-    trace_seconds = seconds(lambda: tables.append(trace_groups(model, shape, recipe)))
+    tables: list[ChannelTable] = []
+    trace_seconds = seconds(lambda: tables.append(trace_groups(model, shape, recipe.model.ignore, recipe.surgery.step)))
     table = tables[0]
-    place = ranks(table, unit_scores(table, named_tensors(model)))
+    place = ranks(table, channel_scores(table, named_tensors(model)))
     rng, space = np.random.default_rng(recipe.seed), table.space
     policies = rng.integers(1, space.high // space.step, size=(POLICIES, len(space)), endpoint=True) * space.step
     macs, counts = count_macs(table), torch.from_numpy(policies).double()
@@ -46,7 +47,7 @@ def bench_cut(recipe: Recipe, size: int) -> dict[str, Any]:
     theirs: list[float | None] = []
     for turn in range(THEIRS):
         for policy in policies[turn * CUTS // THEIRS : (turn + 1) * CUTS // THEIRS]:
-            ours.append(seconds(lambda policy=policy: cutter(kept_units(table, place, policy))))  # type: ignore[misc]
+            ours.append(seconds(lambda policy=policy: cutter(kept_channels(table, place, policy))))  # type: ignore[misc]
         theirs.append(_torch_pruning_seconds(model, shape))
     pruned = [taken for taken in theirs if taken is not None]
     return {

@@ -10,8 +10,8 @@ from torch import nn
 
 from amc.job.dense import Dense, prepare
 from amc.job.recipe import Recipe
-from amc.surgery.recovery import cut_and_fold
-from amc.surgery.table import kept_units
+from amc.surgery.channel_table import kept_channels
+from amc.surgery.folding import cut_and_fold
 from amc.system.progress import Progress
 from amc.train.evaluation import evaluate
 from amc.train.training import train
@@ -53,7 +53,7 @@ def random_policy(dense: Dense, share: float, seed: int) -> NDArray[np.int64]:
 def recovered(dense: Dense, policy: NDArray[np.int64], kind: str) -> nn.Module:
     """The network of a policy after one kind of recovery: "none", "batchnorm" or "fold_batchnorm"."""
     moments = dense.moments if kind == "fold_batchnorm" else None
-    model = cut_and_fold(dense.model, dense.table, kept_units(dense.table, dense.place, policy), moments)
+    model = cut_and_fold(dense.model, dense.table, kept_channels(dense.table, dense.place, policy), moments)
     if kind != "none":
         dense.measure.settle(model)
     return model

@@ -20,7 +20,7 @@ from amc.job.recipe import Recipe, load_recipe
 from amc.study.trial import ORDER, Trial
 from amc.study.trials import Study
 from amc.surgery.layers import BATCH_NORMS
-from amc.surgery.recovery import evaluating
+from amc.system.eval_mode import evaluating
 from amc.system.progress import Progress
 
 NETWORKS = ("resnet20", "resnet18", "mobilenet_v2")

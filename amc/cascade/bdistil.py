@@ -27,7 +27,7 @@ from amc.cascade.pool import BATCH, Pool, State, make_pool
 from amc.cascade.students import Draw, Students, small_students
 from amc.cascade.votes import fit_votes, held_out_loss
 from amc.cascade.weak_learner import surrogate, train_student
-from amc.cost.counts import count_cut_macs
+from amc.surgery.flop_counter import count_cut_macs
 from amc.system.device import Compute
 from amc.system.errors import ModelError, UsageError
 from amc.system.progress import Progress, Silent

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from amc.cascade.pool import State
 from amc.cascade.stage import ExitStage, StageCost
 from amc.cascade.students import AdoptedStudent, ConvStudent
-from amc.cost.counts import count_cut_macs
 from amc.release.archive import load_network, read_architecture, save_network
+from amc.surgery.flop_counter import count_cut_macs
 from amc.system.device import Compute
 from amc.system.errors import RunError
 from amc.system.factory import one_line

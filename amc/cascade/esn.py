@@ -24,9 +24,9 @@ from amc.cascade.exit_sequence import ExitSequence, SequenceSize, pool
 from amc.cascade.part import Member, macs_of
 from amc.cascade.segments import Cuttable
 from amc.cascade.stage import ExitStage, StageCost
-from amc.cost.counts import count_cut_macs
 from amc.job.dense import digest_tensors
 from amc.release.archive import load_network, read_architecture
+from amc.surgery.flop_counter import count_cut_macs
 from amc.system.errors import ModelError, RunError
 from amc.system.files import write_json, write_whole
 from amc.zoo.call import Call

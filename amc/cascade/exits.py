@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from amc.cascade.heads import HeadShape, head_of
 from amc.cascade.segments import Cuttable
 from amc.cascade.stage import ExitStage, StageCost
-from amc.cost.counts import count_cut_macs
+from amc.surgery.flop_counter import count_cut_macs
 from amc.system.errors import ModelError, UsageError
 
 EXITS, HIDDEN = 3, 128

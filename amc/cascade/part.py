@@ -16,9 +16,9 @@ from torch import nn
 from amc.cascade.recording import record
 from amc.cascade.records import Records
 from amc.cascade.stage import NetworkStage, Stage, StageCost
-from amc.cost.counts import count_cut_macs
 from amc.job.dense import digest_tensors
 from amc.release.archive import save_network
+from amc.surgery.flop_counter import count_cut_macs
 from amc.system.device import Compute
 from amc.system.files import write_whole
 from amc.zoo.call import Call

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from amc.surgery.recovery import evaluating
 from amc.system.device import Compute
 from amc.system.errors import ModelError, UsageError
+from amc.system.eval_mode import evaluating
 from amc.zoo.data.splits import Split
 
 BATCH = 250

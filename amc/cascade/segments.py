@@ -18,10 +18,10 @@ from torch.nn.modules import batchnorm, pooling
 from torch.utils.flop_counter import FlopCounterMode
 
 from amc.cascade.tracing import traced_network
-from amc.cost.counts import counting
+from amc.surgery.flop_counter import counting
 from amc.surgery.layers import CONVOLUTIONS
 from amc.surgery.narrow_norm import NarrowNorm
-from amc.surgery.resizing import Resized
+from amc.surgery.shape_patches import ShapePatched
 from amc.system.errors import ModelError
 from amc.system.factory import one_line
 
@@ -65,7 +65,7 @@ class Cuttable:
         try:
             self._trace(model, example[:1], inside=True)
         except ModelError:
-            if not any(isinstance(module, Resized) for module in model.modules()):
+            if not any(isinstance(module, ShapePatched) for module in model.modules()):
                 raise
             self._trace(model, example[:1], inside=False)
 

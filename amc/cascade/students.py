@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from amc.cascade.pool import Range, centred
-from amc.cost.counts import count_cut_macs
-from amc.surgery.recovery import evaluating
+from amc.surgery.flop_counter import count_cut_macs
 from amc.system.errors import UsageError
+from amc.system.eval_mode import evaluating
 from amc.zoo.call import Call
 from amc.zoo.networks.source import ModelSource
 

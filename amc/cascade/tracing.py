@@ -16,11 +16,20 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from amc.surgery.resizing import RESHAPES, Answers, Resized, answered, is_request, place_in_code
-from amc.surgery.substitute import Substitute
+from amc.surgery.replacement import Replacement
+from amc.surgery.shape_patches import (
+    HANDLERS,
+    RESHAPES,
+    ShapePatched,
+    ShapePatches,
+    call_site,
+    is_request,
+    patched_arguments,
+)
 from amc.system.errors import ModelError
 from amc.system.factory import one_line
 
+HANDLERS.append(__file__)  # what stands here is not the network's own code
 OPERATORS = {operator.mul: Tensor.mul, operator.truediv: Tensor.div, operator.getitem: Tensor.__getitem__}
 RETRIES = 64  # classes that may turn out to be untraceable
 ASSERTS = (torch._assert, operator.eq, operator.ge, operator.le, operator.mod, operator.and_, getattr, operator.getitem)
@@ -30,8 +39,8 @@ def traced_network(model: nn.Module, inside: bool = True) -> fx.GraphModule:
     """The graph of `model`, which is put in `eval` mode: it holds the network's own modules and tensors.
 
     Args:
-        inside: follow modules whose code asks for sizes that are gone (`amc.surgery.resizing`), the sizes that are left
-            put into the graph; else those modules stay one node, the network itself apart.
+        inside: follow modules whose code asks for sizes that are gone (`amc.surgery.shape_patches`), the sizes that are
+            left put into the graph; else those modules stay one node, the network itself apart.
 
     Raises:
         ModelError: the network's own code cannot be followed.
@@ -78,7 +87,7 @@ class _Tracer(fx.Tracer):
         self.turns: Counter[tuple[int, str]] = Counter()
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if isinstance(m, Substitute) and not (isinstance(m, Resized) and (self.inside or m is self.model)):
+        if isinstance(m, Replacement) and not (isinstance(m, ShapePatched) and (self.inside or m is self.model)):
             return True
         return isinstance(m, self.leaves) or super().is_leaf_module(m, module_qualified_name)
 
@@ -101,7 +110,7 @@ class _Tracer(fx.Tracer):
         func = getattr(Tensor, target, None) if kind == "call_method" else OPERATORS.get(target, target)
         if func is None or not is_request(func, args, kwargs):
             return args, kwargs
-        where, module = place_in_code()
+        where, module = call_site()
         calls = self.answers[-1].get(where)
         if module is not self.running[-1] or not calls:
             return args, kwargs
@@ -114,7 +123,7 @@ class _Tracer(fx.Tracer):
             spread = len(args) > 2 or isinstance(args[1], (int, fx.Proxy))
             sizes = _fitting(args[1:] if spread else args[1], answer)
             return (args[0], *sizes) if spread else (args[0], sizes), kwargs
-        return answered(func, args, kwargs, answer)
+        return patched_arguments(func, args, kwargs, answer)
 
 
 def _fitting(asked: Sequence[Any], answer: Sequence[int | None]) -> tuple[Any, ...]:
@@ -127,12 +136,12 @@ def _fitting(asked: Sequence[Any], answer: Sequence[int | None]) -> tuple[Any, .
 
 @contextlib.contextmanager
 def _unanswered(module: nn.Module) -> Iterator[Mapping[str, Sequence[Any]]]:
-    """A resized module runs its plain code inside; yields what its requests are to be answered with."""
-    if not isinstance(module, Resized):
+    """A resized module runs its plain code inside; yields what its requests are to be patched_arguments with."""
+    if not isinstance(module, ShapePatched):
         yield {}
         return
     before = module.settings
-    module.__dict__["settings"] = Answers({})
+    module.__dict__["settings"] = ShapePatches({})
     try:
         yield before.calls
     finally:

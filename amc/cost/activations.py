@@ -22,8 +22,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from amc.surgery.cut import cut
-from amc.surgery.table import OwnerTable, kept_units
+from amc.surgery.channel_table import ChannelTable, kept_channels
+from amc.surgery.cutting import cut_channels
 from amc.zoo.call import Call, as_call
 
 
@@ -84,7 +84,7 @@ def live_bytes(model: nn.Module, inputs: Call | Tensor) -> list[int]:
     return mode.moments
 
 
-def profile_activations(model: nn.Module, table: OwnerTable, example: Call | tuple[int, ...]) -> ActivationCost:
+def profile_activations(model: nn.Module, table: ChannelTable, example: Call | tuple[int, ...]) -> ActivationCost:
     """Measure the affine functions of `ActivationCost` for one example, or one picture of shape (C, H, W).
 
     Raises:
@@ -93,12 +93,14 @@ def profile_activations(model: nn.Module, table: OwnerTable, example: Call | tup
     space = table.space
     hollow = _hollow(model)
     inputs = example.to("meta") if isinstance(example, Call) else Call((torch.empty(1, *example, device="meta"),))
-    place = np.concatenate([np.arange((table.unit_group == g).sum()) for g in range(len(space))])
-    order = np.argsort(table.unit_group, kind="stable")
+    place = np.concatenate([np.arange((table.channel_group == g).sum()) for g in range(len(space))])
+    order = np.argsort(table.channel_group, kind="stable")
     place = place[np.argsort(order, kind="stable")].astype(np.int32)
 
     def measure(policy: np.ndarray[Any, np.dtype[np.int64]]) -> np.ndarray[Any, np.dtype[np.float64]]:
-        return np.array(live_bytes(cut(hollow, table, kept_units(table, place, policy)), inputs), dtype=np.float64)
+        return np.array(
+            live_bytes(cut_channels(hollow, table, kept_channels(table, place, policy)), inputs), dtype=np.float64
+        )
 
     dense = measure(space.high)
     channels = np.zeros((len(dense), len(space)))

@@ -1,4 +1,4 @@
-"""Exact multiply-adds, parameters and bytes of every policy, from the dense network's shapes and the owner table.
+"""Exact multiply-adds, parameters and bytes of every policy, from the dense network's shapes and the index_map table.
 
 What is counted: each convolution and each product of matrices (linear layers, attention), once per time it runs, on a
 batch of one; biases, BatchNorm, activations and pooling are not (as in torch's flop counter, which counts 2 per
@@ -10,9 +10,7 @@ Every count is a sum of products of linear forms of the keep-counts, so it is ex
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 
@@ -20,13 +18,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
-from amc.surgery.attention import composed_attention
-from amc.surgery.table import Owners, OwnerTable
-from amc.surgery.units import KEPT
-from amc.zoo.call import Call, as_call
+from amc.surgery.channel_table import ChannelTable, IndexMaps
+from amc.surgery.coupled_channels import KEPT
 
 FULL = 0  # the row of the axis matrix that stands for "a constant 1"
 Monomial = tuple[float, tuple[int, ...]]  # times, and the rows that are multiplied
@@ -61,12 +55,12 @@ class ProductCost:
 
 
 class _Terms:
-    """Collects terms; one row of the axis matrix per distinct owner array, one more where two arrays share an axis."""
+    """Collects terms; one row of the axis matrix per distinct index map, one more where two arrays share an axis."""
 
-    def __init__(self, table: OwnerTable) -> None:
+    def __init__(self, table: ChannelTable) -> None:
         self.table = table
         self.sizes = np.array([group.size for group in table.groups])
-        self.units = np.bincount(table.unit_group, minlength=len(table.groups))
+        self.units = np.bincount(table.channel_group, minlength=len(table.groups))
         self.rows: list[NDArray[np.float64]] = [np.zeros(len(table.groups))]
         self.constants = [1.0]
         self.polynomials: dict[tuple[int, ...], list[Monomial]] = {}
@@ -74,23 +68,25 @@ class _Terms:
         self.terms: list[tuple[int, ...]] = []
         self.coefficients: list[float] = []
 
-    def axis(self, owners: Owners) -> list[Monomial]:
+    def axis(self, index_maps: IndexMaps) -> list[Monomial]:
         """The kept indices of one axis, counted: a sum of products of rows."""
-        key = tuple(map(id, owners))
+        key = tuple(map(id, index_maps))
         if key not in self.polynomials:
-            self.polynomials[key] = [(1.0, (self._linear(owners[0]),))] if len(owners) == 1 else self._joint(*owners)
+            self.polynomials[key] = (
+                [(1.0, (self._linear(index_maps[0]),))] if len(index_maps) == 1 else self._joint(*index_maps)
+            )
         return self.polynomials[key]
 
-    def _linear(self, owner: NDArray[np.int32]) -> int:
-        per_group = np.bincount(self.table.unit_group[owner[owner != KEPT]], minlength=len(self.sizes))
-        return self._row(per_group / self.sizes, float((owner == KEPT).sum()))
+    def _linear(self, index_map: NDArray[np.int32]) -> int:
+        per_group = np.bincount(self.table.channel_group[index_map[index_map != KEPT]], minlength=len(self.sizes))
+        return self._row(per_group / self.sizes, float((index_map == KEPT).sum()))
 
     def _joint(self, first: NDArray[np.int32], second: NDArray[np.int32]) -> list[Monomial]:
-        """Indices that two units own are kept if both are: heads times width, plus what has one owner or none."""
+        """Indices that two units own are kept if both are: heads times width, plus what has one index_map or none."""
         both = (first != KEPT) & (second != KEPT)
         single = np.where(first[~both] != KEPT, first[~both], second[~both])
         found: list[Monomial] = [(1.0, (self._linear(single),))] if len(single) else []
-        pairs = np.stack([self.table.unit_group[first[both]], self.table.unit_group[second[both]]])
+        pairs = np.stack([self.table.channel_group[first[both]], self.table.channel_group[second[both]]])
         for left, right in np.unique(pairs, axis=1).T:
             times = (pairs == [[left], [right]]).all(0).sum() / (self.units[left] * self.units[right])
             found.append((float(times), (self._kept_units(left), self._kept_units(right))))
@@ -109,9 +105,9 @@ class _Terms:
             self.constants.append(constant)
         return self.row_of[key]
 
-    def add(self, coefficient: float, *axes: Owners) -> int:
+    def add(self, coefficient: float, *axes: IndexMaps) -> int:
         """Add coefficient x axis x axis x ...; returns how many terms that takes."""
-        expanded = list(product(*(self.axis(owners) for owners in axes)))
+        expanded = list(product(*(self.axis(index_maps) for index_maps in axes)))
         for monomials in expanded:
             self.terms.append(tuple(row for _, rows in monomials for row in rows))
             self.coefficients.append(coefficient * math.prod(times for times, _ in monomials))
@@ -128,7 +124,7 @@ class _Terms:
         )
 
 
-def count_macs(table: OwnerTable) -> ProductCost:
+def count_macs(table: ChannelTable) -> ProductCost:
     """Multiply-adds of one example: every multiplication of two tensors that the trace saw."""
     terms = _Terms(table)
     for found in table.products:
@@ -136,7 +132,7 @@ def count_macs(table: OwnerTable) -> ProductCost:
     return terms.cost("macs")
 
 
-def macs_by_module(table: OwnerTable, policies: Tensor) -> dict[str, Tensor]:
+def macs_by_module(table: ChannelTable, policies: Tensor) -> dict[str, Tensor]:
     """Module name -> multiply-adds of each of (b, d) policies in it, (b,), in the order modules first ran."""
     terms, modules = _Terms(table), []
     for found in table.products:
@@ -148,53 +144,24 @@ def macs_by_module(table: OwnerTable, policies: Tensor) -> dict[str, Tensor]:
     return summed
 
 
-def count_params(model: nn.Module, table: OwnerTable) -> ProductCost:
+def count_params(model: nn.Module, table: ChannelTable) -> ProductCost:
     """Trainable and frozen parameters, a shared one counted once."""
     return _count_tensors(dict(model.named_parameters()), table, "params")
 
 
-def count_bytes(model: nn.Module, table: OwnerTable) -> ProductCost:
+def count_bytes(model: nn.Module, table: ChannelTable) -> ProductCost:
     """Bytes of all parameters and buffers, as they stand in the released weights file without its header."""
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     stored = model.state_dict(keep_vars=True)
     return _count_tensors({name: tensor for name, tensor in tensors.items() if name in stored}, table, "bytes")
 
 
-def _count_tensors(tensors: dict[str, Tensor], table: OwnerTable, unit: str) -> ProductCost:
+def _count_tensors(tensors: dict[str, Tensor], table: ChannelTable, unit: str) -> ProductCost:
     terms = _Terms(table)
     for name, tensor in tensors.items():
-        owners = table.owners.get(name, {})
+        index_maps = table.index_maps.get(name, {})
         rest = tensor.numel() * (tensor.element_size() if unit == "bytes" else 1)
-        for dim in owners:
+        for dim in index_maps:
             rest //= tensor.shape[dim]
-        terms.add(float(rest), *owners.values())
+        terms.add(float(rest), *index_maps.values())
     return terms.cost(unit)
-
-
-def count_cut_macs(model: nn.Module, inputs: Call | Tensor) -> int:
-    """Multiply-adds of a network as torch's own counter sees them (it counts 2 each), for one example."""
-    with counting(model) as counter:
-        as_call(inputs).on(model)
-    return counter.get_total_flops() // 2
-
-
-@contextlib.contextmanager
-def counting(model: nn.Module) -> Iterator[FlopCounterMode]:
-    """Torch's counter, which counts 2 for each multiply-add, on all that is run inside with modules of `model`."""
-    counter = FlopCounterMode(display=False)
-    plain = sdpa_kernel(SDPBackend.MATH)  # the counter overlooks the CPU's own kernels for attention
-    with torch.no_grad(), _without_gradients(model), composed_attention(), plain, counter:
-        yield counter
-
-
-@contextlib.contextmanager
-def _without_gradients(model: nn.Module) -> Iterator[None]:
-    """No parameter asks for a gradient: torch's counter fails on one that is handed from module to module."""
-    asking = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    try:
-        for parameter in asking:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for parameter in asking:
-            parameter.requires_grad_(True)

@@ -23,12 +23,12 @@ from amc.cost.counts import ProductCost, count_bytes, count_macs, count_params
 from amc.job.recipe import Recipe
 from amc.job.rounding import settled
 from amc.study.trial import Measure, Protocol
-from amc.surgery.baking import bake
-from amc.surgery.cut import named_tensors
-from amc.surgery.isolated import trace_apart
-from amc.surgery.recovery import Moments, take_moments
-from amc.surgery.table import OwnerTable, ranks, unit_scores
-from amc.surgery.trace_cache import Anatomy, read_anatomy, write_anatomy
+from amc.surgery.channel_table import ChannelTable, channel_scores, ranks
+from amc.surgery.cutting import named_tensors
+from amc.surgery.folding import Moments, take_moments
+from amc.surgery.grouping import trace_isolated
+from amc.surgery.materialised import materialise
+from amc.surgery.trace_cache import TraceCache, read_trace_cache, write_trace_cache
 from amc.system.device import Compute
 from amc.system.errors import ModelError, UsageError
 from amc.system.progress import Progress, Silent
@@ -65,7 +65,7 @@ class Dense:
     task: Task
     example: Call
     compute: Compute
-    table: OwnerTable
+    table: ChannelTable
     place: NDArray[np.int32]
     moments: Moments | None
     costs: dict[str, CountCost]
@@ -172,27 +172,27 @@ def prepare(
          recipe.recovery.model_dump(include=RECOVERY), recipe.model.ignore, recipe.seed, compute.name], sort_keys=True,
     )  # fmt: skip
     path = folder / "dense.safetensors" if folder else None
-    known = read_anatomy(path, key) if path else None
+    known = read_trace_cache(path, key) if path else None
     if known is None:
         stage = progress.stage("trace groups, rank channels, take moments", 3)
-        table = trace_apart(model, example, recipe)
+        table = trace_isolated(model, example, recipe.model.ignore, recipe.surgery.step, recipe.surgery.limits)
         stage.advance()
         place = _rank(model, table, splits, task, compute, recipe)
         stage.advance()
         moments = _moments(model, table, splits, task, recipe)
         stage.advance()
-        known = Anatomy(table, place, moments)
+        known = TraceCache(table, place, moments)
         if path and store:
-            write_anatomy(path, key, known)
+            write_trace_cache(path, key, known)
     else:
-        bake(model, example)  # as tracing leaves it: the table is of a baked network
+        materialise(model, example)  # as tracing leaves it: the table is of a baked network
     costs: dict[str, CountCost] = {
         "macs": count_macs(known.table),
         "params": count_params(model, known.table),
         "bytes": count_bytes(model, known.table),
     }
     return Dense(
-        recipe, source, model, splits, task, example, compute, known.table, known.place, known.moments, costs,
+        recipe, source, model, splits, task, example, compute, known.table, known.rank, known.moments, costs,
         weights_digest,
     )  # fmt: skip
 
@@ -227,31 +227,13 @@ def load_model(recipe: Recipe, num_classes: int | None, input_shape: tuple[int, 
     return source, model.eval()
 
 
-def trace_groups(model: nn.Module, example: Call | tuple[int, ...], recipe: Recipe) -> OwnerTable:
-    """The owner table of `model`, every group proved by cutting; on an example, or on noise of a shape.
-
-    Layers whose weights are derived from others (weight standardisation) are first turned into plain ones, in place.
-
-    Raises:
-        ModelError: the network cannot be traced, or nothing in it can be cut.
-    """
-    from amc.surgery.proof import proved_table
-
-    device = next(model.parameters()).device
-    if not isinstance(example, Call):
-        example = Call((torch.randn(1, *example, generator=torch.Generator().manual_seed(0)),))
-    example = example.to(device)
-    bake(model, example)
-    return proved_table(model, example, recipe.model.ignore, recipe.surgery.step)
-
-
 def _rank(
-    model: nn.Module, table: OwnerTable, splits: Splits, task: Task, compute: Compute, recipe: Recipe
+    model: nn.Module, table: ChannelTable, splits: Splits, task: Task, compute: Compute, recipe: Recipe
 ) -> NDArray[np.int32]:
     gradients = None
     if recipe.surgery.importance == "taylor":
         gradients = loss_gradients(model, splits, compute, task)
-    return ranks(table, unit_scores(table, named_tensors(model), gradients))
+    return ranks(table, channel_scores(table, named_tensors(model), gradients))
 
 
 def loss_gradients(
@@ -275,7 +257,7 @@ def loss_gradients(
     }
 
 
-def _moments(model: nn.Module, table: OwnerTable, splits: Splits, task: Task, recipe: Recipe) -> Moments | None:
+def _moments(model: nn.Module, table: ChannelTable, splits: Splits, task: Task, recipe: Recipe) -> Moments | None:
     if not recipe.recovery.fold:
         return None
     batches = splits.train.batches(recipe.search.batch_size, seed=0, limit=recipe.recovery.moment_images)

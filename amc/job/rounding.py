@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from amc.job.folder import RECIPE, read_recipe
 from amc.job.recipe import Recipe
 from amc.surgery.layers import CONVOLUTIONS, TRANSPOSED
-from amc.surgery.recovery import evaluating
 from amc.system.device import Compute
+from amc.system.eval_mode import evaluating
 from amc.system.progress import Progress
 from amc.train import distributed
 from amc.zoo.call import Call

@@ -12,11 +12,11 @@ import torch
 
 from amc.cost.activations import live_bytes
 from amc.cost.budget import format_cost, parse_budgets
-from amc.cost.counts import count_cut_macs
 from amc.job.dense import example_call, load_model
 from amc.job.recipe import Recipe
 from amc.job.run import POLICY, Run
 from amc.release.archive import load_network
+from amc.surgery.flop_counter import count_cut_macs
 from amc.system.device import Compute
 from amc.system.errors import GateFailed, UsageError
 from amc.train.evaluation import evaluate

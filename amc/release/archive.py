@@ -19,10 +19,9 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from amc.surgery.cut import with_tensors
+from amc.surgery.cutting import with_tensors
 from amc.surgery.fitting import widths_of
-from amc.surgery.standins import BAKED, restore
-from amc.surgery.standins import record as standins_of
+from amc.surgery.replacement_records import MATERIALISED, replacement_record, restore_replacement
 from amc.system.errors import ModelError, RunError
 from amc.system.files import write_json, write_whole
 from amc.zoo.networks.source import ModelSource
@@ -38,7 +37,7 @@ class Architecture:
     Attributes:
         source: builds the dense skeleton.
         layers: the integers of each module that differ from the dense network's, by module name.
-        standins: what took the place of a library's module, by module name.
+        replacements: what took the place of a library's module, by module name.
         input_shape: one picture's channels, height, width.
         normalisation: mean and std per channel that inputs are normalised with, where they are known.
         weights_sha256: of the weights file.
@@ -46,7 +45,7 @@ class Architecture:
 
     source: ModelSource
     layers: dict[str, dict[str, Any]]
-    standins: dict[str, dict[str, dict[str, Any]]]
+    replacements: dict[str, dict[str, dict[str, Any]]]
     input_shape: tuple[int, ...]
     normalisation: dict[str, list[float]] | None
     channels_last: bool
@@ -77,12 +76,12 @@ def save_network(
         for tensor in state.values()
     )
     payload = save_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()})
-    standins = {name: found for name, module in model.named_modules() if (found := standins_of(module))}
+    replacements = {name: found for name, module in model.named_modules() if (found := replacement_record(module))}
     record = {
         "format": FORMAT,
         "source": source.to_json(),
         "layers": _changed_integers(dense, model),
-        "standins": standins,
+        "standins": replacements,
         "input_shape": list(input_shape),
         "normalisation": normalisation,
         "channels_last": channels_last,
@@ -168,11 +167,11 @@ def _rebuilt(architecture: Architecture, tensors: Mapping[str, Tensor]) -> nn.Mo
     name = architecture.source.name
     skeleton = architecture.source.skeleton()
     dense = dict(skeleton.named_modules())
-    strange = sorted((set(architecture.layers) | set(architecture.standins)) - set(dense))
+    strange = sorted((set(architecture.layers) | set(architecture.replacements)) - set(dense))
     if strange:
         raise ModelError(f"{name} must have the modules of the release, but has no {strange[0]!r}")
-    for path, record in architecture.standins.items():
-        restore(dense[path], {kind: settings for kind, settings in record.items() if kind == BAKED})
+    for path, record in architecture.replacements.items():
+        restore_replacement(dense[path], {kind: settings for kind, settings in record.items() if kind == MATERIALISED})
     unknown = sorted(set(tensors) - set(skeleton.state_dict()) - {name for name, _ in skeleton.named_buffers()})
     if unknown:
         raise ModelError(f"{name} must have the tensors of the release, but has no {unknown[0]!r}")
@@ -187,6 +186,8 @@ def _rebuilt(architecture: Architecture, tensors: Mapping[str, Tensor]) -> nn.Mo
             if not _is_integral(held) or widths_of(modules[path]).get(attribute, value) != value:
                 raise ModelError(f"{path}.{attribute} must be {value} as the release says, but is {held}")
             setattr(modules[path], attribute, tuple(value) if isinstance(held, tuple) else value)
-    for path, record in architecture.standins.items():
-        restore(modules[path], {kind: settings for kind, settings in record.items() if kind != BAKED})
+    for path, record in architecture.replacements.items():
+        restore_replacement(
+            modules[path], {kind: settings for kind, settings in record.items() if kind != MATERIALISED}
+        )
     return model

@@ -19,9 +19,10 @@ from torch import nn
 
 from amc.study.settings import SearchSettings
 from amc.study.stopping import Floor, SequentialTest
-from amc.surgery.recovery import Cutter, Moments, evaluating, reestimate_batchnorm, tracking_norms
-from amc.surgery.table import OwnerTable, kept_units
+from amc.surgery.channel_table import ChannelTable, kept_channels
+from amc.surgery.folding import Cutter, Moments, reestimate_batchnorm, tracking_norms
 from amc.system.device import Compute
+from amc.system.eval_mode import evaluating
 from amc.train.evaluation import Evaluation, evaluate
 from amc.train.settings import FinetuneSchedule, RecoverySettings
 from amc.train.short_distillation import Lessons, lesson_schedule
@@ -90,7 +91,7 @@ class Measure:
     def __init__(
         self,
         model: nn.Module,
-        table: OwnerTable,
+        table: ChannelTable,
         place: NDArray[np.int32],
         moments: Moments | None,
         splits: Splits,
@@ -163,7 +164,7 @@ class Measure:
     def cut(self, policy: NDArray[np.int64], seconds: dict[str, float] | None = None) -> nn.Module:
         """Cut and, where there are moments, fold; `seconds` is told how long either took."""
         seconds = {} if seconds is None else seconds
-        kept = kept_units(self.table, self.place, policy)
+        kept = kept_channels(self.table, self.place, policy)
         with _timed(seconds, "cut"):
             sliced = self.cutter.cut(kept)
         with _timed(seconds, "fold"):

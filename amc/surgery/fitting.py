@@ -9,24 +9,24 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from amc.surgery.coupled_channels import KEPT
+from amc.surgery.empty_branch import replace_if_empty
 from amc.surgery.layers import CONVOLUTIONS, TRANSPOSED
 from amc.surgery.narrow_attention import can_narrow_attention, narrow_attention
 from amc.surgery.narrow_norm import narrow_norm
-from amc.surgery.resizing import Answers, Resized
-from amc.surgery.substitute import Substitute, put_in_place
-from amc.surgery.units import KEPT
-from amc.surgery.vanished import vanish
+from amc.surgery.replacement import Replacement, replace_module
+from amc.surgery.shape_patches import ShapePatched, ShapePatches
 
 if TYPE_CHECKING:
-    from amc.surgery.table import OwnerTable
+    from amc.surgery.channel_table import ChannelTable
 
 
-def fit(modules: Mapping[str, nn.Module], table: OwnerTable, kept: NDArray[np.bool_]) -> None:
+def fit(modules: Mapping[str, nn.Module], table: ChannelTable, kept: NDArray[np.bool_]) -> None:
     """Make a freshly cut network run; its modules are given by name, its layers' integers are right already."""
     keep = np.append(kept, True)
     attention: dict[str, dict[str, int]] = {}
     for integer in table.integers:
-        left = int(np.logical_and.reduce([keep[owner] for owner in integer.owners]).sum())
+        left = int(np.logical_and.reduce([keep[index_map] for index_map in integer.index_maps]).sum())
         module = modules[integer.module]
         if can_narrow_attention(module):
             attention.setdefault(integer.module, {})[integer.attribute] = left
@@ -37,40 +37,40 @@ def fit(modules: Mapping[str, nn.Module], table: OwnerTable, kept: NDArray[np.bo
             values[integer.item] = left
             setattr(module, integer.attribute, type(getattr(module, integer.attribute))(values))
     for name, calls in _answers(table, keep).items():
-        put_in_place(modules[name], Resized, Answers(calls))
+        replace_module(modules[name], ShapePatched, ShapePatches(calls))
     for name, rule in table.norms.items():
         if _width(modules[name]) < rule.full_width:
             narrow_norm(modules[name], rule.full_width, rule)
     for name, module in modules.items():
         if isinstance(module, nn.MultiheadAttention) and can_narrow_attention(module) and _is_cut(module):
             _fit_attention(module, attention.get(name, {}))
-    if not np.bincount(table.unit_group[kept], minlength=len(table.groups)).all():  # a group keeps nothing
+    if not np.bincount(table.channel_group[kept], minlength=len(table.groups)).all():  # a group keeps nothing
         for module in modules.values():
-            vanish(module)
+            replace_if_empty(module)
 
 
-def _answers(table: OwnerTable, keep: NDArray[np.bool_]) -> dict[str, dict[str, Any]]:
+def _answers(table: ChannelTable, keep: NDArray[np.bool_]) -> dict[str, dict[str, Any]]:
     """Module name -> place of a request -> its answers, turn by turn; nothing where nothing is cut."""
     found: dict[str, dict[str, Any]] = {}
-    for call in () if keep.all() else table.asked:
-        sizes = [_size_left(owners, keep) for owners in call.sizes]
-        answers = found.setdefault(call.module, {}).setdefault(call.place, [])
+    for call in () if keep.all() else table.shape_requests:
+        sizes = [_size_left(index_maps, keep) for index_maps in call.sizes]
+        answers = found.setdefault(call.module, {}).setdefault(call.site, [])
         answers += [None] * (call.turn + 1 - len(answers))
         answers[call.turn] = sizes if call.factor is None else call.factor
     return found
 
 
-def _size_left(owners: tuple[NDArray[np.int32], ...], keep: NDArray[np.bool_]) -> int | None:
+def _size_left(index_maps: tuple[NDArray[np.int32], ...], keep: NDArray[np.bool_]) -> int | None:
     """What is left of a size: negative where nothing of it can be cut, which is less sure; None if nothing is known."""
-    if not owners:
+    if not index_maps:
         return None
-    left = int(np.logical_and.reduce([keep[owner] for owner in owners]).sum())
-    return left if any((owner != KEPT).any() for owner in owners) else -left
+    left = int(np.logical_and.reduce([keep[index_map] for index_map in index_maps]).sum())
+    return left if any((index_map != KEPT).any() for index_map in index_maps) else -left
 
 
 def _fit_attention(module: Any, sizes: Mapping[str, int]) -> None:
     heads, width = sizes.get("num_heads", module.num_heads), sizes.get("head_dim", module.head_dim)
-    scale = module.settings.scale if isinstance(module, Substitute) else module.head_dim**-0.5
+    scale = module.settings.scale if isinstance(module, Replacement) else module.head_dim**-0.5
     narrow_attention(module, heads, width, scale)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout, linear, pad, scaled_dot_product_attention
 from torch.overrides import handle_torch_function, has_torch_function
 
-from amc.surgery.substitute import Substitute, put_in_place
+from amc.surgery.replacement import Replacement, replace_module
 from amc.system.errors import ModelError
 
 
@@ -28,7 +28,7 @@ class AttentionSizes:
     scale: float
 
 
-class NarrowAttention(Substitute, nn.MultiheadAttention):
+class NarrowAttention(Replacement, nn.MultiheadAttention):
     """Multi-head attention of H heads of width D on embeddings of width E, three numbers of their own.
 
     `in_proj_weight` is (3 H D, E), `out_proj.weight` (E, H D). A three-dimensional `attn_mask` has N H rows, and
@@ -156,7 +156,7 @@ def narrow_attention(module: nn.Module, num_heads: int, head_dim: int, scale: fl
     rows, expected = len(module.in_proj_weight), 3 * num_heads * head_dim  # type: ignore[arg-type]
     if rows != expected:
         raise ModelError(f"{num_heads} heads of {head_dim} make {expected} rows of in_proj_weight, got {rows}")
-    put_in_place(module, NarrowAttention, AttentionSizes(num_heads, head_dim, scale))
+    replace_module(module, NarrowAttention, AttentionSizes(num_heads, head_dim, scale))
 
 
 def can_narrow_attention(module: nn.Module) -> bool:

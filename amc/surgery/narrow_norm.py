@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from amc.surgery.substitute import Substitute, put_in_place
+from amc.surgery.replacement import Replacement, replace_module
 from amc.system.errors import ModelError
 
 STATISTICS = (
@@ -50,7 +50,7 @@ class NormRule:
     width: int
 
 
-class NarrowNorm(Substitute):
+class NarrowNorm(Replacement):
     """A normalisation whose statistics are over `settings.full_width` channels, of which `settings.width` are left."""
 
     kind = "norm"
@@ -143,7 +143,7 @@ def narrow_norm(module: nn.Module, full_width: int, rule: NormRule | None = None
             f"a normalisation can be cut if it is one over channels, got {type(module).__name__}; ignore it"
         )
     width = getattr(module, rule.scale or rule.shift or "").numel()
-    put_in_place(module, NarrowNorm, replace(rule, full_width=full_width, width=width))
+    replace_module(module, NarrowNorm, replace(rule, full_width=full_width, width=width))
 
 
 @torch.no_grad()
@@ -172,7 +172,12 @@ def norm_rule(module: nn.Module) -> NormRule | None:
             except Exception:  # anyone's code, given a shape that may not be its own
                 continue
             for rule in _rules(list(own), channel_dim, eps, width):
-                outputs = normalise(inputs, rule, drawn.get(rule.scale or ""), drawn.get(rule.shift or ""))
+                outputs = normalise(
+                    inputs,
+                    rule,
+                    drawn.get(rule.scale or ""),
+                    drawn.get(rule.shift or ""),
+                )
                 for child in twin.children():
                     outputs = child(outputs)
                 if outputs.shape == expected.shape and torch.allclose(outputs, expected, rtol=1e-3, atol=1e-5):

@@ -1,4 +1,4 @@
-"""The owner table of a network, proved: what a cut computes is what the dense network computes with zeros there.
+"""The index_map table of a network, proved: what a cut computes is what the dense network computes with zeros there.
 
 Groups whose cut fails, or computes something else, are frozen with the reason. Groups that may leave whole, because
 the answer still depends on the input without them, are told by trying.
@@ -7,6 +7,7 @@ the answer still depends on the input without them, are told by trying.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -14,11 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from amc.cost.counts import count_cut_macs, count_macs
-from amc.surgery.cut import Kept, cut, mask
-from amc.surgery.numbers import drawn, settle
-from amc.surgery.table import Asked, Group, OwnerTable, build_table, kept_units, ranks
-from amc.surgery.tracing import trace
+from amc.surgery.channel_table import ChannelTable, Group, ShapeRequest, build_table, kept_channels, ranks
+from amc.surgery.cutting import Kept, cut_channels, stays, zero_channels
+from amc.surgery.flop_counter import count_cut_macs
+from amc.surgery.random_parameters import normalise_activations, with_random_constants
+from amc.surgery.tracer import trace
 from amc.system.errors import ModelError
 from amc.zoo.call import Call, float_tensors
 
@@ -28,7 +29,7 @@ EXACT = 1e-8
 DRAWS = 4  # widths around a half; each at one of its ends; all at the smallest; all but heads and their widths there
 
 
-def proved_table(model: nn.Module, example: Call, ignore: Sequence[str] = (), round_to: int = 8) -> OwnerTable:
+def proved_table(model: nn.Module, example: Call, ignore: Sequence[str] = (), round_to: int = 8) -> ChannelTable:
     """Trace `model` on `example`, a batch of one, and prove every group by cutting it.
 
     Raises:
@@ -36,14 +37,14 @@ def proved_table(model: nn.Module, example: Call, ignore: Sequence[str] = (), ro
     """
     table = build_table(model, trace(model, example, ignore), round_to)
     judge = _Judge(model, example)
-    plain = replace(table, asked=())
+    plain = replace(table, shape_requests=())
     draws = range(DRAWS if any(map(_is_joint, table.groups)) else DRAWS - 1)
     if all(judge.fault(plain, range(len(table.groups)), draw=draw) is None for draw in draws):
         table = plain  # the modules' own integers do
     else:
         for draw in draws:
             table = _without_faults(judge, table, draw)
-        table = replace(table, asked=judge.needed(table))
+        table = replace(table, shape_requests=judge.needed(table))
     return table.with_removable(_removable(judge, table))
 
 
@@ -65,7 +66,7 @@ class _Judge:
 
     @torch.no_grad()
     def fault(
-        self, table: OwnerTable, groups: Sequence[int], keep_none: Sequence[int] = (), draw: int = 0
+        self, table: ChannelTable, groups: Sequence[int], keep_none: Sequence[int] = (), draw: int = 0
     ) -> str | None:
         """Why some groups cannot be cut to uneven widths, or others to nothing; None if they can."""
         kept = self._kept(table, groups, keep_none, draw)
@@ -84,18 +85,18 @@ class _Judge:
             return f"cutting it is not the same as zeroing it (outputs differ by {difference:.1g} of the largest)"
         if keep_none and not _differ(answers, others):
             return "without it the output does not depend on the input"
-        if keep_none and count_cut_macs(small, self.example) != _macs_without(table, keep_none):
+        if keep_none and count_cut_macs(small, self.example) != _macs_left(table, kept):
             return "without it what is left costs less than can be told"
         return None
 
     def _compare(
-        self, model: nn.Module, example: Call, table: OwnerTable, kept: Kept
+        self, model: nn.Module, example: Call, table: ChannelTable, kept: Kept
     ) -> tuple[float, nn.Module, list[Tensor]]:
         """How far a cut network is from the one with zeros, as a share of the largest output; it and its outputs."""
-        small = cut(model, table, kept)
+        small = cut_channels(model, table, kept)
         worst = 0.0
         outputs = float_tensors(example.on(small))
-        for ours, zeroed in zip(outputs, float_tensors(example.on(mask(model, table, kept))), strict=True):
+        for ours, zeroed in zip(outputs, float_tensors(example.on(zero_channels(model, table, kept))), strict=True):
             if ours.shape != zeroed.shape:
                 raise _Unequal(f"cutting it changes the output from {tuple(zeroed.shape)} to {tuple(ours.shape)}")
             if ours.numel():
@@ -104,17 +105,17 @@ class _Judge:
         return worst, small, outputs
 
     @torch.no_grad()
-    def needed(self, table: OwnerTable) -> tuple[Asked, ...]:
+    def needed(self, table: ChannelTable) -> tuple[ShapeRequest, ...]:
         """The requests of modules that ask for a wrong size when everything is cut."""
-        small = cut(self.model, table, self._kept(table, range(len(table.groups)), (), 0))
+        small = cut_channels(self.model, table, self._kept(table, range(len(table.groups)), (), 0))
         try:
             self.example.on(small)
         except Exception:
-            return table.asked
+            return table.shape_requests
         wrong = {name for name, module in small.named_modules() if "answered" in vars(module)}
-        return tuple(call for call in table.asked if call.module in wrong)
+        return tuple(call for call in table.shape_requests if call.module in wrong)
 
-    def _kept(self, table: OwnerTable, groups: Sequence[int], keep_none: Sequence[int], draw: int) -> Kept:
+    def _kept(self, table: ChannelTable, groups: Sequence[int], keep_none: Sequence[int], draw: int) -> Kept:
         """A random choice of units, whatever their rank."""
         rng, space = np.random.default_rng(draw), table.space
         widths = space.nearest(space.high * rng.uniform(0.25, 0.75, len(space)), space.step)
@@ -127,16 +128,17 @@ class _Judge:
         policy = space.high.copy()
         policy[list(groups)] = widths[list(groups)]
         policy[list(keep_none)] = 0
-        return kept_units(table, ranks(table, torch.from_numpy(rng.random(len(table.unit_group)))), policy)
+        return kept_channels(table, ranks(table, torch.from_numpy(rng.random(len(table.channel_group)))), policy)
 
 
-def _macs_without(table: OwnerTable, gone: Sequence[int]) -> float:
-    policy = table.space.high.copy()
-    policy[list(gone)] = 0
-    return float(count_macs(table)(torch.from_numpy(policy)[None].double()))
+def _macs_left(table: ChannelTable, kept: Kept) -> int:
+    """Multiply-adds of what is left, by the table."""
+    keep = np.append(kept, True)
+    left = [[int(stays(maps, keep).sum()) for maps in product.axes] for product in table.products]
+    return sum(product.macs * math.prod(sizes) for product, sizes in zip(table.products, left, strict=True))
 
 
-def _without_faults(judge: _Judge, table: OwnerTable, draw: int) -> OwnerTable:
+def _without_faults(judge: _Judge, table: ChannelTable, draw: int) -> ChannelTable:
     """Freeze the fewest groups: halves that hold a fault are divided until it stands alone."""
     wrong: dict[str, str] = {}
     sound: list[int] = []  # all of these can be cut together
@@ -165,7 +167,7 @@ def _without_faults(judge: _Judge, table: OwnerTable, draw: int) -> OwnerTable:
     return table.without(wrong) if wrong else table
 
 
-def _coarser(judge: _Judge, table: OwnerTable, sound: Sequence[int], group: int, draw: int) -> OwnerTable | None:
+def _coarser(judge: _Judge, table: ChannelTable, sound: Sequence[int], group: int, draw: int) -> ChannelTable | None:
     """The table with a larger step for one group, if that is what its smallest widths want: a channel a head, say."""
     step, size = 2 * table.groups[group].step, table.groups[group].size
     while draw > 0 and step < size:
@@ -177,13 +179,13 @@ def _coarser(judge: _Judge, table: OwnerTable, sound: Sequence[int], group: int,
     return None
 
 
-def _alike_together(table: OwnerTable) -> list[int]:
+def _alike_together(table: ChannelTable) -> list[int]:
     """Groups in an order that puts streams, heads and widths side by side: they tend to fail together."""
     kinds = [group.name.partition(":")[2].partition("#")[0] for group in table.groups]
     return sorted(range(len(kinds)), key=lambda g: (kinds[g], len(table.groups[g].layers)))
 
 
-def _removable(judge: _Judge, table: OwnerTable) -> list[bool]:
+def _removable(judge: _Judge, table: ChannelTable) -> list[bool]:
     """Which groups may keep nothing, all of them together too."""
     gone: list[int] = []
 
@@ -206,9 +208,9 @@ def _doubled(example: Call) -> Call:
 @torch.no_grad()
 def _settled(model: nn.Module, example: Call) -> nn.Module:
     """A copy with drawn parameters in which the input is felt to the last layer, if it can be made so."""
-    settled = settle(drawn(model), example)
+    settled = normalise_activations(with_random_constants(model), example)
     finite = all(bool(output.isfinite().all()) for output in float_tensors(example.on(settled)))
-    return settled if finite else drawn(model)
+    return settled if finite else with_random_constants(model)
 
 
 def _other_input(example: Call) -> Call:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PlainValidator
 from pydantic_core import PydanticCustomError
 
+from amc.system.isolation import Limits
 from amc.system.settings import Settings
 
 
@@ -29,6 +30,11 @@ class SurgerySettings(Settings):
     )
     trace_seconds: float = Field(default=600.0, gt=0, description="seconds that tracing the network may take")
     trace_gigabytes: float = Field(default=16.0, gt=0, description="memory that tracing the network may take")
+
+    @property
+    def limits(self) -> Limits:
+        """What tracing may take."""
+        return Limits(self.trace_seconds, self.trace_gigabytes)
 
     @property
     def step(self) -> int:

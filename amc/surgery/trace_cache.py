@@ -12,57 +12,60 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from amc.surgery.channel_table import ChannelTable, Frozen, Group, IndexMaps, Integer, Multiply, ShapeRequest
+from amc.surgery.folding import Moments
 from amc.surgery.narrow_norm import NormRule
-from amc.surgery.recovery import Moments
-from amc.surgery.table import Asked, Frozen, Group, Integer, Multiply, Owners, OwnerTable
 from amc.system.errors import RunError
 from amc.system.files import write_whole
 
 
 @dataclass(frozen=True)
-class Anatomy:
+class TraceCache:
     """What is found once for a dense network.
 
     Attributes:
-        table: which units there are, and what they touch.
-        place: (U,) each unit's rank inside its group.
+        table: which coupled channels there are, and what they touch.
+        rank: (C,) of each coupled channel inside its group, 0 for the one that is removed last.
         moments: of the readers' inputs; None where nothing is folded.
     """
 
-    table: OwnerTable
-    place: NDArray[np.int32]
+    table: ChannelTable
+    rank: NDArray[np.int32]
     moments: Moments | None
 
 
-def write_anatomy(path: Path, key: str, anatomy: Anatomy) -> None:
-    """Keep `anatomy` under a `key` that names all it was found from."""
-    table, place, moments = anatomy.table, anatomy.place, anatomy.moments
+def write_trace_cache(path: Path, key: str, cache: TraceCache) -> None:
+    """Keep `cache` under a `key` that names all it was found from."""
+    table, moments = cache.table, cache.moments
     arrays: list[NDArray[np.int32]] = []
     numbers: dict[int, int] = {}
 
-    def number(owner: NDArray[np.int32]) -> int:
-        if id(owner) not in numbers:
-            numbers[id(owner)] = len(arrays)
-            arrays.append(owner)
-        return numbers[id(owner)]
+    def number(index_map: NDArray[np.int32]) -> int:
+        if id(index_map) not in numbers:
+            numbers[id(index_map)] = len(arrays)
+            arrays.append(index_map)
+        return numbers[id(index_map)]
 
-    def listed(owners: Owners) -> list[int]:
-        return [number(owner) for owner in owners]
+    def listed(index_maps: IndexMaps) -> list[int]:
+        return [number(index_map) for index_map in index_maps]
 
     record = {
         "groups": [asdict(group) for group in table.groups],
         "frozen": [asdict(frozen) for frozen in table.frozen],
-        "owners": {name: {str(dim): listed(o) for dim, o in axes.items()} for name, axes in table.owners.items()},
-        "inputs": {name: listed(owners) for name, owners in table.inputs.items()},
-        "products": [[p.module, p.macs, [listed(owners) for owners in p.axes]] for p in table.products],
-        "integers": [[i.module, i.attribute, i.item, listed(i.owners)] for i in table.integers],
-        "asked": [[a.module, a.place, a.turn, [listed(owners) for owners in a.sizes], a.factor] for a in table.asked],
+        "owners": {name: {str(dim): listed(o) for dim, o in axes.items()} for name, axes in table.index_maps.items()},
+        "inputs": {name: listed(index_maps) for name, index_maps in table.inputs.items()},
+        "products": [[p.module, p.macs, [listed(index_maps) for index_maps in p.axes]] for p in table.products],
+        "integers": [[i.module, i.attribute, i.item, listed(i.index_maps)] for i in table.integers],
+        "asked": [
+            [a.module, a.site, a.turn, [listed(index_maps) for index_maps in a.sizes], a.factor]
+            for a in table.shape_requests
+        ],
         "norms": {name: asdict(rule) for name, rule in table.norms.items()},
         "ridge": dict(moments.ridge) if moments else None,
         "rescaled": dict(moments.rescaled) if moments else None,
     }
     tensors = {f"owner.{i}": torch.from_numpy(array.copy()) for i, array in enumerate(arrays)}
-    tensors |= {"unit_group": torch.from_numpy(table.unit_group), "place": torch.from_numpy(place)}
+    tensors |= {"unit_group": torch.from_numpy(table.channel_group), "place": torch.from_numpy(cache.rank)}
     if moments:
         tensors |= {f"mean.{name}": value for name, value in moments.mean.items()}
         tensors |= {f"covariance.{name}": value.contiguous() for name, value in moments.covariance.items()}
@@ -70,8 +73,8 @@ def write_anatomy(path: Path, key: str, anatomy: Anatomy) -> None:
     write_whole(path, lambda file: file.write(payload))
 
 
-def read_anatomy(path: Path, key: str) -> Anatomy | None:
-    """What `write_anatomy` kept under the same `key`, else None.
+def read_trace_cache(path: Path, key: str) -> TraceCache | None:
+    """What `write_trace_cache` kept under the same `key`, else None.
 
     Raises:
         RunError: the file is broken.
@@ -89,21 +92,21 @@ def read_anatomy(path: Path, key: str) -> Anatomy | None:
     record = json.loads(metadata["record"])
     arrays = {int(name[6:]): value.numpy() for name, value in tensors.items() if name.startswith("owner.")}
 
-    def named(numbers: list[int]) -> Owners:
+    def named(numbers: list[int]) -> IndexMaps:
         return tuple(arrays[i] for i in numbers)
 
-    table = OwnerTable(
+    table = ChannelTable(
         tuple(Group(**{**group, "layers": tuple(group["layers"])}) for group in record["groups"]),
         tensors["unit_group"].numpy(),
         {name: {int(dim): named(i) for dim, i in axes.items()} for name, axes in record["owners"].items()},
         {name: named(i) for name, i in record["inputs"].items()},
         tuple(Frozen(**frozen) for frozen in record["frozen"]),
         tuple(Multiply(module, macs, tuple(map(named, axes))) for module, macs, axes in record["products"]),
-        tuple(Integer(module, name, item, named(owners)) for module, name, item, owners in record["integers"]),
+        tuple(Integer(module, name, item, named(index_maps)) for module, name, item, index_maps in record["integers"]),
         {name: NormRule(**rule) for name, rule in record["norms"].items()},
         tuple(
-            Asked(module, place, turn, tuple(map(named, sizes)), factor)
-            for module, place, turn, sizes, factor in record["asked"]
+            ShapeRequest(module, site, turn, tuple(map(named, sizes)), factor)
+            for module, site, turn, sizes, factor in record["asked"]
         ),
     )
     moments = None
@@ -114,4 +117,4 @@ def read_anatomy(path: Path, key: str) -> Anatomy | None:
             record["ridge"],
             record["rescaled"],
         )
-    return Anatomy(table, tensors["place"].numpy(), moments)
+    return TraceCache(table, tensors["place"].numpy(), moments)

@@ -10,9 +10,9 @@ from time import perf_counter
 import torch
 from torch import Tensor, nn
 
-from amc.surgery.recovery import evaluating
 from amc.system.device import Compute
 from amc.system.errors import ModelError
+from amc.system.eval_mode import evaluating
 from amc.zoo.data.splits import Split
 from amc.zoo.task import CLASSIFICATION, Task
 

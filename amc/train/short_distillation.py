@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from amc.surgery.recovery import evaluating
 from amc.system.device import Compute
 from amc.system.errors import ModelError
+from amc.system.eval_mode import evaluating
 from amc.train.settings import FinetuneSchedule, RecoverySettings
 from amc.train.training import loss_of, optimizer_of, set_learning_rate
 from amc.zoo.data.kept import SHARE, KeptSplit, free_bytes

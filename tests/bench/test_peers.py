@@ -14,8 +14,8 @@ from amc.bench.search_methods.peers import peer_methods
 from amc.bench.search_methods.widths import PeerFailed, kept_fractions, policy_left
 from amc.job.dense import Dense, prepare
 from amc.job.recipe import load_recipe
-from amc.surgery.cut import cut
-from amc.surgery.table import kept_units
+from amc.surgery.channel_table import kept_channels
+from amc.surgery.cutting import cut_channels
 from amc_search import Cap, use_of
 from amc_search.rivals.extra import MissingExtra
 from amc_search.rivals.problem import Problem, run
@@ -114,7 +114,7 @@ def test_the_widths_of_a_cut_network_are_its_policy(large: Dense) -> None:
     rng = np.random.default_rng(0)
     for _ in range(3):
         policy = rng.integers(1, large.space.high // large.space.step, endpoint=True) * large.space.step
-        small = cut(large.model, large.table, kept_units(large.table, large.place, policy))
+        small = cut_channels(large.model, large.table, kept_channels(large.table, large.place, policy))
         assert (policy_left(large, small) == policy).all()
         assert kept_fractions(large, small) == pytest.approx(policy / large.space.high)
 

@@ -15,9 +15,9 @@ from amc.cascade.exits import ExitNetwork, exit_network
 from amc.cascade.heads import HeadShape, Pool
 from amc.cascade.recording import record
 from amc.cascade.stage import path_costs, without
-from amc.cost.counts import count_cut_macs
 from amc.job.run import Run
 from amc.release.archive import load_network
+from amc.surgery.flop_counter import count_cut_macs
 from amc.system.device import Compute
 from amc.system.errors import ModelError, RunError, UsageError
 from amc.zoo.data.sources import load_splits

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from amc.cascade.independent import independent_network, independent_networks
 from amc.cascade.part import recorded
-from amc.cost.counts import count_cut_macs
 from amc.release.archive import save_network
+from amc.surgery.flop_counter import count_cut_macs
 from amc.system.device import Compute
 from amc.system.errors import ModelError
 from amc.zoo.call import Call

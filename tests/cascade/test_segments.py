@@ -8,11 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from amc.cascade.segments import Cuttable
-from amc.cost.counts import count_cut_macs
-from amc.job.dense import trace_groups
-from amc.job.recipe import load_recipe
-from amc.surgery.cut import cut
-from amc.surgery.resizing import Resized
+from amc.surgery.cutting import cut_channels
+from amc.surgery.flop_counter import count_cut_macs
+from amc.surgery.grouping import trace_groups
+from amc.surgery.shape_patches import ShapePatched
 from amc.system.errors import ModelError
 from amc.zoo.networks.source import build_model
 from tests.tiny import network, residual
@@ -36,12 +35,12 @@ NETWORKS = {
 
 def halved(model: nn.Module, shape: tuple[int, ...]) -> nn.Module:
     """The network with half of each group's channels, at least 8 of them."""
-    table = trace_groups(model, shape, load_recipe())
-    kept = np.ones(len(table.unit_group), bool)
+    table = trace_groups(model, shape)
+    kept = np.ones(len(table.channel_group), bool)
     for group in range(len(table.groups)):
-        units = np.flatnonzero(table.unit_group == group)
+        units = np.flatnonzero(table.channel_group == group)
         kept[units[max(8, len(units) // 2) :]] = False
-    return cut(model, table, kept).eval()
+    return cut_channels(model, table, kept).eval()
 
 
 def assert_same(model: nn.Module, cuttable: Cuttable, shape: tuple[int, ...]) -> None:
@@ -78,7 +77,7 @@ def test_so_it_is_for_pruned_networks(name: str) -> None:
     options = SMALL_VIT | {"embed_dim": 64} if "vit" in name else {}
     model = halved(build_model(name, num_classes=7, options=options).eval(), (3, 32, 32))
     if "vit" in name:
-        assert isinstance(model, Resized)
+        assert isinstance(model, ShapePatched)
     cuttable = Cuttable(model, torch.randn(1, 3, 32, 32))
     assert len(cuttable.points) > 5
     assert_same(model, cuttable, (3, 32, 32))
@@ -159,7 +158,7 @@ def test_unknown_places_are_refused() -> None:
 
 
 def test_tracing_leaves_a_network_as_it_was() -> None:
-    """Its class, settings and tensors; requests of a resized module are answered as before."""
+    """Its class, settings and tensors; requests of a resized module are patched_arguments as before."""
     model = halved(build_model("timm:vit_tiny_patch16_224", options=SMALL_VIT | {"embed_dim": 64}).eval(), (3, 32, 32))
     inputs = torch.randn(2, 3, 32, 32)
     with torch.no_grad():

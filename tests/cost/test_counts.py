@@ -8,10 +8,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from amc.cost.activations import profile_activations
-from amc.cost.counts import count_cut_macs, count_macs, macs_by_module
-from amc.surgery.table import build_table
-from amc.surgery.tracing import trace
-from tests.surgery.networks import Twice, known, policies, scramble, traced
+from amc.cost.counts import count_macs, macs_by_module
+from amc.surgery.channel_table import build_table
+from amc.surgery.flop_counter import count_cut_macs
+from amc.surgery.tracer import trace
+from tests.surgery.networks import Twice, known, policies, randomise, traced
 
 UNITS = ("macs", "params", "bytes", "activation_bytes")
 
@@ -94,7 +95,7 @@ def test_modules_share_out_the_macs_in_the_order_in_which_they_run() -> None:
 
 def test_a_layer_that_runs_twice_costs_twice() -> None:
     """MACs are counted at each run, parameters once."""
-    net = traced(scramble(Twice()), (3, 12, 12))
+    net = traced(randomise(Twice()), (3, 12, 12))
     dense = torch.from_numpy(net.table.space.high)[None]
     assert float(net.costs["macs"](dense)) == count_cut_macs(net.model, net.inputs)
     assert float(net.costs["params"](dense)) == sum(p.numel() for p in net.model.parameters())
@@ -115,7 +116,7 @@ class Attends(nn.Module):
 
 def test_products_outside_layers_are_counted_where_they_stand() -> None:
     """Multiply-adds of the forward function itself belong to the module whose function it is, and shrink with it."""
-    net = traced(scramble(Attends()), (3, 12, 12))
+    net = traced(randomise(Attends()), (3, 12, 12))
     dense = torch.from_numpy(net.table.space.high)[None]
     shares = macs_by_module(net.table, dense)
     assert {name: float(share) for name, share in shares.items()} == {

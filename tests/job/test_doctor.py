@@ -11,15 +11,16 @@ import pytest
 import torch
 
 from amc.cost.counts import count_bytes, count_macs, count_params
-from amc.job.dense import load_model, trace_groups
+from amc.job.dense import load_model
 from amc.job.doctor.alone import diagnose, raise_if_failed
 from amc.job.doctor.checks import EXAMPLES, KINDS, check_policies, draw_policy
 from amc.job.doctor.record import examine_or_say_why, own_size, subject_of
 from amc.job.doctor.text import record_text
 from amc.job.recipe import Recipe, load_recipe
-from amc.surgery.cut import mask
-from amc.surgery.numbers import scramble, settle
-from amc.surgery.table import OwnerTable, kept_units, ranks
+from amc.surgery.channel_table import ChannelTable, kept_channels, ranks
+from amc.surgery.cutting import zero_channels
+from amc.surgery.grouping import trace_groups
+from amc.surgery.random_parameters import normalise_activations, randomise
 from amc.system.errors import GateFailed, ModelError, UsageError
 from amc.zoo.call import Call
 from amc_search import Space
@@ -111,12 +112,12 @@ def test_a_check_that_fails_ends_with_4() -> None:
         raise_if_failed(record | {"checks": None, "reason": "no way"})
 
 
-def checked(table_of: Callable[[OwnerTable], OwnerTable]) -> list[dict[str, object]]:
+def checked(table_of: Callable[[ChannelTable], ChannelTable]) -> list[dict[str, object]]:
     """The checks of a small network whose table was changed after it was traced."""
     recipe = recipe_of("tests.tiny:network")
     source, model = load_model(recipe, 10, (1, 16, 16))
-    scramble(model)
-    table = trace_groups(model, (1, 16, 16), recipe)
+    randomise(model)
+    table = trace_groups(model, (1, 16, 16), recipe.model.ignore, recipe.surgery.step)
     costs = {"macs": count_macs(table), "params": count_params(model, table), "bytes": count_bytes(model, table)}
     call = Call((torch.randn(EXAMPLES, 1, 16, 16),))
     return check_policies(model, source, table_of(table), costs, call)  # type: ignore[return-value]
@@ -132,10 +133,10 @@ def test_checks_hold_where_nothing_is_wrong() -> None:
 def test_checks_find_what_is_wrong() -> None:
     """A table that couples the wrong channels, or leaves a tensor out, does not hold; the reason says what."""
 
-    def shuffled(table: OwnerTable) -> OwnerTable:
+    def shuffled(table: ChannelTable) -> ChannelTable:
         wrong = copy.deepcopy(table)
-        owners = wrong.owners["conv2.weight"][1]
-        wrong.owners["conv2.weight"][1] = tuple(np.roll(owner, 1) for owner in owners)  # type: ignore[index]
+        index_maps = wrong.index_maps["conv2.weight"][1]
+        wrong.index_maps["conv2.weight"][1] = tuple(np.roll(index_map, 1) for index_map in index_maps)  # type: ignore[index]
         return wrong
 
     found = checked(shuffled)
@@ -143,9 +144,9 @@ def test_checks_find_what_is_wrong() -> None:
         check["equal"] for check in found
     )
 
-    def lacking(table: OwnerTable) -> OwnerTable:
+    def lacking(table: ChannelTable) -> ChannelTable:
         wrong = copy.deepcopy(table)
-        del wrong.owners["conv2.weight"][1]  # type: ignore[attr-defined]
+        del wrong.index_maps["conv2.weight"][1]  # type: ignore[attr-defined]
         return wrong
 
     found = checked(lacking)
@@ -157,12 +158,12 @@ def test_the_smallest_of_deep_networks_still_feels_its_input() -> None:
     for name in ("mobilenet_v2", "squeezenet1_1"):
         recipe = recipe_of(name)
         _, model = load_model(recipe, None, (3, 48, 48))
-        table = trace_groups(scramble(model), (3, 48, 48), recipe)
+        table = trace_groups(randomise(model), (3, 48, 48), recipe.model.ignore, recipe.surgery.step)
         call = Call((torch.randn(EXAMPLES, 3, 48, 48, generator=torch.Generator().manual_seed(0)),))
-        kept = kept_units(table, ranks(table, torch.rand(len(table.unit_group))), table.space.low)
-        zeroed = mask(model, table, kept)
+        kept = kept_channels(table, ranks(table, torch.rand(len(table.channel_group))), table.space.low)
+        zeroed = zero_channels(model, table, kept)
         with torch.no_grad():
-            lost, felt = zeroed(*call.args), settle(zeroed, call)(*call.args)
+            lost, felt = zeroed(*call.args), normalise_activations(zeroed, call)(*call.args)
         shares = [float((out[1:] - out[:-1]).abs().max() / out.abs().max()) for out in (lost, felt)]
         assert shares[0] < 1e-3 < 1e-2 < shares[1], (name, shares)
 

@@ -50,7 +50,7 @@ def test_the_quickstart_beats_uniform_ratios_before_and_is_not_worse_after(quick
 
 def test_the_release_is_what_the_metrics_say(quickstart: Run) -> None:
     """The loaded network has the cost written down, by torch's own counter."""
-    from amc.cost.counts import count_cut_macs
+    from amc.surgery.flop_counter import count_cut_macs
 
     model = amc.load(quickstart.folder)
     assert count_cut_macs(model, torch.zeros(1, 1, 28, 28)) == quickstart.metrics["released"]["macs"]

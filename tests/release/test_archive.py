@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from amc.release.archive import RECORD, WEIGHTS, load_network, read_architecture, save_network
-from amc.surgery.cut import cut
+from amc.surgery.cutting import cut_channels
 from amc.system.errors import AmcError, ModelError, RunError
 from amc.zoo.networks.source import ModelSource
-from tests.surgery.networks import SIZES, SOUND, Traced, known, scramble, traced
+from tests.surgery.networks import SIZES, SOUND, Traced, known, randomise, traced
 
 ROOT = Path(__file__).parents[2]
 NAMES = ("resnet20", "resnet18", "mobilenet_v2", "densenet121", "resnext50_32x4d", "vgg_small")
@@ -27,7 +27,7 @@ def source(name: str) -> ModelSource:
 
 def small(name: str, seed: int = 0) -> nn.Module:
     net = known(name)
-    return cut(net.model, net.table, net.kept(net.table.space.nearest(net.table.space.high * 0.4), seed))
+    return cut_channels(net.model, net.table, net.kept(net.table.space.nearest(net.table.space.high * 0.4), seed))
 
 
 def complaint(folder: Path, kind: type[AmcError] = RunError) -> str:
@@ -60,7 +60,7 @@ def own(monkeypatch: pytest.MonkeyPatch, folder: Path, kind: str) -> tuple[Trace
         "from tests.surgery.networks import SOUND\ndef make(kind):\n    return SOUND[kind][0]()\n"
     )
     monkeypatch.syspath_prepend(folder)
-    net = traced(scramble(SOUND[kind][0]()), (3, 8, 8) if kind == "flattened" else (3, 12, 12))
+    net = traced(randomise(SOUND[kind][0]()), (3, 8, 8) if kind == "flattened" else (3, 12, 12))
     return net, ModelSource("amc_own_networks:make", options={"kind": kind})
 
 
@@ -68,7 +68,7 @@ def own(monkeypatch: pytest.MonkeyPatch, folder: Path, kind: str) -> tuple[Trace
 def test_every_kind_of_layer_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     """Shared parameters, grouped and transposed convolutions, norms of all kinds: the same output bit for bit."""
     net, where = own(monkeypatch, tmp_path, kind)
-    model = cut(net.model, net.table, net.kept(net.table.space.low))
+    model = cut_channels(net.model, net.table, net.kept(net.table.space.low))
     save_network(tmp_path / "release", model, where, tuple(net.inputs.shape[1:]))
     loaded = load_network(tmp_path / "release")
     with torch.no_grad():

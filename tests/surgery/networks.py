@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn.functional import relu
 
 from amc.cost.counts import ProductCost, count_bytes, count_macs, count_params
-from amc.surgery.cut import Kept, cut, mask
-from amc.surgery.numbers import scramble
-from amc.surgery.table import OwnerTable, build_table, kept_units, ranks
-from amc.surgery.tracing import trace
+from amc.surgery.channel_table import ChannelTable, build_table, kept_channels, ranks
+from amc.surgery.cutting import Kept, cut_channels, zero_channels
+from amc.surgery.random_parameters import randomise
+from amc.surgery.tracer import trace
 from amc.zoo.networks.source import build_model
 
 RELATIVE = 1e-4  # float32, tens of layers, another order of summation: outputs agree to this share of the largest
@@ -30,14 +30,14 @@ class Traced:
     """A network in `eval` mode with random numbers everywhere, its table and its costs."""
 
     model: nn.Module
-    table: OwnerTable
+    table: ChannelTable
     inputs: Tensor
     costs: dict[str, ProductCost]
 
     def kept(self, policy: NDArray[np.int64], seed: int = 0) -> Kept:
         """Which units a policy leaves, under a random ranking."""
-        scores = torch.rand(len(self.table.unit_group), generator=torch.Generator().manual_seed(seed))
-        return kept_units(self.table, ranks(self.table, scores), policy)
+        scores = torch.rand(len(self.table.channel_group), generator=torch.Generator().manual_seed(seed))
+        return kept_channels(self.table, ranks(self.table, scores), policy)
 
 
 def traced(model: nn.Module, shape: tuple[int, ...], round_to: int = 8) -> Traced:
@@ -47,7 +47,7 @@ def traced(model: nn.Module, shape: tuple[int, ...], round_to: int = 8) -> Trace
     return Traced(model, table, inputs, costs(model, table))
 
 
-def costs(model: nn.Module, table: OwnerTable) -> dict[str, ProductCost]:
+def costs(model: nn.Module, table: ChannelTable) -> dict[str, ProductCost]:
     return {"macs": count_macs(table), "params": count_params(model, table), "bytes": count_bytes(model, table)}
 
 
@@ -56,16 +56,16 @@ def known(name: str) -> Traced:
     """One of the zoo's networks, on pictures of `SIZES`."""
     size = SIZES[name]
     model = build_model(name, num_classes=10, size=size if name == "vgg_small" else None)
-    return traced(scramble(model), (3, size, size))
+    return traced(randomise(model), (3, size, size))
 
 
 @st.composite
-def policies(draw: st.DrawFn, table: OwnerTable) -> NDArray[np.int64]:
+def policies(draw: st.DrawFn, table: ChannelTable) -> NDArray[np.int64]:
     """A legal policy: uniformly random counts, with the dense and the smallest width likely for each group."""
     return random_policy(table, draw(st.integers(0, 2**31)))
 
 
-def random_policy(table: OwnerTable, seed: int) -> NDArray[np.int64]:
+def random_policy(table: ChannelTable, seed: int) -> NDArray[np.int64]:
     """Uniformly random legal counts, with the dense and the smallest width, be it nothing, likely for each group."""
     rng, space = np.random.default_rng(seed), table.space
     counts = space.step * rng.integers(1, space.high // space.step + 1)
@@ -76,9 +76,9 @@ def random_policy(table: OwnerTable, seed: int) -> NDArray[np.int64]:
 
 def assert_cut_is_mask(net: Traced, kept: Kept) -> nn.Module:
     """The cut network computes what the dense one does with the removed channels zero; returns the cut network."""
-    small = cut(net.model, net.table, kept)
+    small = cut_channels(net.model, net.table, kept)
     with torch.no_grad():
-        ours, full = small(net.inputs), mask(net.model, net.table, kept)(net.inputs)
+        ours, full = small(net.inputs), zero_channels(net.model, net.table, kept)(net.inputs)
         dense = net.model(net.inputs)
     assert ours.shape == full.shape == dense.shape
     assert float((ours - full).abs().max()) <= RELATIVE * max(float(full.abs().max()), float(dense.abs().max()))

@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from amc.cost.counts import count_cut_macs
 from amc.release.archive import load_network, save_network
-from amc.surgery.baking import bake
-from amc.surgery.cut import cut, mask
+from amc.surgery.cutting import cut_channels, zero_channels
+from amc.surgery.flop_counter import count_cut_macs
+from amc.surgery.materialised import materialise
 from amc.surgery.proof import proved_table
 from amc.zoo.call import Call
 from amc.zoo.networks.source import ModelSource
 from tests.surgery import compositions, transformers, traps
-from tests.surgery.networks import Traced, costs, random_policy, scramble
+from tests.surgery.networks import Traced, costs, random_policy, randomise
 
 FILES = {"transformers": transformers.CASES, "compositions": compositions.CASES, "traps": traps.CASES}
 CASES = {(file, kind): case for file, cases in FILES.items() for kind, case in cases.items()}
@@ -29,12 +29,12 @@ Where = tuple[str, str]  # the file, and the name of the network in it
 
 @lru_cache
 def proved(where: Where) -> Traced:
-    """The network with random numbers everywhere, as a study has it: baked, traced, proved."""
+    """The network with random numbers everywhere, as a study has it: materialised, traced, proved."""
     case = CASES[where]
     torch.manual_seed(0)
-    model = scramble(case.make())
+    model = randomise(case.make())
     inputs = torch.randn(1, *case.shape, generator=torch.Generator().manual_seed(1))
-    bake(model, Call((inputs,)))
+    materialise(model, Call((inputs,)))
     table = proved_table(model, Call((inputs,)))
     return Traced(model, table, inputs, costs(model, table))
 
@@ -74,7 +74,9 @@ def test_a_cut_is_the_dense_network_with_zeros(where: Where) -> None:
     net = proved(where)
     for seed, policy in enumerate(policies(net)):
         kept = net.kept(policy, seed)
-        apart = difference(cut(net.model, net.table, kept), mask(net.model, net.table, kept), net.inputs)
+        apart = difference(
+            cut_channels(net.model, net.table, kept), zero_channels(net.model, net.table, kept), net.inputs
+        )
         assert apart <= RELATIVE, (policy.tolist(), apart)
 
 
@@ -83,7 +85,7 @@ def test_costs_are_what_can_be_counted(where: Where) -> None:
     """Multiply-adds as torch's counter sees them, parameters and bytes, for any policy, exactly."""
     net = proved(where)
     for seed, policy in enumerate(policies(net)):
-        small = cut(net.model, net.table, net.kept(policy, seed))
+        small = cut_channels(net.model, net.table, net.kept(policy, seed))
         said = {unit: float(cost(torch.from_numpy(policy)[None])) for unit, cost in net.costs.items()}
         assert said == {
             "macs": count_cut_macs(small, net.inputs),
@@ -100,7 +102,10 @@ def test_a_cut_network_takes_batches(where: Where) -> None:
     three = torch.cat([net.inputs, torch.randn(2, *net.inputs.shape[1:], generator=draw)])
     for seed, policy in enumerate(policies(net)):
         kept = net.kept(policy, seed)
-        assert difference(cut(net.model, net.table, kept), mask(net.model, net.table, kept), three) <= RELATIVE
+        assert (
+            difference(cut_channels(net.model, net.table, kept), zero_channels(net.model, net.table, kept), three)
+            <= RELATIVE
+        )
 
 
 @every_network
@@ -110,7 +115,7 @@ def test_a_cut_network_comes_back_bit_for_bit(tmp_path: Path, where: Where) -> N
     file, kind = where
     source = ModelSource(f"tests.surgery.{file}:make", options={"kind": kind})
     for number, policy in enumerate((net.table.space.low, random_policy(net.table, 3))):
-        small = cut(net.model, net.table, net.kept(policy))
+        small = cut_channels(net.model, net.table, net.kept(policy))
         save_network(tmp_path / str(number), small, source, tuple(net.inputs.shape[1:]))
         loaded = load_network(tmp_path / str(number))
         with torch.no_grad():
@@ -132,7 +137,7 @@ def test_integers_follow_the_channels(where: Where) -> None:
     for seed in range(POLICIES):
         policy = random_policy(net.table, seed)
         left = dict(zip(names, policy.tolist(), strict=True))
-        small = cut(net.model, net.table, net.kept(policy, seed))
+        small = cut_channels(net.model, net.table, net.kept(policy, seed))
         for module, attributes in CASES[where].integers.items():
             for attribute, groups in attributes.items():
                 value = getattr(small.get_submodule(module), attribute)
@@ -145,7 +150,7 @@ def test_a_cut_network_trains(where: Where) -> None:
     net = proved(where)
     both = torch.cat([net.inputs, net.inputs.flip(-1)])
     kept = net.kept(np.maximum(random_policy(net.table, 5), net.table.space.step))
-    small, zeroed = cut(net.model, net.table, kept).train(), mask(net.model, net.table, kept).train()
+    small, zeroed = cut_channels(net.model, net.table, kept).train(), zero_channels(net.model, net.table, kept).train()
     assert difference(small, zeroed, both) <= RELATIVE
     reached = []
     for model in (small, zeroed):

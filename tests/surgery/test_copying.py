@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from amc.surgery.cut import named_tensors, with_tensors
+from amc.surgery.cutting import named_tensors, with_tensors
 
 
 class Odd(nn.Module):

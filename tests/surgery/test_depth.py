@@ -7,10 +7,10 @@ from torch import Tensor, nn
 from torch.nn.functional import relu
 
 from amc.cost.counts import macs_by_module
-from amc.surgery.cut import cut
+from amc.surgery.cutting import cut_channels
 from amc.surgery.proof import proved_table
 from amc.zoo.call import Call
-from tests.surgery.networks import Traced, costs, known, scramble
+from tests.surgery.networks import Traced, costs, known, randomise
 
 
 class Residual(nn.Module):
@@ -35,7 +35,7 @@ class Residual(nn.Module):
 @pytest.fixture(scope="module")
 def net() -> Traced:
     torch.manual_seed(0)
-    model, inputs = scramble(Residual()), torch.randn(1, 3, 8, 8)
+    model, inputs = randomise(Residual()), torch.randn(1, 3, 8, 8)
     table = proved_table(model, Call((inputs,)))
     return Traced(model, table, inputs, costs(model, table))
 
@@ -55,8 +55,8 @@ def test_branches_may_go_and_the_trunk_may_not(net: Traced) -> None:
 
 def test_without_its_inner_channels_a_block_is_its_identity_path(net: Traced) -> None:
     """The network without a block computes what one computes that never had it, bit for bit."""
-    small = cut(net.model, net.table, net.kept(without(net, "inner.1")))
-    shorter = scramble(Residual())
+    small = cut_channels(net.model, net.table, net.kept(without(net, "inner.1")))
+    shorter = randomise(Residual())
     shorter.load_state_dict(net.model.state_dict())
     for part in (shorter.inner, shorter.norms, shorter.outer):
         del part[1]
@@ -70,7 +70,7 @@ def test_a_block_that_is_gone_costs_nothing(net: Traced) -> None:
     shares = macs_by_module(net.table, torch.from_numpy(policy)[None])
     gone = [name for name in shares if name.startswith(("inner", "outer"))]
     assert len(gone) == 4 and all(float(shares[name]) == 0 for name in gone)
-    small = cut(net.model, net.table, net.kept(policy))
+    small = cut_channels(net.model, net.table, net.kept(policy))
     assert (
         sum(parameter.numel() for part in (small.inner, small.norms, small.outer) for parameter in part.parameters())
         == 0
@@ -79,14 +79,14 @@ def test_a_block_that_is_gone_costs_nothing(net: Traced) -> None:
 
 def test_all_branches_may_go_at_once(net: Traced) -> None:
     """The smallest policy of all runs, and its answer depends on the input."""
-    small = cut(net.model, net.table, net.kept(net.table.space.low))
+    small = cut_channels(net.model, net.table, net.kept(net.table.space.low))
     with torch.no_grad():
         assert not torch.equal(small(net.inputs), small(-net.inputs))
 
 
 def test_what_is_left_of_a_block_trains(net: Traced) -> None:
     """Every parameter, an empty one too, gets a gradient of its own shape."""
-    small = cut(net.model, net.table, net.kept(without(net, "inner.0"))).train()
+    small = cut_channels(net.model, net.table, net.kept(without(net, "inner.0"))).train()
     small(torch.cat([net.inputs, -net.inputs])).square().sum().backward()
     assert all(p.grad is not None and p.grad.shape == p.shape for p in small.parameters())
 
@@ -100,4 +100,4 @@ def test_blocks_of_real_networks_may_go() -> None:
         assert not table.groups[0].removable
         policy = table.space.low
         proved = Traced(net.model, table, net.inputs, costs(net.model, table))
-        assert cut(net.model, table, proved.kept(policy))(net.inputs).shape == (1, 10)
+        assert cut_channels(net.model, table, proved.kept(policy))(net.inputs).shape == (1, 10)

@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from amc.job.dense import trace_groups
-from amc.job.recipe import load_recipe
+from amc.surgery.grouping import trace_groups
 from amc.zoo.call import Call
 from tests.surgery.transformers import HEAD_WIDTH, HEADS, WIDTH, Fused
 
@@ -39,7 +38,7 @@ class Reader(nn.Module):
 def test_all_that_follows_a_lookup_of_tokens_can_be_cut(kind: str) -> None:
     """The embedding, heads, their width and the MLP; heads and MLP may go whole, which takes other tokens to tell."""
     tokens = torch.randint(20, (1, 11), generator=torch.Generator().manual_seed(0))
-    table = trace_groups(Reader(LOOKUPS[kind]).eval(), Call((tokens,)), load_recipe())
+    table = trace_groups(Reader(LOOKUPS[kind]).eval(), Call((tokens,)))
     sizes = {group.name.partition("#")[0]: group.size for group in table.groups}
     assert sizes == {"attn.proj": WIDTH, "attn.qkv:heads": HEADS, "attn.qkv:width": HEAD_WIDTH, "fc1": 32}
     assert {group.name for group in table.groups if group.removable} == {"attn.qkv:heads", "fc1"}

@@ -89,7 +89,7 @@ FIRST: dict[str, Callable[[], nn.Module]] = {
 NORMS = LAST | FIRST
 
 
-def drawn(name: str, seed: int) -> tuple[nn.Module, Tensor]:
+def with_random_constants(name: str, seed: int) -> tuple[nn.Module, Tensor]:
     """A norm with random parameters, and an input for it, some of it as small as eps."""
     draw = torch.Generator().manual_seed(seed)
     module = NORMS[name]().eval()
@@ -112,7 +112,7 @@ def cut(module: nn.Module, kept: Tensor) -> nn.Module:
 
 def narrowed(name: str, kept: Tensor, seed: int) -> tuple[nn.Module, nn.Module, Tensor, Tensor, int]:
     """The dense norm, the narrow one, the dense one's masked input, the narrow one's, the channel dimension."""
-    module, inputs = drawn(name, seed)
+    module, inputs = with_random_constants(name, seed)
     dim = inputs.ndim - 1 if name in LAST else 1
     rule = norm_rule(module)
     small = cut(module, kept)

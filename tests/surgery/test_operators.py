@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from amc.surgery.operators.sizes import reshaped
-from amc.surgery.record import NONE, Factor, Labels, Record
-from amc.surgery.tracing import Tracer
+from amc.surgery.trace_record import NONE, Factor, Labels, TraceRecord
+from amc.surgery.tracer import Tracer
 
 SIZES = st.sampled_from([(12,), (3, 4), (2, 6), (6, 2), (2, 3, 2), (4, 3), (1, 12), (12, 1), (2, 1, 6)])
 
@@ -85,12 +85,12 @@ def test_labels_go_where_numbers_go(name: str) -> None:
     tracer = Tracer(nn.Module())
     slots = tracer.record.axis("x", 1, 12)
     x = torch.from_numpy(slots.astype(np.float32)).view(1, 12, 1, 1).expand(2, 12, 2, 4).contiguous()
-    tracer.labels[x] = Labels((Factor((1,), slots),))
+    tracer.state.labels[x] = Labels((Factor((1,), slots),))
     with torch.no_grad(), tracer:
         results = MOVES[name](x)
     together = joined(tracer.record)
     for result in results if isinstance(results, (tuple, list)) else [results]:
-        factors = list(tracer.of(result).factors)
+        factors = list(tracer.state.of(result).factors)
         assert len(factors) == 1
         told = spread(factors, tuple(result.shape)).reshape(-1).tolist()
         held = result.reshape(-1).to(torch.int64).tolist()
@@ -98,7 +98,7 @@ def test_labels_go_where_numbers_go(name: str) -> None:
         assert [together.get(slot, slot) for slot in told] == [together.get(slot, slot) for slot in held]
 
 
-def joined(record: Record) -> dict[int, int]:
+def joined(record: TraceRecord) -> dict[int, int]:
     """Each slot -> the first of those it leaves with."""
     first: dict[int, int] = {}
     for _ in range(record.total):

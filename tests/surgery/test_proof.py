@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from amc.surgery.cut import cut, mask
+from amc.surgery.cutting import cut_channels, zero_channels
 from amc.surgery.proof import proved_table
 from amc.system.errors import ModelError
 from amc.zoo.call import Call
 from tests.surgery.compositions import Net
-from tests.surgery.networks import Traced, scramble
+from tests.surgery.networks import Traced, randomise
 from tests.surgery.transformers import CASES
 from tests.surgery.traps import Does
 
@@ -93,13 +93,13 @@ def test_outputs_of_any_form_are_proved_whole() -> None:
     """Tensors in tuples and dictionaries keep their channels, and each is equal to that of zeroing."""
     torch.manual_seed(0)
     call = Call(({"picture": torch.randn(1, 3, 8, 8)},), {"scale": torch.ones(1, 1)})
-    model = scramble(Named())
+    model = randomise(Named())
     table = proved_table(model, call)
     assert {group.name: group.size for group in table.groups} == {"a": 16, "b": 12}
     assert {frozen.name for frozen in table.frozen} == {"c", "fc"}
     kept = Traced(model, table, torch.empty(0), {}).kept(table.space.step)
     with torch.no_grad():
-        (left, found), (right, expected) = (call.on(make(model, table, kept)) for make in (cut, mask))
+        (left, found), (right, expected) = (call.on(make(model, table, kept)) for make in (cut_channels, zero_channels))
     torch.testing.assert_close(left, right, rtol=0, atol=2e-5 * float(right.abs().max()))
     torch.testing.assert_close(found["map"], expected["map"], rtol=0, atol=2e-5 * float(expected["map"].abs().max()))
     assert found["count"] == 3

@@ -14,11 +14,10 @@ import pytest
 import torch
 from torch import nn
 
-from amc.job.dense import trace_groups
 from amc.job.recipe import load_recipe
-from amc.surgery.cut import cut, named_tensors
-from amc.surgery.isolated import trace_apart
-from amc.surgery.table import kept_units, ranks, unit_scores
+from amc.surgery.channel_table import channel_scores, kept_channels, ranks
+from amc.surgery.cutting import cut_channels, named_tensors
+from amc.surgery.grouping import trace_groups, trace_isolated
 from amc.system.errors import DataError, ModelError
 from amc.system.isolation import GRACE_SECONDS, LimitExceeded, Limits, isolated
 from amc.zoo.call import Call
@@ -148,14 +147,17 @@ def test_a_table_traced_apart_is_the_same() -> None:
     """What comes back from the child cuts as what is traced here does, and the network itself is baked alike."""
     recipe, example = load_recipe(None), Call((torch.randn(1, 3, 32, 32),))
     here, there = (build_model("resnet20", in_channels=3) for _ in range(2))
-    ours, theirs = trace_groups(here, example, recipe), trace_apart(there, example, recipe)
+    ours, theirs = (
+        trace_groups(here, example, recipe.model.ignore, recipe.surgery.step),
+        trace_isolated(there, example, recipe.model.ignore, recipe.surgery.step, recipe.surgery.limits),
+    )
     assert ours.groups == theirs.groups and ours.frozen == theirs.frozen
-    assert np.array_equal(ours.unit_group, theirs.unit_group)
+    assert np.array_equal(ours.channel_group, theirs.channel_group)
     policy = ours.space.nearest(ours.space.high * 0.5)
-    kept = kept_units(ours, ranks(ours, unit_scores(ours, named_tensors(here))), policy)
+    kept = kept_channels(ours, ranks(ours, channel_scores(ours, named_tensors(here))), policy)
     call = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
-        assert torch.equal(cut(here, ours, kept)(call), cut(there, theirs, kept)(call))
+        assert torch.equal(cut_channels(here, ours, kept)(call), cut_channels(there, theirs, kept)(call))
 
 
 def test_a_trace_that_takes_too_long_is_one_line() -> None:
@@ -163,5 +165,5 @@ def test_a_trace_that_takes_too_long_is_one_line() -> None:
     recipe = load_recipe(None, {"surgery.trace_seconds": 0.5})
     model = unruly.slow()
     with pytest.raises(LimitExceeded, match=r"within 0\.5 s"):
-        trace_apart(model, Call((INPUTS,)), recipe)
+        trace_isolated(model, Call((INPUTS,)), recipe.model.ignore, recipe.surgery.step, recipe.surgery.limits)
     assert isinstance(model, nn.Module)

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
 from amc.cli import commands as cli
-from amc.cost.counts import count_cut_macs
 from amc.job.compress import compress
 from amc.job.dense import example_call
 from amc.job.recipe import load_recipe
 from amc.job.verify import verify
-from amc.surgery.recovery import reestimate_batchnorm
+from amc.surgery.flop_counter import count_cut_macs
+from amc.surgery.folding import reestimate_batchnorm
 from amc.system.device import Compute
 from amc.system.errors import AmcError, ModelError, UsageError
 from amc.train.evaluation import evaluate, paired_difference

@@ -23,7 +23,7 @@ from amc.cascade.pool import BATCH, Pool
 from amc.cascade.students import ConvStudent, ConvStudents, small_students, width_for
 from amc.cascade.votes import fit_votes
 from amc.cascade.weak_learner import batches_without_end
-from amc.cost.counts import count_cut_macs
+from amc.surgery.flop_counter import count_cut_macs
 from amc.system.device import Compute
 from amc.system.progress import Progress, Silent
 from amc.train.settings import Schedule

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from amc.bench.search_methods.widths import PeerFailed, policy_left
 from amc.job.dense import Dense
+from amc.surgery.channel_table import SUFFIXES
 from amc.surgery.layers import LAYERS
-from amc.surgery.table import SUFFIXES
 from amc.system.factory import one_line
 from amc.system.isolation import is_out_of_memory
 from amc.zoo.call import Call, float_tensors
@@ -122,9 +122,11 @@ class TorchPruning:
         table, found = self.dense.table, {}
         heads = {index for index, group in enumerate(table.groups) if group.name.endswith(HEADS)}
         for name, module in modules.items():
-            for owner in table.owners.get(f"{name}.weight", {}).get(0, ()) if isinstance(module, LAYERS) else ():
-                units = np.unique(owner[owner >= 0])
-                if len(units) and heads.issuperset(table.unit_group[units].tolist()):
+            for index_map in (
+                table.index_maps.get(f"{name}.weight", {}).get(0, ()) if isinstance(module, LAYERS) else ()
+            ):
+                units = np.unique(index_map[index_map >= 0])
+                if len(units) and heads.issuperset(table.channel_group[units].tolist()):
                     found[module] = len(units)
         return found
 

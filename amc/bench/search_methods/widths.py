@@ -7,9 +7,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from amc.job.dense import Dense
-from amc.surgery.cut import named_tensors
-from amc.surgery.table import SUFFIXES
-from amc.surgery.units import KEPT
+from amc.surgery.channel_table import SUFFIXES
+from amc.surgery.coupled_channels import KEPT
+from amc.surgery.cutting import named_tensors
 from amc.system.errors import ModelError
 from amc_search import Policies
 
@@ -42,13 +42,15 @@ def kept_fractions(dense: Dense, pruned: nn.Module) -> NDArray[np.float64]:
     table, left = dense.table, named_tensors(pruned)
     alone: list[list[float]] = [[] for _ in table.groups]
     shared: list[list[float]] = [[] for _ in table.groups]
-    for name, axes in table.owners.items():
+    for name, axes in table.index_maps.items():
         if name not in left or left[name].ndim <= max(axes):
             raise PeerFailed(f"a pruned network must keep its tensors, but {name} is gone or has other dimensions")
-        for dim, owners in axes.items():
-            owned = np.logical_or.reduce([owner != KEPT for owner in owners])
+        for dim, index_maps in axes.items():
+            owned = np.logical_or.reduce([index_map != KEPT for index_map in index_maps])
             share = (left[name].shape[dim] - (~owned).sum()) / owned.sum()
-            groups = np.unique(np.concatenate([table.unit_group[owner[owner != KEPT]] for owner in owners]))
+            groups = np.unique(
+                np.concatenate([table.channel_group[index_map[index_map != KEPT]] for index_map in index_maps])
+            )
             for group in groups:
                 (alone if len(groups) == 1 else shared)[group].append(float(share))
     found = np.ones(len(table.groups))

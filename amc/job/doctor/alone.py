@@ -5,7 +5,6 @@ from __future__ import annotations
 from amc.job.doctor.record import Record, examine_or_say_why, failure, subject_of
 from amc.job.doctor.sweep import examine_apart
 from amc.job.recipe import Recipe
-from amc.surgery.isolated import trace_limits
 from amc.system.errors import GateFailed, ModelError
 
 
@@ -24,7 +23,7 @@ def diagnose(recipe: Recipe, input_shape: str | None, *, explicit_data: bool) ->
         return examine_or_say_why(recipe, subject_of(recipe, input_shape, explicit_data=explicit_data))
 
     try:
-        return examine_apart(work, trace_limits(recipe))
+        return examine_apart(work, recipe.surgery.limits)
     except ModelError as error:  # a limit, or the end of the process
         return failure(recipe, None, error)
 

@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from amc.cost.counts import ProductCost, count_cut_macs
+from amc.cost.counts import ProductCost
 from amc.release.archive import load_network, save_network
-from amc.surgery.cut import cut, mask
-from amc.surgery.numbers import settle
-from amc.surgery.table import OwnerTable, kept_units, ranks
+from amc.surgery.channel_table import ChannelTable, kept_channels, ranks
+from amc.surgery.cutting import cut_channels, zero_channels
+from amc.surgery.flop_counter import count_cut_macs
+from amc.surgery.random_parameters import normalise_activations
 from amc.system.factory import one_line
 from amc.system.isolation import is_out_of_memory
 from amc.zoo.call import Call, float_tensors
@@ -40,7 +41,7 @@ PARTS = ("shape", "cost", "equal", "saved")
 def check_policies(
     model: nn.Module,
     source: ModelSource,
-    table: OwnerTable,
+    table: ChannelTable,
     costs: Mapping[str, ProductCost],
     call: Call,
     seed: int = 0,
@@ -77,18 +78,18 @@ def _check(
     rng: np.random.Generator,
     model: nn.Module,
     source: ModelSource,
-    table: OwnerTable,
+    table: ChannelTable,
     costs: Mapping[str, ProductCost],
     call: Call,
 ) -> dict[str, Any]:
-    kept = kept_units(table, ranks(table, torch.from_numpy(rng.random(len(table.unit_group)))), policy)
+    kept = kept_channels(table, ranks(table, torch.from_numpy(rng.random(len(table.channel_group)))), policy)
     predicted = {unit: float(cost(torch.from_numpy(policy)[None].double())) for unit, cost in costs.items()}
     record: dict[str, Any] = {"policy": kind, "macs": predicted["macs"], **dict.fromkeys(PARTS, False)}
     record |= {"difference": None, "ok": False, "reason": None}
     wrong: list[str] = []
     try:
-        zeroed = settle(mask(model, table, kept), call)
-        small = cut(zeroed, table, kept)
+        zeroed = normalise_activations(zero_channels(model, table, kept), call)
+        small = cut_channels(zeroed, table, kept)
         output, wanted = _outputs(small, call), _outputs(zeroed, call)
         record["shape"] = _shapes(output) == _shapes(wanted)
         if not record["shape"]:

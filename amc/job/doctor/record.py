@@ -10,12 +10,13 @@ from typing import Any
 import torch
 
 from amc.cost.counts import count_bytes, count_macs, count_params
-from amc.job.dense import load_model, trace_groups
+from amc.job.dense import load_model
 from amc.job.doctor.checks import EXAMPLES, check_policies, check_summary
 from amc.job.doctor.zoo import Entry
 from amc.job.recipe import Recipe, load_recipe
 from amc.job.rounding import settled
-from amc.surgery.numbers import scramble
+from amc.surgery.grouping import trace_groups
+from amc.surgery.random_parameters import randomise
 from amc.system.device import Compute
 from amc.system.errors import AmcError, ModelError, UsageError
 from amc.system.isolation import is_out_of_memory
@@ -64,12 +65,12 @@ def examine(recipe: Recipe, subject: Subject) -> Record:
         ModelError: the network cannot be built, traced or cut.
     """
     source, model = load_model(recipe, subject.classes, subject.shape)
-    scramble(model)
+    randomise(model)
     if recipe.surgery.round_to == "auto":
         example, compute = subject.examples(1, recipe.seed), Compute.detect()
         recipe = settled(recipe, compute.place(model), example.to(compute.device), compute, _tell)
     start = perf_counter()
-    table = trace_groups(model, subject.examples(1, recipe.seed), recipe)
+    table = trace_groups(model, subject.examples(1, recipe.seed), recipe.model.ignore, recipe.surgery.step)
     seconds = perf_counter() - start
     costs = {
         "macs": count_macs(table),

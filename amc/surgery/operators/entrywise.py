@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from amc.surgery.operators.registry import RULES, aligned, rule
-from amc.surgery.record import Factor, Labels
-
-if TYPE_CHECKING:
-    from amc.surgery.tracing import Operation
+from amc.surgery.trace_record import Factor, Labels
+from amc.surgery.trace_state import Operation
 
 
 def any_pointwise(call: Operation) -> None:
@@ -42,7 +39,7 @@ RULES.update(dict.fromkeys(ENTRYWISE.split(), any_pointwise))
        "new_ones", "new_full", "new_empty", "new_empty_strided", "empty_strided", "tril_indices", "triu_indices",
        "randint", "randperm", "bernoulli")  # fmt: skip
 def _made(call: Operation) -> None:
-    call.tracer.labels[call.out] = Labels(pliant=True, parametric=True)
+    call.state.labels[call.out] = Labels(pliant=True, parametric=True)
 
 
 @rule("_local_scalar_dense", "is_same_size", "equal", "_has_compatible_shallow_copy_type", "fill", "zero", "set_",

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor
 
 from amc.surgery.operators.registry import dim_of, note_sizes, rule
-from amc.surgery.record import NONE, Factor, Operand, Slots
-
-if TYPE_CHECKING:
-    from amc.surgery.tracing import Operation
+from amc.surgery.trace_record import NONE, Factor, Operand, Slots
+from amc.surgery.trace_state import Operation
 
 
 @rule("select")
@@ -51,7 +48,7 @@ def _slice(call: Operation) -> None:
     start = call.arg("start") or 0
     step = call.arg("step", 1) or 1
     start = max(0, start + before.shape[dim] if start < 0 else start)
-    if call.tracer.asking and step == 1:  # its bounds follow what is left
+    if call.state.patchable and step == 1:  # its bounds follow what is left
         return _free_part(call, before, after, dim, np.arange(start, start + after.shape[dim]))
     _part(call, before, after, dim, np.arange(start, start + step * after.shape[dim], step))
 
@@ -62,7 +59,7 @@ def _split(call: Operation) -> None:
     dim = dim_of(call.arg("dim", 0), before.ndim)
     start = 0
     uneven = len({part.shape[dim] for part in call.result}) > 1
-    take = _free_part if call.tracer.asking and uneven else _part
+    take = _free_part if call.state.patchable and uneven else _part
     for part in call.result:
         take(call, before, part, dim, np.arange(start, start + part.shape[dim]))
         start += part.shape[dim]
@@ -178,7 +175,7 @@ def _index(call: Operation) -> None:
     call.record.fix_all(call.of(before), used, f"{call.where} looks it up")
     for index in indices:
         if isinstance(index, Tensor):
-            call.tracer.keep(index, f"{call.where} looks up by it")
+            call.state.keep(index, f"{call.where} looks up by it")
     if used != list(range(used[0], used[-1] + 1)) or any(indices[dim].dtype.is_floating_point for dim in used):
         return call.lost()
     spread = max(indices[dim].ndim for dim in used)

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from amc.surgery.operators.registry import rule
-from amc.surgery.record import NONE, Factor
-
-if TYPE_CHECKING:
-    from amc.surgery.tracing import Operation
-
+from amc.surgery.trace_record import NONE, Factor
+from amc.surgery.trace_state import Operation
 
 POSITIONAL = (
     "_adaptive_avg_pool1d _adaptive_avg_pool2d _adaptive_avg_pool3d _upsample_bicubic2d_aa _upsample_bilinear2d_aa "

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from amc.surgery.narrow_attention import can_narrow_attention
 from amc.surgery.operators.registry import aligned, rule
-from amc.surgery.record import Factor, Operand, Product
-
-if TYPE_CHECKING:
-    from amc.surgery.tracing import Operation
+from amc.surgery.trace_record import Factor, Operand, Product
+from amc.surgery.trace_state import Operation
 
 
 @rule("mm", "bmm", "addmm", "baddbmm", "mv", "addbmm", "dot", "_int_mm", "linear", "matmul")
@@ -27,7 +24,7 @@ def _matmul(call: Operation) -> None:
     b = {0: 0, 1: 2, 2: 3} if batched else {0: 2, 1: 3}
     operands = [_placed(call, left, a, 4), _placed(call, right, b, 4)]
     parametric = [call.of(left).parametric, call.of(right).parametric]
-    factors = call.record.contract(operands, parametric, [2], call.where, call.tracer.module)
+    factors = call.record.contract(operands, parametric, [2], call.where, call.state.module)
     back = {0: 0, 1: 1, 3: 2} if batched else {1: 0, 3: 1}
     factors = [factor.moved(back) for factor in factors]
     if added:
@@ -55,8 +52,8 @@ def _attention(call: Operation) -> None:
     query, key, value = call.args[:3]
     if query.ndim != 4 or query.shape[1] != key.shape[1]:
         return call.lost()
-    module = call.tracer.module
-    own_scale = call.tracer.asking or can_narrow_attention(call.tracer.model.get_submodule(module))
+    module = call.state.module
+    own_scale = call.state.patchable or can_narrow_attention(call.state.model.get_submodule(module))
     if call.arg("scale") is None and not own_scale:
         call.record.fix_all(call.of(query), [3], f"the softmax of {call.where} is scaled by the width it finds")
     # the index space: batch, heads, queries, keys, width of q and k
@@ -92,7 +89,7 @@ def _convolution(call: Operation) -> None:
         ]
         operands[0].sizes = [*operands[0].sizes[:3], positions]
         parametric = [call.of(before).parametric, call.of(weight).parametric]
-        factors = call.record.contract(operands, parametric, [1, 3], call.where, call.tracer.module)
+        factors = call.record.contract(operands, parametric, [1, 3], call.where, call.state.module)
         factors = [factor.moved({0: 0, 2: 1}) for factor in factors]
     if isinstance(bias, Tensor):
         channel = [factor.moved({0: 1}) for factor in call.of(bias).factors]
@@ -109,12 +106,12 @@ def _grouped(call: Operation, before: Tensor, weight: Tensor, groups: int, trans
     if source is None or len(source.dims) > 1 or transposed or target is None or len(target.dims) > 1:
         call.record.fix_all(call.of(before), [1], f"it runs through {call.where}")
         call.record.fix_all(call.of(weight), [0], f"it runs through {call.where}")
-        call.record.products.append(Product(call.tracer.module, positions * weight.shape[0] * before.shape[0], ()))
+        call.record.products.append(Product(call.state.module, positions * weight.shape[0] * before.shape[0], ()))
         return []
     inward, outward = source.slots.reshape(groups, -1), target.slots.reshape(groups, -1)
     call.record.join(outward[:, :1], outward)
     call.record.join(outward[:, :1], inward)
     if call.of(weight).parametric:
         call.record.produced.append(target.slots)
-    call.record.products.append(Product(call.tracer.module, positions * before.shape[0], (target.slots,)))
+    call.record.products.append(Product(call.state.module, positions * before.shape[0], (target.slots,)))
     return [target.moved({0: 1})]

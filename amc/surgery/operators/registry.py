@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from amc.surgery.record import Factor, Operand, Sized
-
-if TYPE_CHECKING:
-    from amc.surgery.tracing import Operation
+from amc.surgery.trace_record import Factor, Operand, Sized
+from amc.surgery.trace_state import Operation
 
 Rule = Callable[["Operation"], None]
 RULES: dict[str, Rule] = {}
@@ -42,4 +39,4 @@ def note_sizes(call: Operation, factors: Sequence[Factor]) -> None:
     """A module's code asked for these sizes; it may hold them in attributes."""
     for factor in factors:
         for dim in factor.dims:
-            call.record.sized.append(Sized(call.tracer.module, factor.first(dim)))
+            call.record.sized.append(Sized(call.state.module, factor.first(dim)))

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from amc.surgery.operators.registry import aligned, dim_of, note_sizes, rule
-from amc.surgery.record import Factor
-
-if TYPE_CHECKING:
-    from amc.surgery.tracing import Operation
+from amc.surgery.trace_record import Factor
+from amc.surgery.trace_state import Operation
 
 
 @rule("view", "_unsafe_view", "_reshape_alias", "reshape")

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from torch import Tensor
 
 from amc.surgery.operators.entrywise import any_pointwise
 from amc.surgery.operators.registry import dim_of, rule
-
-if TYPE_CHECKING:
-    from amc.surgery.tracing import Operation
+from amc.surgery.trace_state import Operation
 
 
 @rule("mean", "sum", "amax", "amin", "max", "min", "var", "std", "var_mean", "std_mean", "linalg_vector_norm", "norm",
@@ -58,7 +54,7 @@ def _batch_norm(call: Operation) -> None:
         if own is not None and factor is not None and len(factor.dims) == 1:
             call.record.join(own.slots, factor.slots)
         elif own is not None:
-            call.tracer.keep(tensor, f"{call.where} scales channels that stay")
+            call.state.keep(tensor, f"{call.where} scales channels that stay")
     if factor is not None and len(factor.dims) > 1:
         call.record.fix(factor, 1, f"{call.where} scales it")
     over = [dim for dim in range(2, before.ndim)]
@@ -77,7 +73,7 @@ def _whole_norm(call: Operation) -> None:
     call.record.fix_all(call.of(before), over, f"{call.where} normalises over it")
     for tensor in call.args[2:4]:
         if isinstance(tensor, Tensor):
-            call.tracer.keep(tensor, f"{call.where} normalises over it")
+            call.state.keep(tensor, f"{call.where} normalises over it")
     call.set(call.of(before).factors, before)
 
 
@@ -95,6 +91,6 @@ def _group_norm(call: Operation) -> None:
         call.record.fix_all(call.of(before), [1], f"{call.where} normalises over it")
         for tensor in call.args[1:3]:
             if isinstance(tensor, Tensor):
-                call.tracer.keep(tensor, f"{call.where} normalises over it")
+                call.state.keep(tensor, f"{call.where} normalises over it")
     call.record.fix_all(call.of(before), range(2, before.ndim), f"{call.where} normalises over it")
     call.set(call.of(before).factors, before)

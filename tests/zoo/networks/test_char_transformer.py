@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from amc.job.dense import trace_groups
 from amc.job.doctor.record import examine_or_say_why, subject_of
 from amc.job.recipe import load_recipe
+from amc.surgery.grouping import trace_groups
 from amc.zoo.networks.example_inputs import example_of, usual_shape
 from amc.zoo.networks.source import ModelSource, build_model
 
@@ -27,7 +27,7 @@ def test_heads_widths_and_branches_of_every_block_can_be_cut() -> None:
     """Each block has its heads, their width and its MLP; the heads and the MLP may go whole; one embedding for all."""
     model = build_model("char_transformer", num_classes=20, size=16, options=SMALL)
     example = example_of("char_transformer", (16,), num_classes=20)
-    groups = {group.name: group for group in trace_groups(model.eval(), example, load_recipe()).groups}
+    groups = {group.name: group for group in trace_groups(model.eval(), example).groups}
     wanted = {"blocks.0.attention.out": 32}
     for block in range(2):
         part = f"blocks.{block}"

@@ -11,7 +11,7 @@ from amc.cascade.exit_archive import load_exits, save_exits
 from amc.cascade.exit_training import ExitSchedule, train_exits
 from amc.cascade.exits import exit_network
 from amc.cascade.recording import record
-from amc.cost.counts import count_cut_macs
+from amc.surgery.flop_counter import count_cut_macs
 from amc.system.device import Compute
 from amc.system.errors import ModelError, UsageError
 from amc.zoo.networks.msdnet import MSDNet, Sizes

@@ -80,18 +80,18 @@ class Sized:
 
 
 @dataclass(frozen=True)
-class Request:
+class TracedRequest:
     """A call by which a module's own code asks for sizes, or scales by a number.
 
     Attributes:
-        place: where in the code it stands, as `resizing.place_in_code`.
-        turn: how often that place had been reached before in the same forward.
+        site: where in the code it stands, as `shape_patches.call_site`.
+        turn: how often that site had been reached before in the same forward.
         sizes: for each size asked for, the slots (size, rest) of the dimension that came out, None where it has none.
         factor: for a call that scales: what the dense network scales by.
     """
 
     module: str
-    place: str
+    site: str
     turn: int
     sizes: tuple[Slots | None, ...]
     factor: float | None
@@ -107,7 +107,7 @@ class Operand:
 
 
 @dataclass
-class Record:
+class TraceRecord:
     """Everything a trace found.
 
     Attributes:
@@ -134,7 +134,7 @@ class Record:
     read: list[Slots] = field(default_factory=list)
     products: list[Product] = field(default_factory=list)
     sized: list[Sized] = field(default_factory=list)
-    requests: list[Request] = field(default_factory=list)
+    requests: list[TracedRequest] = field(default_factory=list)
     inputs: dict[str, Slots] = field(default_factory=dict)
 
     def axis(self, name: str, dim: int, length: int) -> Slots:

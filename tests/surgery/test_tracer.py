@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from amc.surgery.record import Record
-from amc.surgery.table import OwnerTable, build_table
-from amc.surgery.tracing import trace
+from amc.surgery.channel_table import ChannelTable, build_table
+from amc.surgery.trace_record import TraceRecord
+from amc.surgery.tracer import trace
 from amc.system.errors import ModelError
 from amc.zoo.call import Call
 from tests.surgery.compositions import CASES, Net
@@ -18,7 +18,7 @@ from tests.surgery.traps import Does
 PICTURE = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
-def table_of(model: nn.Module) -> OwnerTable:
+def table_of(model: nn.Module) -> ChannelTable:
     return build_table(model, trace(model, PICTURE))
 
 
@@ -35,9 +35,9 @@ def test_every_dimension_of_every_number_has_slots_of_its_own() -> None:
 
 def test_buffers_follow_the_channels_they_meet() -> None:
     """Those of the state dict and those that are not in it."""
-    owners = table_of(CASES["buffers"].make()).owners
-    stem = owners["stem.weight"][0]
-    assert owners["middle.mean"][0] == owners["middle.spread"][1] == stem
+    index_maps = table_of(CASES["buffers"].make()).index_maps
+    stem = index_maps["stem.weight"][0]
+    assert index_maps["middle.mean"][0] == index_maps["middle.spread"][1] == stem
 
 
 def test_a_network_without_modules_of_its_own_is_traced_too() -> None:
@@ -53,7 +53,7 @@ def test_a_network_without_modules_of_its_own_is_traced_too() -> None:
 
     table = table_of(Bare())
     assert [(group.name, group.size) for group in table.groups] == [("first", 12)]
-    assert set(table.owners) == {"first", "second"}
+    assert set(table.index_maps) == {"first", "second"}
 
 
 def test_views_written_in_place_are_followed() -> None:
@@ -79,7 +79,7 @@ def test_a_trace_is_the_same_in_any_mode(mode: bool, grad: bool) -> None:
     assert summary(record) == summary(trace(model.eval(), PICTURE))
 
 
-def summary(record: Record) -> tuple[object, ...]:
+def summary(record: TraceRecord) -> tuple[object, ...]:
     pairs = [(a.tolist(), b.tolist()) for a, b in record.pairs]
     return record.axes, pairs, [(slots.tolist(), text) for slots, text in record.kept], len(record.products)
 

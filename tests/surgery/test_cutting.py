@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 from amc.cost.activations import live_bytes, profile_activations
-from amc.cost.counts import count_cut_macs
-from amc.surgery.cut import cut, cut_tensors, mask, with_tensors
+from amc.surgery.cutting import cut_channels, cut_tensors, with_tensors, zero_channels
 from amc.surgery.fitting import resize_layers
-from amc.surgery.recovery import cut_and_fold, reestimate_batchnorm, take_moments
-from amc.surgery.tracing import trace
-from tests.surgery.networks import SOUND, Traced, assert_cut_is_mask, known, policies, scramble, traced
+from amc.surgery.flop_counter import count_cut_macs
+from amc.surgery.folding import cut_and_fold, reestimate_batchnorm, take_moments
+from amc.surgery.tracer import trace
+from tests.surgery.networks import SOUND, Traced, assert_cut_is_mask, known, policies, randomise, traced
 
 FEW = settings(max_examples=12, deadline=None)
 NETWORKS = ("resnet20", "resnet18", "mobilenet_v2", "densenet121")
@@ -49,7 +49,7 @@ def test_every_kind_of_layer_is_cut_exactly(name: str) -> None:
     """Small networks, one trap each: the groups expected, cut equal to zeroing, costs equal to counts."""
     make, groups = SOUND[name]
     torch.manual_seed(0)
-    net = traced(scramble(make()), (3, 8, 8) if name == "flattened" else (3, 12, 12))
+    net = traced(randomise(make()), (3, 8, 8) if name == "flattened" else (3, 12, 12))
     assert len(net.table.groups) == groups
 
     @settings(max_examples=6, deadline=None)
@@ -70,7 +70,7 @@ def test_peak_activations_are_those_of_the_cut_network(name: str) -> None:
     @settings(max_examples=6, deadline=None)
     @given(policies(net.table), st.integers(0, 99))
     def check(policy: np.ndarray, seed: int) -> None:  # type: ignore[type-arg]
-        small = cut(net.model, net.table, net.kept(policy, seed))
+        small = cut_channels(net.model, net.table, net.kept(policy, seed))
         assert float(cost(torch.from_numpy(policy)[None])) == max(live_bytes(small, net.inputs.clone()))
 
     check()
@@ -80,7 +80,7 @@ def test_peak_activations_are_those_of_the_cut_network(name: str) -> None:
 def test_the_dense_policy_changes_nothing(name: str) -> None:
     """Keeping everything gives the same output bit for bit, in tensors of its own."""
     net = known(name)
-    same = cut(net.model, net.table, net.kept(net.table.space.high))
+    same = cut_channels(net.model, net.table, net.kept(net.table.space.high))
     with torch.no_grad():
         assert torch.equal(same(net.inputs), net.model(net.inputs))
     theirs = {tensor.data_ptr() for tensor in net.model.state_dict().values()}
@@ -93,7 +93,7 @@ def test_a_cut_keeps_devices_formats_flags_and_modes() -> None:
     model = copy.deepcopy(net.model).to(dtype=torch.float64, memory_format=torch.channels_last)
     model.bn1.train()
     model.layer1.requires_grad_(False)
-    small = cut(model, net.table, net.kept(net.table.space.low))
+    small = cut_channels(model, net.table, net.kept(net.table.space.low))
     assert small.bn1.training and not small.training
     assert {name for name, p in small.named_parameters() if not p.requires_grad} == {
         name for name, p in model.named_parameters() if not p.requires_grad
@@ -127,7 +127,7 @@ def test_the_users_network_is_left_as_it_was_found() -> None:
     batches = [(torch.randn(8, 3, 16, 16), torch.zeros(8)) for _ in range(2)]
     moments = take_moments(model, net.table, batches)
     small = cut_and_fold(model, net.table, kept, moments)
-    cut(model, net.table, kept), mask(model, net.table, kept)
+    cut_channels(model, net.table, kept), zero_channels(model, net.table, kept)
     reestimate_batchnorm(small, batches)
     profile_activations(model, net.table, (3, 16, 16))
     after = state_of(model)
@@ -140,7 +140,7 @@ def test_training_a_cut_leaves_the_dense_network_alone() -> None:
     """A cut shares no storage with the dense network: a step on one is not seen in the other."""
     net = known("resnet20")
     before = {name: tensor.clone() for name, tensor in net.model.state_dict().items()}
-    small = cut(net.model, net.table, net.kept(net.table.space.low)).train()
+    small = cut_channels(net.model, net.table, net.kept(net.table.space.low)).train()
     small(net.inputs).sum().backward()
     with torch.no_grad():
         for parameter in small.parameters():
@@ -150,8 +150,8 @@ def test_training_a_cut_leaves_the_dense_network_alone() -> None:
 
 def test_a_shared_parameter_goes_on_being_shared() -> None:
     """Two modules that hold one parameter hold one parameter after the cut, too."""
-    net = traced(scramble(SOUND["tied"][0]()), (3, 12, 12))
-    small = cut(net.model, net.table, net.kept(net.table.space.low))
+    net = traced(randomise(SOUND["tied"][0]()), (3, 12, 12))
+    small = cut_channels(net.model, net.table, net.kept(net.table.space.low))
     assert small.b.weight is small.c.weight and small.b.weight is not net.model.b.weight
 
 
@@ -159,7 +159,7 @@ def test_module_integers_follow_their_tensors() -> None:
     """After a cut every module's own widths agree with its tensors, so nothing is left to resize."""
     for name in ("resnext50_32x4d", "mobilenet_v2"):
         net = known(name)
-        small = cut(net.model, net.table, net.kept(net.table.space.low))
+        small = cut_channels(net.model, net.table, net.kept(net.table.space.low))
         before = {path: dict(vars(module)) for path, module in small.named_modules()}
         resize_layers(small.modules())
         assert before == {path: dict(vars(module)) for path, module in small.named_modules()}
@@ -171,7 +171,7 @@ def test_the_same_cut_twice_is_the_same_network() -> None:
     """A cut depends on nothing but its arguments."""
     net = known("mobilenet_v2")
     kept = net.kept(net.table.space.nearest(net.table.space.high / 2))
-    one, two = cut(net.model, net.table, kept), cut(net.model, net.table, kept)
+    one, two = cut_channels(net.model, net.table, kept), cut_channels(net.model, net.table, kept)
     assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True))
     again = with_tensors(net.model, cut_tensors(dict(net.model.state_dict()), net.table, kept))
     assert torch.equal(again(net.inputs), one(net.inputs))

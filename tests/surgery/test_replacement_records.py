@@ -8,7 +8,11 @@ from timm.layers import LayerNorm2d
 from timm.layers.std_conv import ScaledStdConv2dSame
 from torch import Tensor, nn
 
-from amc.surgery.standins import bake, can_narrow, narrow_attention, narrow_norm, record, restore, vanish
+from amc.surgery.empty_branch import replace_if_empty
+from amc.surgery.materialised import materialise
+from amc.surgery.narrow_attention import narrow_attention
+from amc.surgery.narrow_norm import narrow_norm
+from amc.surgery.replacement_records import replacement_record, restore_replacement
 from amc.system.errors import ModelError
 from tests.surgery.exactness import assert_exact
 
@@ -40,7 +44,7 @@ def networks() -> tuple[Any, Any]:
     dense: Any = Hybrid().eval()
     for parameter in dense.parameters():
         nn.init.normal_(parameter, std=0.5)
-    bake(dense, torch.randn(1, 3, 12, 12))
+    materialise(dense, torch.randn(1, 3, 12, 12))
     small = copy.deepcopy(dense)
     rows = (HEADS[:, None] * 2 + torch.arange(2)).flatten()
     three, nothing = torch.cat([rows, rows + 8, rows + 16]), torch.arange(0)
@@ -72,7 +76,7 @@ def networks() -> tuple[Any, Any]:
     narrow_norm(small.tokens, 8, None)
     narrow_attention(small.attention, 2, 2, 2**-0.5)
     for module in small.modules():
-        vanish(module)
+        replace_if_empty(module)
     return dense, small
 
 
@@ -86,11 +90,11 @@ def test_a_cut_network_computes_what_the_dense_one_does_with_zeros() -> None:
 def test_a_cut_network_is_rebuilt_from_its_factory_its_records_and_its_tensors() -> None:
     """Records are JSON; applied to the dense skeleton before its tensors are replaced, they give the same network."""
     _, small = networks()
-    records = json.loads(json.dumps({name: record(module) for name, module in small.named_modules()}))
+    records = json.loads(json.dumps({name: replacement_record(module) for name, module in small.named_modules()}))
     assert set(records["stem"]) == {"baked"} and set(records["norm"]) == {"norm"} and records["head"] == {}
     fresh = Hybrid().eval()
     for name, module in fresh.named_modules():
-        restore(module, records[name])
+        restore_replacement(module, records[name])
     for name, value in small.state_dict().items():
         path, _, own = name.rpartition(".")
         module = fresh.get_submodule(path)
@@ -98,7 +102,7 @@ def test_a_cut_network_is_rebuilt_from_its_factory_its_records_and_its_tensors()
         store[own] = nn.Parameter(value) if store is module._parameters else value
     x = torch.randn(2, 3, 12, 12)
     assert torch.equal(fresh(x), small(x))
-    assert {name: record(module) for name, module in fresh.named_modules()} == records
+    assert {name: replacement_record(module) for name, module in fresh.named_modules()} == records
 
 
 def test_a_cut_network_can_be_exported_and_trained() -> None:
@@ -111,21 +115,13 @@ def test_a_cut_network_can_be_exported_and_trained() -> None:
     assert all(parameter.grad is not None for parameter in small.parameters())
 
 
-def test_what_can_be_narrowed_looks_at_all_channels_at_once() -> None:
-    """Norms and attention; layers that only multiply need no stand-in."""
-    assert can_narrow(nn.LayerNorm(8)) and can_narrow(nn.GroupNorm(1, 8)) and can_narrow(nn.MultiheadAttention(8, 2))
-    assert not any(map(can_narrow, (nn.Linear(8, 8), nn.BatchNorm2d(8), nn.MultiheadAttention(8, 2, kdim=3))))
-    _, small = networks()
-    assert can_narrow(small.norm) and can_narrow(small.attention)
-
-
 def test_a_record_of_an_unknown_kind_or_with_unknown_settings_is_refused() -> None:
     """In one line that names it."""
     with pytest.raises(ModelError, match="got 'folded'"):
-        restore(nn.LayerNorm(8), {"folded": {}})
+        restore_replacement(nn.LayerNorm(8), {"folded": {}})
     with pytest.raises(ModelError, match="has no settings"):
-        restore(nn.LayerNorm(8), {"norm": {"width": 3}})
-    with pytest.raises(ModelError, match="are baked into"):
-        restore(nn.Linear(8, 8), {"baked": {"layer": "Sequential", "bias": True}})
+        restore_replacement(nn.LayerNorm(8), {"norm": {"width": 3}})
+    with pytest.raises(ModelError, match="are materialised into"):
+        restore_replacement(nn.Linear(8, 8), {"baked": {"layer": "Sequential", "bias": True}})
     with pytest.raises(ModelError, match="only convolutions and linear layers"):
-        restore(nn.LayerNorm(8), {"baked": {"layer": "Conv2d", "bias": True}})
+        restore_replacement(nn.LayerNorm(8), {"baked": {"layer": "Conv2d", "bias": True}})

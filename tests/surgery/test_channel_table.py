@@ -7,11 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from amc.job.dense import trace_groups
-from amc.job.recipe import Recipe
-from amc.surgery.cut import cut
-from amc.surgery.table import KEPT, build_table, legal_step, ranks, unit_scores
-from amc.surgery.tracing import trace
+from amc.surgery.channel_table import KEPT, build_table, channel_scores, legal_step, ranks
+from amc.surgery.cutting import cut_channels
+from amc.surgery.grouping import trace_groups
+from amc.surgery.tracer import trace
 from amc.system.errors import ModelError
 from tests.surgery.networks import (
     SOUND,
@@ -23,7 +22,7 @@ from tests.surgery.networks import (
     costs,
     known,
     random_policy,
-    scramble,
+    randomise,
     traced,
 )
 
@@ -56,7 +55,7 @@ def test_no_rounding_ever_keeps_a_group_whole_or_empties_it(round_to: int) -> No
     net = known("resnet18")
     table = build_table(net.model, trace(net.model, net.inputs), round_to)
     assert (0 < table.space.low).all() and (table.space.low * 8 <= table.space.high).all()
-    small = cut(net.model, table, Traced(net.model, table, net.inputs, {}).kept(table.space.low))
+    small = cut_channels(net.model, table, Traced(net.model, table, net.inputs, {}).kept(table.space.low))
     assert small.conv1.out_channels == table.space.low[0]
 
 
@@ -74,7 +73,7 @@ def test_grouped_convolutions_lose_whole_blocks() -> None:
     net = known("resnext50_32x4d")
     block = next(group for group in net.table.groups if group.name == "layer1.0.conv1")
     assert block.granularity == 4 and block.size == 128
-    small = cut(net.model, net.table, net.kept(net.table.space.nearest(net.table.space.high / 2)))
+    small = cut_channels(net.model, net.table, net.kept(net.table.space.nearest(net.table.space.high / 2)))
     assert small.layer1[0].conv2.groups == 16 and small.layer1[0].conv2.out_channels == 64
 
 
@@ -85,7 +84,7 @@ def test_coupled_layers_share_one_coordinate() -> None:
     assert {"conv1", "bn1", "layer1.0.conv2", "layer1.1.conv2", "layer2.0.downsample.0"} <= set(stream.layers)
     policy = net.table.space.high.copy()
     policy[0] = 24
-    small = cut(net.model, net.table, net.kept(policy))
+    small = cut_channels(net.model, net.table, net.kept(policy))
     writers = (small.conv1, small.layer1[0].conv2, small.layer1[1].conv2)
     assert [layer.out_channels for layer in writers] == [24, 24, 24]
 
@@ -96,8 +95,8 @@ def test_traces_do_not_remember_other_networks() -> None:
     trace(SOUND["grouped"][0](), torch.randn(1, 3, 12, 12))
     again = build_table(net.model, trace(net.model, net.inputs))
     assert again.groups == net.table.groups and again.frozen == net.table.frozen
-    for name, axes in net.table.owners.items():
-        assert all(np.array_equal(owners, again.owners[name][dim]) for dim, owners in axes.items())
+    for name, axes in net.table.index_maps.items():
+        assert all(np.array_equal(index_maps, again.index_maps[name][dim]) for dim, index_maps in axes.items())
 
 
 @pytest.mark.parametrize("name", [name for name, _ in GROUPS])
@@ -105,9 +104,9 @@ def test_the_classifier_keeps_its_outputs(name: str) -> None:
     """No policy touches the network's outputs, and the table says why (trap 5)."""
     net = known(name)
     last = [path for path, module in net.model.named_modules() if isinstance(module, nn.Linear)][-1]
-    assert 0 not in net.table.owners.get(f"{last}.weight", {}) and f"{last}.bias" not in net.table.owners
+    assert 0 not in net.table.index_maps.get(f"{last}.weight", {}) and f"{last}.bias" not in net.table.index_maps
     assert last in {frozen.name for frozen in net.table.frozen}
-    assert cut(net.model, net.table, net.kept(net.table.space.low))(net.inputs).shape == (1, 10)
+    assert cut_channels(net.model, net.table, net.kept(net.table.space.low))(net.inputs).shape == (1, 10)
 
 
 @pytest.mark.parametrize(("name", "groups"), GROUPS)
@@ -115,7 +114,7 @@ def test_networks_have_the_groups_they_should(name: str, groups: int) -> None:
     """As many groups as they should, outputs apart, each with a name of its own and a size it can divide."""
     net = known(name)
     assert len(names(net)) == groups == len(set(names(net)))
-    assert np.bincount(net.table.unit_group).tolist() == [g.size // g.granularity for g in net.table.groups]
+    assert np.bincount(net.table.channel_group).tolist() == [g.size // g.granularity for g in net.table.groups]
 
 
 @pytest.mark.parametrize("frozen", ["all", "stem", "none"])
@@ -132,7 +131,7 @@ def test_frozen_parameters_hide_no_group(frozen: str) -> None:
 
 def test_subclasses_are_layers_too() -> None:
     """A convolution of a derived class is cut and counted as any other (trap 7)."""
-    derived, plain = (traced(scramble(SOUND[name][0]()), (3, 12, 12)) for name in ("subclass", "stream"))
+    derived, plain = (traced(randomise(SOUND[name][0]()), (3, 12, 12)) for name in ("subclass", "stream"))
     assert derived.table.groups == plain.table.groups
     policy = torch.from_numpy(plain.table.space.low)[None]
     assert all(float(derived.costs[unit](policy)) == float(cost(policy)) for unit, cost in plain.costs.items())
@@ -142,8 +141,8 @@ def test_subclasses_are_layers_too() -> None:
 def test_what_cannot_be_followed_stays_with_a_reason(name: str) -> None:
     """Networks with layers that cannot be cut: the groups left are cut exactly, the others are frozen and say why."""
     torch.manual_seed(0)
-    model = scramble(UNSOUND[name]())
-    table = trace_groups(model, (3, 12, 12), Recipe())
+    model = randomise(UNSOUND[name]())
+    table = trace_groups(model, (3, 12, 12))
     reasons = {frozen.name: frozen.reason for frozen in table.frozen}
     assert len(reasons) >= 2 and all(reason and "\n" not in reason for reason in reasons.values())
     inputs = torch.randn(1, 3, 12, 12)
@@ -157,7 +156,7 @@ def test_the_proof_freezes_nothing_sound(name: str) -> None:
     """`trace_groups` keeps every group of the networks that can be cut."""
     torch.manual_seed(0)
     shape = (3, 8, 8) if name == "flattened" else (3, 12, 12)
-    assert len(trace_groups(scramble(SOUND[name][0]()), shape, Recipe()).groups) == SOUND[name][1]
+    assert len(trace_groups(randomise(SOUND[name][0]()), shape).groups) == SOUND[name][1]
 
 
 def test_a_network_without_any_group_is_one_line() -> None:
@@ -212,10 +211,13 @@ def test_every_index_of_a_layer_has_an_owner_of_its_size() -> None:
     for name in ("densenet121", "resnext50_32x4d"):
         net = known(name)
         tensors = {**dict(net.model.named_parameters()), **dict(net.model.named_buffers())}
-        for tensor, axes in net.table.owners.items():
-            for dim, owners in axes.items():
-                assert owners and all(len(owner) == tensors[tensor].shape[dim] for owner in owners)
-                assert all(owner.min() >= KEPT and owner.max() < len(net.table.unit_group) for owner in owners)
+        for tensor, axes in net.table.index_maps.items():
+            for dim, index_maps in axes.items():
+                assert index_maps and all(len(index_map) == tensors[tensor].shape[dim] for index_map in index_maps)
+                assert all(
+                    index_map.min() >= KEPT and index_map.max() < len(net.table.channel_group)
+                    for index_map in index_maps
+                )
 
 
 @settings(max_examples=20, deadline=None)
@@ -223,10 +225,10 @@ def test_every_index_of_a_layer_has_an_owner_of_its_size() -> None:
 def test_ranks_order_each_group_by_score(seed: int) -> None:
     """Inside a group the ranks are 0, 1, 2, ... by falling score."""
     table = known("resnet20").table
-    scores = torch.rand(len(table.unit_group), generator=torch.Generator().manual_seed(seed))
+    scores = torch.rand(len(table.channel_group), generator=torch.Generator().manual_seed(seed))
     place = ranks(table, scores)
     for group in range(len(table.groups)):
-        units = np.flatnonzero(table.unit_group == group)
+        units = np.flatnonzero(table.channel_group == group)
         assert sorted(place[units].tolist()) == list(range(len(units)))
         assert (np.diff(scores.numpy()[units[np.argsort(place[units])]]) <= 0).all()
 
@@ -240,16 +242,16 @@ def test_small_channels_go_first() -> None:
             model[2].weight[:, index] *= 1e-3
     net = traced(model, (3, 12, 12))
     tensors = dict(model.named_parameters())
-    scores = unit_scores(net.table, tensors)[net.table.unit_group == 0]
+    scores = channel_scores(net.table, tensors)[net.table.channel_group == 0]
     assert set(scores.argsort()[:3].tolist()) == {3, 11, 30}
     gradients = {name: torch.ones_like(tensor) / tensor.detach() for name, tensor in tensors.items()}
-    level = unit_scores(net.table, tensors, gradients)[net.table.unit_group == 0]
+    level = channel_scores(net.table, tensors, gradients)[net.table.channel_group == 0]
     assert torch.allclose(level, level.mean().expand(32))
 
 
 def test_a_group_lists_every_layer_it_touches() -> None:
     """In the network's order, once each, readers included."""
-    net = traced(scramble(Stream()), (3, 12, 12))
+    net = traced(randomise(Stream()), (3, 12, 12))
     assert net.table.groups[0].layers == ("stem", "inner", "outer", "project", "fc", "norm")
 
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrizations, spectral_norm
 
-from amc.surgery.baking import bake
-from amc.surgery.standins import record, restore
+from amc.surgery.materialised import materialise
+from amc.surgery.replacement_records import replacement_record, restore_replacement
 from amc.zoo.call import Call
 from tests.surgery.exactness import assert_exact
 
@@ -78,7 +78,7 @@ def warm(module: nn.Module) -> nn.Module:
 
 
 PICTURE, ROWS, SIGNAL = (2, 4, 9, 9), (3, 5), (2, 4, 9)
-BAKED: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
+MATERIALISED: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
     "StdConv2d": (lambda: StdConv2d(4, 6, 3, bias=True), PICTURE, "Conv2d"),
     "StdConv2d, no bias": (lambda: StdConv2d(4, 6, 3, stride=2, groups=2), PICTURE, "Conv2d"),
     "StdConv2dSame": (lambda: StdConv2dSame(4, 6, 3, stride=2), PICTURE, "Conv2dSame"),
@@ -103,24 +103,24 @@ LEFT: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-def scramble(module: nn.Module) -> nn.Module:
+def randomise(module: nn.Module) -> nn.Module:
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.copy_(torch.rand_like(parameter) + 0.1 * torch.randn_like(parameter))
     return module
 
 
-@pytest.mark.parametrize("name", BAKED)
+@pytest.mark.parametrize("name", MATERIALISED)
 def test_a_layer_that_derives_its_weight_becomes_a_plain_one_that_does_the_same(name: str) -> None:
     """Also on inputs of other sizes; nothing but weight and bias is left; it can be rebuilt from its record."""
-    make, shape, plain = BAKED[name]
+    make, shape, plain = MATERIALISED[name]
     torch.manual_seed(0)
-    model: Any = nn.Sequential(nn.Identity(), make() if "spectral" in name else scramble(make()))
+    model: Any = nn.Sequential(nn.Identity(), make() if "spectral" in name else randomise(make()))
     first = torch.randn(shape)
     inputs = [first, torch.randn((5, shape[1], *(side + 2 for side in shape[2:])))]
     expected = [model.eval()(x).detach() for x in inputs]
     model.train()
-    was = bake(model, first)
+    was = materialise(model, first)
     layer = model[1]
     assert list(was) == ["1"] and type(layer).__name__ == plain
     assert {key for key, _ in layer.named_parameters()} <= {"weight", "bias"} and not list(layer.buffers())
@@ -128,20 +128,22 @@ def test_a_layer_that_derives_its_weight_becomes_a_plain_one_that_does_the_same(
     for x, dense in zip(inputs, expected, strict=True):
         assert_exact(layer.eval()(x), dense)
     fresh = make()
-    restore(fresh, json.loads(json.dumps(record(layer))))
+    restore_replacement(fresh, json.loads(json.dumps(replacement_record(layer))))
     assert type(fresh) is type(layer)
     fresh.load_state_dict(layer.state_dict())
     assert torch.equal(fresh.eval()(first), layer(first))
-    assert record(fresh) == record(layer)
+    assert replacement_record(fresh) == replacement_record(layer)
 
 
 @pytest.mark.parametrize("name", LEFT)
 def test_other_layers_are_left_as_they_were(name: str) -> None:
     """Not a tensor, not a class, not a mode of them changes."""
-    model: Any = scramble(nn.Sequential(LEFT[name]()))
+    model: Any = randomise(nn.Sequential(LEFT[name]()))
     kind, state = type(model[0]), copy.deepcopy(model.state_dict())
-    assert bake(model, Call((torch.randn(PICTURE),))) == {}
-    assert type(model[0]) is kind and model.training and record(model[0]) == {} and not model[0]._forward_hooks
+    assert materialise(model, Call((torch.randn(PICTURE),))) == {}
+    assert (
+        type(model[0]) is kind and model.training and replacement_record(model[0]) == {} and not model[0]._forward_hooks
+    )
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
 
 
@@ -149,16 +151,16 @@ def test_layers_that_share_a_parameter_are_left_as_they_were() -> None:
     """Baked, each would have a weight of its own."""
     model = nn.Sequential(StdConv2d(4, 4, 3), StdConv2d(4, 4, 3))
     model[1].weight = model[0].weight
-    assert bake(model, torch.randn(PICTURE)) == {}
+    assert materialise(model, torch.randn(PICTURE)) == {}
 
 
 def test_a_layer_called_twice_is_baked_once() -> None:
     """It must agree at both calls."""
-    layer = scramble(StdConv2d(4, 4, 3))
+    layer = randomise(StdConv2d(4, 4, 3))
     model = nn.Sequential(layer, layer)
     x = torch.randn(PICTURE)
     expected = model(x)
-    assert bake(model, x) == {"0": "StdConv2d"}
+    assert materialise(model, x) == {"0": "StdConv2d"}
     assert type(layer) is nn.Conv2d
     assert_exact(model(x), expected)
 
@@ -166,8 +168,8 @@ def test_a_layer_called_twice_is_baked_once() -> None:
 def test_frozen_parameters_stay_frozen_parameters() -> None:
     """Whether a weight was made of one tensor or of several."""
     model = nn.Sequential(parametrizations.weight_norm(nn.Linear(5, 7)), Tanh()).requires_grad_(False)
-    assert set(bake(nn.Sequential(model[0]), torch.randn(ROWS))) == {"0"}
-    assert set(bake(nn.Sequential(model[1]), torch.randn(ROWS))) == {"0"}
+    assert set(materialise(nn.Sequential(model[0]), torch.randn(ROWS))) == {"0"}
+    assert set(materialise(nn.Sequential(model[1]), torch.randn(ROWS))) == {"0"}
     assert {name: p.requires_grad for name, p in model.named_parameters()} == dict.fromkeys(
         ["0.weight", "0.bias", "1.weight", "1.bias"], False
     )
@@ -179,6 +181,6 @@ def test_attributes_of_parametrized_modules_that_are_no_layers_are_baked_too() -
     parametrizations.orthogonal(module, "in_proj_weight")
     x = torch.randn(3, 2, 8)
     expected = module(x, x, x)[0]
-    assert bake(module, Call((x, x, x))) == {"": "ParametrizedMultiheadAttention"}
+    assert materialise(module, Call((x, x, x))) == {"": "ParametrizedMultiheadAttention"}
     assert type(module) is nn.MultiheadAttention
     assert_exact(module(x, x, x)[0], expected)

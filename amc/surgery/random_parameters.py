@@ -18,7 +18,7 @@ from amc.zoo.call import Call
 LEAST_VARIANCE = 0.1  # of the layer's mean: a channel that hardly varies would blow up what rounding leaves
 
 
-def scramble(model: nn.Module, seed: int = 0) -> nn.Module:
+def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
     """Give normalisations random statistics, vectors and whatever starts constant random values, in place."""
     draw = torch.Generator().manual_seed(seed)
     statistics = [(n, t) for n, t in model.named_buffers() if n.endswith(("running_mean", "running_var"))]
@@ -37,7 +37,7 @@ def scramble(model: nn.Module, seed: int = 0) -> nn.Module:
 
 
 @torch.no_grad()
-def drawn(model: nn.Module) -> nn.Module:
+def with_random_constants(model: nn.Module) -> nn.Module:
     """A copy in `eval` mode; tensors that are all one value, as before training, are drawn at random."""
     twin = copy.deepcopy(model).eval()
     draw = torch.Generator().manual_seed(0)
@@ -54,7 +54,7 @@ def drawn(model: nn.Module) -> nn.Module:
     return twin
 
 
-def settle(model: nn.Module, call: Call) -> nn.Module:
+def normalise_activations(model: nn.Module, call: Call) -> nn.Module:
     """Keep the picture felt at the last layer of a network in which many channels are zero.
 
     Under the dense network's statistics, or with none, it is forgotten after some layers, and whatever is cut wrongly

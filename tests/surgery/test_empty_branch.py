@@ -8,7 +8,7 @@ from timm.layers import BatchNormAct2d, Conv2dSame
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from amc.surgery.vanished import vanish
+from amc.surgery.empty_branch import replace_if_empty
 from tests.surgery.exactness import assert_exact
 
 CONVOLUTIONS: dict[str, Callable[[], Any]] = {
@@ -43,7 +43,7 @@ def emptied(convolution: Any, inward: bool, outward: bool) -> Any:
     small.weight = nn.Parameter(weight)
     if outward and small.bias is not None:
         small.bias = nn.Parameter(small.bias.detach()[:0])
-    vanish(small)
+    replace_if_empty(small)
     return small
 
 
@@ -68,7 +68,7 @@ def test_a_grouped_convolution_without_groups_gives_nothing(groups: int) -> None
     small = nn.Conv2d(4, 4, 3, groups=groups, stride=2)
     small.weight, small.bias = nn.Parameter(small.weight[:0].detach()), nn.Parameter(torch.zeros(0))
     small.groups = 0
-    vanish(small)
+    replace_if_empty(small)
     assert small(torch.zeros(2, 0, 9, 9)).shape == (2, 0, 4, 4)
 
 
@@ -94,7 +94,7 @@ def test_a_norm_without_channels_gives_what_it_is_given(name: str, training: boo
         if value is not None and value.ndim:
             store = small._parameters if own in small._parameters else small._buffers
             store[own] = nn.Parameter(value.detach()[:0]) if own in small._parameters else value[:0]
-    vanish(small)
+    replace_if_empty(small)
     x = torch.zeros((2, 0) if name == "BatchNorm1d" else (2, 0, 3, 3))
     assert small(x).shape == x.shape and isinstance(small, type(NORMS[name]()))
 
@@ -103,7 +103,7 @@ def test_a_layer_norm_without_channels_gives_what_it_is_given() -> None:
     """Its channels come last."""
     small = nn.LayerNorm(4)
     small.weight, small.bias = nn.Parameter(torch.zeros(0)), nn.Parameter(torch.zeros(0))
-    vanish(small)
+    replace_if_empty(small)
     assert small(torch.zeros(2, 3, 0)).shape == (2, 3, 0)
 
 
@@ -118,7 +118,7 @@ def test_pools_take_pictures_with_and_without_channels(module: nn.Module) -> Non
     """Nothing but the input tells them apart."""
     x = torch.randn(2, 4, 9, 9)
     expected = module(x)
-    vanish(module)
+    replace_if_empty(module)
     assert torch.equal(module(x), expected)
     assert module(x[:, :0]).shape == (2, 0, *expected.shape[2:])
 
@@ -127,7 +127,7 @@ def test_modules_with_channels_and_those_that_torch_runs_stay_as_they_are() -> N
     """Among them a Linear layer without inputs."""
     for module in (nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1), nn.Linear(2, 2), nn.ReLU(), nn.LayerNorm(1)):
         before = type(module)
-        vanish(module)
+        replace_if_empty(module)
         assert type(module) is before
     linear = nn.Linear(3, 2)
     linear.weight = nn.Parameter(torch.zeros(2, 0))
@@ -175,7 +175,7 @@ def vanished_branch() -> tuple[nn.Module, nn.Module]:
             layer._buffers[own] = value[:0] if value.ndim else value
     small.conv2.weight = nn.Parameter(small.conv2.weight.detach()[:, :0])
     for layer in small.modules():
-        vanish(layer)
+        replace_if_empty(layer)
     return dense.eval(), small.eval()
 
 

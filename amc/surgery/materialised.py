@@ -1,7 +1,8 @@
 """Layers that compute the weight they use, given that weight once and for all.
 
 Weight standardisation, weight and spectral norm, and the like look at whole filters, so no channel could be removed
-from under them. A baked network computes the same; only its further training differs, as the weight is free then.
+from under them. A materialised network computes the same; only its further
+training differs, as the weight is free then.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from torch.overrides import TorchFunctionMode
 
 from amc.surgery.layers import LAYERS
 from amc.system.errors import ModelError
+from amc.system.eval_mode import evaluating
 from amc.zoo.call import Call, as_call
 
 RELATIVE = 1e-5  # outputs before and after agree to this share of the largest
@@ -35,7 +37,7 @@ SAME = "Conv2dSame"  # timm's: padding worked out at every call, as TensorFlow d
 
 
 @dataclass(frozen=True)
-class Baked:
+class Materialised:
     """The plain layer that a module has become.
 
     Attributes:
@@ -48,16 +50,14 @@ class Baked:
 
 
 @torch.no_grad()
-def bake(model: nn.Module, example: Call | Tensor) -> dict[str, str]:
+def materialise(model: nn.Module, example: Call | Tensor) -> dict[str, str]:
     """Replace derived weights by their values, in place; returns what those modules were, by name.
 
     One pass over `example` shows what weight a layer really uses. A layer whose weight depends on its input, or that is
     no plain layer with its weight put in, is left as it was, and so is one that shares a parameter with another.
     """
-    from amc.surgery.recovery import evaluating  # what loads a release needs `restore_baked` alone
-
     with evaluating(model):
-        baked = {name: was for name, module in model.named_modules() if (was := _drop_library_ones(module))}
+        materialised = {name: was for name, module in model.named_modules() if (was := _drop_library_ones(module))}
         held = Counter(id(p) for module in model.modules() for p in module._parameters.values() if p is not None)
         finds: dict[str, list[_Plain]] = {}  # what each module may become: whatever agreed at every call so far
         handles = [
@@ -73,28 +73,28 @@ def bake(model: nn.Module, example: Call | Tensor) -> dict[str, str]:
         for name, plains in finds.items():
             if plains:
                 module = model.get_submodule(name)
-                baked[name] = type(module).__name__
+                materialised[name] = type(module).__name__
                 plains[0].take_the_place_of(module)
-    return baked
+    return materialised
 
 
-def baked(module: nn.Module) -> Baked | None:
-    """What `bake` has made of a module, None if nothing."""
-    found: Baked | None = module.__dict__.get("baked")
+def materialised_as(module: nn.Module) -> Materialised | None:
+    """What `materialise` has made of a module, None if nothing."""
+    found: Materialised | None = module.__dict__.get("materialised")
     return found
 
 
-def restore_baked(module: nn.Module, settings: Mapping[str, Any]) -> None:
-    """Give a module fresh from its factory the form it was baked into; its values come after.
+def restore_materialised(module: nn.Module, settings: Mapping[str, Any]) -> None:
+    """Give a module fresh from its factory the form it was materialised into; its values come after.
 
     Raises:
-        ModelError: the record names a class that no layer is baked into.
+        ModelError: the record names a class that no layer is materialised into.
     """
-    wanted = Baked(**settings)
+    wanted = Materialised(**settings)
     _drop_library_ones(module)
     if wanted.layer is not None:
         if not isinstance(module, LAYERS):
-            raise ModelError(f"only convolutions and linear layers are baked, got {type(module).__name__}")
+            raise ModelError(f"only convolutions and linear layers are materialised, got {type(module).__name__}")
         weight = module.weight
         length = module.out_features if isinstance(module, nn.Linear) else module.out_channels
         bias = weight.new_zeros(length) if wanted.bias else None
@@ -120,7 +120,7 @@ class _Plain:
             module.register_parameter(name, given)
         if self.layer.__name__ == SAME:
             module.__dict__["padding"] = (0, 0)
-        module.__dict__["baked"] = Baked(self.layer.__name__, self.bias is not None)
+        module.__dict__["materialised"] = Materialised(self.layer.__name__, self.bias is not None)
 
     def outputs(self, module: nn.Module, inputs: Tensor) -> Tensor:
         """What `module` would give as this plain layer."""
@@ -181,7 +181,7 @@ def _layer_class(name: str) -> type[nn.Module]:
     for layer in LAYERS:
         if layer.__name__ == name:
             return layer
-    raise ModelError(f"layers are baked into {', '.join(x.__name__ for x in LAYERS)} or {SAME}, got {name!r}")
+    raise ModelError(f"layers are materialised into {', '.join(x.__name__ for x in LAYERS)} or {SAME}, got {name!r}")
 
 
 def _agrees(plain: _Plain, module: nn.Module, inputs: Tensor, outputs: Tensor) -> bool:
@@ -239,7 +239,7 @@ def _drop_library_ones(module: nn.Module) -> str | None:
         if isinstance(getattr(wrapped, "hook", wrapped), SpectralNormLoadStateDictPreHook):
             del module._load_state_dict_pre_hooks[key]
     if was:
-        module.__dict__["baked"] = Baked(None, getattr(module, "bias", None) is not None)
+        module.__dict__["materialised"] = Materialised(None, getattr(module, "bias", None) is not None)
     return was
 
 
@@ -253,6 +253,6 @@ def _drop_parametrization(module: nn.Module, name: str) -> None:
         module.register_parameter(name, nn.Parameter(value.detach(), requires_grad=False))
 
 
-def record_of(found: Baked) -> dict[str, Any]:
-    """What `restore_baked` needs."""
+def record_of(found: Materialised) -> dict[str, Any]:
+    """What `restore_materialised` needs."""
     return asdict(found)

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import relu, scaled_dot_product_attention
 
-from amc.surgery.cut import cut, mask
+from amc.surgery.cutting import cut_channels, zero_channels
 from amc.surgery.proof import proved_table
-from amc.surgery.resizing import Resized, place_in_code
+from amc.surgery.shape_patches import ShapePatched, call_site
 from amc.zoo.call import Call
 from tests.surgery.compositions import Net
-from tests.surgery.networks import Traced, random_policy, scramble
+from tests.surgery.networks import Traced, random_policy, randomise
 from tests.surgery.traps import Does
 
 WAYS: dict[str, Callable[[Any, Tensor], Tensor]] = {
@@ -51,7 +51,7 @@ def _merged(x: Tensor, rows: int) -> Tensor:
 @lru_cache
 def proved(way: str) -> Traced:
     torch.manual_seed(0)
-    model = scramble(Net(Does(WAYS[way]), 16))
+    model = randomise(Net(Does(WAYS[way]), 16))
     inputs = torch.randn(1, 3, 8, 8)
     return Traced(model, proved_table(model, Call((inputs,))), inputs, {})
 
@@ -66,7 +66,7 @@ def test_sizes_follow_however_they_are_asked_for(way: str, batch: int) -> None:
     for seed in range(3):
         kept = net.kept(random_policy(net.table, seed), seed)
         for training in (False, True):
-            small, zeroed = (make(net.model, net.table, kept).train(training) for make in (cut, mask))
+            small, zeroed = (make(net.model, net.table, kept).train(training) for make in (cut_channels, zero_channels))
             with torch.no_grad():
                 ours, theirs = small(inputs), zeroed(inputs)
             assert float((ours - theirs).abs().max()) <= 2e-5 * float(theirs.abs().max())
@@ -76,8 +76,8 @@ def test_only_modules_that_ask_for_sizes_are_answered() -> None:
     """No stand-in elsewhere, nor where nothing is cut."""
     net = proved("view")
     for policy, expected in ((net.table.space.high, set()), (net.table.space.step, {"middle"})):
-        small = cut(net.model, net.table, net.kept(policy))
-        assert {name for name, module in small.named_modules() if isinstance(module, Resized)} == expected
+        small = cut_channels(net.model, net.table, net.kept(policy))
+        assert {name for name, module in small.named_modules() if isinstance(module, ShapePatched)} == expected
 
 
 def test_a_place_is_told_by_the_lines_of_its_functions_alone() -> None:
@@ -88,5 +88,5 @@ def test_a_place_is_told_by_the_lines_of_its_functions_alone() -> None:
     for shift in (0, 40):
         names: dict[str, Any] = {}
         exec(compile("\n" * shift + code, "somewhere.py", "exec"), names)
-        found.append(names["outer"](place_in_code)[0])
+        found.append(names["outer"](call_site)[0])
     assert found[0] == found[1] and found[0].endswith("outer+1:23 > inner+1:19")

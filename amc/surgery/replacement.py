@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 
-class Substitute(nn.Module):
+class Replacement(nn.Module):
     """What a substitute adds to the class it stands in for: the settings its `forward` needs.
 
     Attributes:
@@ -29,7 +29,7 @@ class Substitute(nn.Module):
         """Make the module's own integers agree with its settings."""
 
     def record(self) -> dict[str, Any]:
-        """All that `put_in_place` needs to make the same substitute again."""
+        """All that `replace_module` needs to make the same substitute again."""
         return asdict(self.settings)
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
@@ -37,10 +37,10 @@ class Substitute(nn.Module):
         return _bare, type(self).__bases__, self.__getstate__()  # type: ignore[no-untyped-call]
 
 
-_JOINED: dict[tuple[type[Substitute], type[nn.Module]], type[nn.Module]] = {}
+_JOINED: dict[tuple[type[Replacement], type[nn.Module]], type[nn.Module]] = {}
 
 
-def put_in_place(module: nn.Module, substitute: type[Substitute], settings: Any) -> None:
+def replace_module(module: nn.Module, substitute: type[Replacement], settings: Any) -> None:
     """Turn `module` into a substitute of its class, or give one that is that already new settings."""
     if not isinstance(module, substitute):
         module.__class__ = _joined(substitute, type(module))
@@ -48,7 +48,7 @@ def put_in_place(module: nn.Module, substitute: type[Substitute], settings: Any)
     module.settle()  # type: ignore[operator]
 
 
-def _joined(substitute: type[Substitute], base: type[nn.Module]) -> type[nn.Module]:
+def _joined(substitute: type[Replacement], base: type[nn.Module]) -> type[nn.Module]:
     """The class of both, one for every pair: copies of a module are of the same class."""
     if (substitute, base) not in _JOINED:
         name = f"{substitute.prefix}{base.__name__}"
@@ -56,6 +56,6 @@ def _joined(substitute: type[Substitute], base: type[nn.Module]) -> type[nn.Modu
     return _JOINED[substitute, base]
 
 
-def _bare(substitute: type[Substitute], base: type[nn.Module]) -> nn.Module:
+def _bare(substitute: type[Replacement], base: type[nn.Module]) -> nn.Module:
     joined = _joined(substitute, base)
     return joined.__new__(joined)

@@ -1,8 +1,8 @@
-"""The owner table: for every sliceable dimension of every tensor, which unit each index belongs to.
+"""The channel table: for every sliceable dimension of every tensor, which coupled channel each index belongs to.
 
-A unit is the least that can be removed: one channel of every coupled layer, a whole block where a grouped convolution
-asks for it, a head of an attention. A group is all units that touch the same tensors in the same way; a policy keeps
-some of them.
+A coupled channel is the least that can be removed: one channel of every coupled layer, a whole block where a grouped
+convolution asks for it, a head of an attention. A group is all coupled channels that touch the same tensors in the same
+way; a policy keeps some of them.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from amc.surgery.coupled_channels import KEPT, CoupledChannels, find_coupled_channels
 from amc.surgery.layers import LAYERS, out_dim
 from amc.surgery.narrow_norm import NormRule
-from amc.surgery.record import Axis, Record, Slots
-from amc.surgery.units import KEPT, Units, find_units
+from amc.surgery.trace_record import Axis, Slots, TraceRecord
 from amc.system.errors import ModelError
 from amc_search import Space
 
-Owner = NDArray[np.int32]  # (length,) the unit of each index, KEPT where none
-Owners = tuple[Owner, ...]  # an index stays only while all its owners stay
+IndexMap = NDArray[np.int32]  # (length,) the coupled channel of each index, KEPT where none
+IndexMaps = tuple[IndexMap, ...]  # an index stays only while all its coupled channels stay
 WIDTHS = re.compile(r"head|dim|channel|width|feature|plane|embed|hidden|inner|chs|kd$|^nh|^d[hkv]?$")
 SUFFIXES = ("", ":heads", ":width")  # channels; rows and columns of a joint array, which are heads and their width
 
@@ -38,7 +38,7 @@ class Group:
         name: the first layer, in the network's order, that produces the channels; ":heads" or ":width" where they
             stand in an array of heads by width.
         size: channels that layer has in the dense network; heads, or the width of one.
-        granularity: channels of that layer in one unit.
+        granularity: channels of that layer in one coupled channel.
         step: a legal keep-count is a multiple of it, in channels.
         layers: every module or parameter the group touches.
         removable: whether it may keep nothing: the branch it stands in is then gone.
@@ -67,55 +67,55 @@ class Multiply:
 
     module: str
     macs: int
-    axes: tuple[Owners, ...]
+    axes: tuple[IndexMaps, ...]
 
 
 @dataclass(frozen=True)
 class Integer:
-    """A size that a module keeps in an attribute (or in an item of one): the kept indices of `owners`."""
+    """A size that a module keeps in an attribute (or in an item of one): the kept indices of `index_maps`."""
 
     module: str
     attribute: str
     item: int | None
-    owners: Owners
+    index_maps: IndexMaps
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A call that asks for sizes or scales, as `record.Request`; owners of each size, () where none are known."""
+class ShapeRequest:
+    """A call that asks for sizes or scales, as `TracedRequest`; index maps of each size, () where none are known."""
 
     module: str
-    place: str
+    site: str
     turn: int
-    sizes: tuple[Owners, ...]
+    sizes: tuple[IndexMaps, ...]
     factor: float | None
 
 
 @dataclass(frozen=True)
-class OwnerTable:
+class ChannelTable:
     """Everything a cut needs to know of a network.
 
     Attributes:
         groups: the d groups, in the network's order.
-        unit_group: (U,) the group of each unit.
-        owners: tensor name -> dimension -> its owners.
-        inputs: layer name -> the owners of its input channels.
+        channel_group: (C,) the group of each coupled channel.
+        index_maps: tensor name -> dimension -> its index maps.
+        inputs: layer name -> the index maps of its input channels.
         frozen: what no policy touches.
         products: every multiplication of two tensors, in the order they ran.
         integers: attributes that must follow.
         norms: how to normalise over fewer channels, by module name.
-        asked: requests for sizes that must be answered: attributes alone do not make them right.
+        shape_requests: calls whose sizes must be patched: attributes alone do not make them right.
     """
 
     groups: tuple[Group, ...]
-    unit_group: NDArray[np.int32]
-    owners: Mapping[str, Mapping[int, Owners]]
-    inputs: Mapping[str, Owners]
+    channel_group: NDArray[np.int32]
+    index_maps: Mapping[str, Mapping[int, IndexMaps]]
+    inputs: Mapping[str, IndexMaps]
     frozen: tuple[Frozen, ...] = field(default=())
     products: tuple[Multiply, ...] = ()
     integers: tuple[Integer, ...] = ()
     norms: Mapping[str, NormRule] = field(default_factory=dict)
-    asked: tuple[Asked, ...] = ()
+    shape_requests: tuple[ShapeRequest, ...] = ()
 
     @cached_property
     def space(self) -> Space:
@@ -127,55 +127,56 @@ class OwnerTable:
             tuple(group.removable for group in self.groups),
         )
 
-    def without(self, removed: Mapping[str, str]) -> OwnerTable:
+    def without(self, removed: Mapping[str, str]) -> ChannelTable:
         """The same table with the groups named in `removed` frozen for the reason given."""
         staying = [index for index, group in enumerate(self.groups) if group.name not in removed]
         renumber = np.full(len(self.groups) + 1, KEPT, dtype=np.int32)
         renumber[staying] = np.arange(len(staying), dtype=np.int32)
-        unit_group = renumber[self.unit_group]
-        units = np.flatnonzero(unit_group != KEPT)
-        new_unit = np.full(len(self.unit_group) + 1, KEPT, dtype=np.int32)
+        channel_group = renumber[self.channel_group]
+        units = np.flatnonzero(channel_group != KEPT)
+        new_unit = np.full(len(self.channel_group) + 1, KEPT, dtype=np.int32)
         new_unit[units] = np.arange(len(units), dtype=np.int32)
-        known: dict[int, Owner] = {}  # coupled layers go on sharing one array
+        known: dict[int, IndexMap] = {}  # coupled layers go on sharing one array
 
-        def renamed(owners: Owners) -> Owners:
-            new = (known.setdefault(id(owner), new_unit[owner]) for owner in owners)
-            return tuple(owner for owner in new if (owner != KEPT).any())
+        def renamed(index_maps: IndexMaps) -> IndexMaps:
+            new = (known.setdefault(id(index_map), new_unit[index_map]) for index_map in index_maps)
+            return tuple(index_map for index_map in new if (index_map != KEPT).any())
 
-        owners = {
-            name: {dim: new for dim, old in axes.items() if (new := renamed(old))} for name, axes in self.owners.items()
+        index_maps = {
+            name: {dim: new for dim, old in axes.items() if (new := renamed(old))}
+            for name, axes in self.index_maps.items()
         }
         frozen = tuple(Frozen(g.name, g.size, removed[g.name]) for g in self.groups if g.name in removed)
         return replace(
             self,
             groups=tuple(self.groups[index] for index in staying),
-            unit_group=unit_group[units],
-            owners={name: axes for name, axes in owners.items() if axes},
+            channel_group=channel_group[units],
+            index_maps={name: axes for name, axes in index_maps.items() if axes},
             inputs={name: new for name, old in self.inputs.items() if (new := renamed(old))},
             frozen=(*self.frozen, *frozen),
             products=tuple(
                 replace(product, axes=tuple(_keep_length(len(old[0]), renamed(old)) for old in product.axes))
                 for product in self.products
             ),
-            integers=tuple(replace(i, owners=new) for i in self.integers if (new := renamed(i.owners))),
-            asked=tuple(
+            integers=tuple(replace(i, index_maps=new) for i in self.integers if (new := renamed(i.index_maps))),
+            shape_requests=tuple(
                 replace(call, sizes=tuple(_keep_length(len(old[0]), renamed(old)) if old else () for old in call.sizes))
-                for call in self.asked
+                for call in self.shape_requests
             ),
         )
 
-    def with_step(self, group: int, step: int) -> OwnerTable:
+    def with_step(self, group: int, step: int) -> ChannelTable:
         """The same table with another step for one group."""
         groups = [replace(g, step=step) if index == group else g for index, g in enumerate(self.groups)]
         return replace(self, groups=tuple(groups))
 
-    def with_removable(self, removable: Sequence[bool]) -> OwnerTable:
+    def with_removable(self, removable: Sequence[bool]) -> ChannelTable:
         """The same table, each group told whether it may keep nothing."""
         return replace(self, groups=tuple(replace(g, removable=r) for g, r in zip(self.groups, removable, strict=True)))
 
 
-def _keep_length(length: int, found: Owners) -> Owners:
-    """The owners found for a dimension; where there are none, its length is still told."""
+def _keep_length(length: int, found: IndexMaps) -> IndexMaps:
+    """The index_maps found for a dimension; where there are none, its length is still told."""
     return found or (np.full(length, KEPT, dtype=np.int32),)
 
 
@@ -190,7 +191,7 @@ def legal_step(size: int, granularity: int, round_to: int) -> int:
     return max(fitting, default=1) * granularity
 
 
-def build_table(model: nn.Module, record: Record, round_to: int = 8) -> OwnerTable:
+def build_table(model: nn.Module, record: TraceRecord, round_to: int = 8) -> ChannelTable:
     """Join coupled slots into units and units into groups.
 
     Args:
@@ -201,33 +202,35 @@ def build_table(model: nn.Module, record: Record, round_to: int = 8) -> OwnerTab
     Raises:
         ModelError: nothing can be removed.
     """
-    units = find_units(record)
+    units = find_coupled_channels(record)
     produced = np.zeros(record.total, dtype=np.bool_)
     for slots in record.produced:
         produced[slots[slots >= 0]] = True
-    groups, unit_group, renumber = _group_units(record, units, produced, round_to)
-    final = np.where(units.owners >= 0, renumber[units.owners], KEPT).astype(np.int32)
+    groups, channel_group, renumber = _group_units(record, units, produced, round_to)
+    final = np.where(units.index_maps >= 0, renumber[units.index_maps], KEPT).astype(np.int32)
     final = np.concatenate([final, np.full((2, 1), KEPT, np.int32)], axis=1)  # for the slot NONE
     frozen = _frozen_layers(model, record, units, final)
     if not groups:
         why = f"; {frozen[0].name}: {frozen[0].reason}" if frozen else ""
         raise ModelError(f"a network must have channels that can be removed, but this one has none{why}")
-    known: dict[bytes, Owner] = {}  # coupled layers share one array
+    known: dict[bytes, IndexMap] = {}  # coupled layers share one array
 
-    def owners_of(slots: Slots) -> Owners:
+    def owners_of(slots: Slots) -> IndexMaps:
         found = (final[way][slots.reshape(-1)] for way in range(2))
-        return tuple(known.setdefault(owner.tobytes(), owner) for owner in found if (owner != KEPT).any())
+        return tuple(
+            known.setdefault(index_map.tobytes(), index_map) for index_map in found if (index_map != KEPT).any()
+        )
 
     aliases = _aliases(model)
-    owners: dict[str, dict[int, Owners]] = {}
+    index_maps: dict[str, dict[int, IndexMaps]] = {}
     for (name, dim), (start, length) in record.axes.items():
         if found := owners_of(np.arange(start, start + length)):
             for alias in aliases[name]:
-                owners.setdefault(alias, {})[dim] = found
-    return OwnerTable(
+                index_maps.setdefault(alias, {})[dim] = found
+    return ChannelTable(
         groups,
-        unit_group,
-        owners,
+        channel_group,
+        index_maps,
         {name: found for name, slots in record.inputs.items() if (found := owners_of(slots))},
         frozen,
         tuple(
@@ -238,7 +241,7 @@ def build_table(model: nn.Module, record: Record, round_to: int = 8) -> OwnerTab
             model, record, final, known, {new for new, way in zip(renumber[:-1], units.ways, strict=True) if way == 1}
         ),
         {name: rule for name, rule in record.rules.items() if name in record.normed and owners_of(record.normed[name])},
-        _asked(record, final, known),
+        _shape_requests(record, final, known),
     )
 
 
@@ -255,7 +258,7 @@ def _aliases(model: nn.Module) -> dict[str, list[str]]:
 
 
 def _group_units(
-    record: Record, units: Units, produced: NDArray[np.bool_], round_to: int
+    record: TraceRecord, units: CoupledChannels, produced: NDArray[np.bool_], round_to: int
 ) -> tuple[tuple[Group, ...], NDArray[np.int32], NDArray[np.int32]]:
     """Units with one signature form a group: (groups, group of each unit, old unit number -> new one)."""
     axes = sorted(record.axes, key=lambda axis: _place_of(record, axis))
@@ -263,8 +266,8 @@ def _group_units(
     writes: list[list[int]] = [[] for _ in units.ways]
     for number, axis in enumerate(axes):
         start, length = record.axes[axis]
-        for owner in units.owners[:, start : start + length]:
-            present, counts = np.unique(owner[owner >= 0], return_counts=True)
+        for index_map in units.index_maps[:, start : start + length]:
+            present, counts = np.unique(index_map[index_map >= 0], return_counts=True)
             for unit, count in zip(present.tolist(), counts.tolist(), strict=True):
                 touches[unit].append((number, count))
                 if produced[start]:
@@ -273,7 +276,7 @@ def _group_units(
     for unit, touched in enumerate(touches):
         members.setdefault((int(units.ways[unit]), tuple(touched)), []).append(unit)
     groups: list[Group] = []
-    unit_group: list[int] = []
+    channel_group: list[int] = []
     renumber = np.full(len(units.ways) + 1, KEPT, dtype=np.int32)
     taken: dict[str, int] = {}
     for (way, signature), inside in sorted(members.items(), key=lambda item: (item[0][1], item[0][0])):
@@ -283,8 +286,8 @@ def _group_units(
         granularity = 1 if way else dict(signature)[leader]
         name = _module_of(axes[leader][0]) + SUFFIXES[way]
         taken[name] = taken.get(name, 0) + 1
-        renumber[inside] = np.arange(len(unit_group), len(unit_group) + len(inside), dtype=np.int32)
-        unit_group += [len(groups)] * len(inside)
+        renumber[inside] = np.arange(len(channel_group), len(channel_group) + len(inside), dtype=np.int32)
+        channel_group += [len(groups)] * len(inside)
         size = granularity * len(inside)
         groups.append(
             Group(
@@ -295,10 +298,10 @@ def _group_units(
                 tuple(dict.fromkeys(_module_of(axes[n][0]) for n, _ in signature)),
             )
         )
-    return tuple(groups), np.array(unit_group, dtype=np.int32), renumber
+    return tuple(groups), np.array(channel_group, dtype=np.int32), renumber
 
 
-def _place_of(record: Record, axis: Axis) -> int:
+def _place_of(record: TraceRecord, axis: Axis) -> int:
     return record.axes[axis][0]
 
 
@@ -306,7 +309,9 @@ def _module_of(tensor: str) -> str:
     return tensor.rpartition(".")[0] or tensor
 
 
-def _frozen_layers(model: nn.Module, record: Record, units: Units, final: NDArray[np.int32]) -> tuple[Frozen, ...]:
+def _frozen_layers(
+    model: nn.Module, record: TraceRecord, units: CoupledChannels, final: NDArray[np.int32]
+) -> tuple[Frozen, ...]:
     frozen = []
     for name, module in model.named_modules():
         axis = (f"{name}.weight" if name else "weight", out_dim(module))
@@ -324,15 +329,15 @@ def _frozen_layers(model: nn.Module, record: Record, units: Units, final: NDArra
 
 
 def _integers(
-    model: nn.Module, record: Record, final: NDArray[np.int32], known: dict[bytes, Owner], rows: Collection[int]
+    model: nn.Module, record: TraceRecord, final: NDArray[np.int32], known: dict[bytes, IndexMap], rows: Collection[int]
 ) -> tuple[Integer, ...]:
     """Attributes that hold a size their module's code asked for."""
-    sizes: dict[str, dict[int, dict[bytes, Owners]]] = {}
+    sizes: dict[str, dict[int, dict[bytes, IndexMaps]]] = {}
     for sized in record.sized:
-        owners = _row_owners(sized.slots, final, known)
-        if owners:
+        index_maps = _row_owners(sized.slots, final, known)
+        if index_maps:
             by_length = sizes.setdefault(sized.module, {}).setdefault(len(sized.slots), {})
-            by_length.setdefault(b"".join(owner.tobytes() for owner in owners), owners)
+            by_length.setdefault(b"".join(index_map.tobytes() for index_map in index_maps), index_maps)
     found = []
     for name, module in model.named_modules():
         if name not in sizes or isinstance(module, LAYERS):
@@ -343,22 +348,24 @@ def _integers(
     return tuple(found)
 
 
-def _row_owners(slots: Slots, final: NDArray[np.int32], known: dict[bytes, Owner]) -> Owners:
-    """The owners of each index of a dimension, given its slots (size, rest): what owns a whole row."""
+def _row_owners(slots: Slots, final: NDArray[np.int32], known: dict[bytes, IndexMap]) -> IndexMaps:
+    """The index_maps of each index of a dimension, given its slots (size, rest): what owns a whole row."""
     rows = final[:, slots]
     common = np.where((rows == rows[:, :, :1]).all(2), rows[:, :, 0], KEPT)
     return tuple(known.setdefault(o.tobytes(), o) for o in map(np.ascontiguousarray, common) if (o != KEPT).any())
 
 
-def _asked(record: Record, final: NDArray[np.int32], known: dict[bytes, Owner]) -> tuple[Asked, ...]:
-    found: dict[tuple[str, str, int], Asked] = {}
+def _shape_requests(
+    record: TraceRecord, final: NDArray[np.int32], known: dict[bytes, IndexMap]
+) -> tuple[ShapeRequest, ...]:
+    found: dict[tuple[str, str, int], ShapeRequest] = {}
     for request in record.requests:
         sizes = tuple(
             () if slots is None else _row_owners(slots, final, known) or (np.full(len(slots), KEPT, np.int32),)
             for slots in request.sizes
         )
-        where = (request.module, request.place, request.turn)
-        found[where] = Asked(*where, sizes, request.factor)
+        where = (request.module, request.site, request.turn)
+        found[where] = ShapeRequest(*where, sizes, request.factor)
     return tuple(found.values())
 
 
@@ -375,18 +382,18 @@ def _own_integers(module: nn.Module) -> list[tuple[str, int | None, int]]:
     return found
 
 
-def _likeliest(attribute: str, candidates: list[Owners], rows: Collection[int]) -> Owners:
+def _likeliest(attribute: str, candidates: list[IndexMaps], rows: Collection[int]) -> IndexMaps:
     """Of several axes of one length the one an attribute of this name means: heads, or their width."""
     means_heads = "head" in attribute and not any(word in attribute for word in ("dim", "size", "width"))
-    for owners in candidates:
-        is_rows = len(owners) == 1 and int(owners[0][0]) in rows
+    for index_maps in candidates:
+        is_rows = len(index_maps) == 1 and int(index_maps[0][0]) in rows
         if is_rows == means_heads:
-            return owners
+            return index_maps
     return candidates[0]
 
 
-def unit_scores(
-    table: OwnerTable, tensors: Mapping[str, Tensor], gradients: Mapping[str, Tensor] | None = None
+def channel_scores(
+    table: ChannelTable, tensors: Mapping[str, Tensor], gradients: Mapping[str, Tensor] | None = None
 ) -> Tensor:
     """How much each unit matters, (U,) float64; only the order inside a group has meaning.
 
@@ -395,40 +402,40 @@ def unit_scores(
     section 4.3). With `gradients`: |sum of weight x gradient| in place of the squared norm, the loss change to first
     order (Molchanov et al. 2019, arXiv 1906.10771).
     """
-    unit_group = torch.from_numpy(table.unit_group).long()
-    scores = torch.zeros(len(unit_group), dtype=torch.float64)
-    weights = torch.zeros(len(unit_group), dtype=torch.float64)
-    for name, axes in table.owners.items():
+    channel_group = torch.from_numpy(table.channel_group).long()
+    scores = torch.zeros(len(channel_group), dtype=torch.float64)
+    weights = torch.zeros(len(channel_group), dtype=torch.float64)
+    for name, axes in table.index_maps.items():
         tensor = tensors[name].detach().to("cpu", torch.float64)
         if tensor.ndim < 2:
             continue
         salience = tensor.square() if gradients is None else tensor * gradients[name].to("cpu", torch.float64)
-        for dim, owner in ((dim, owner) for dim, owners in axes.items() for owner in owners):
+        for dim, index_map in ((dim, index_map) for dim, index_maps in axes.items() for index_map in index_maps):
             per_index = salience.transpose(0, dim).flatten(1).sum(1)
-            here = torch.from_numpy(owner).long()
+            here = torch.from_numpy(index_map).long()
             per_unit = torch.zeros_like(scores).index_add_(0, here[here >= 0], per_index[here >= 0]).abs()
             touched = torch.zeros_like(scores).index_add_(0, here[here >= 0], torch.ones_like(per_index[here >= 0]))
             present = (touched > 0).double()
-            group_sum = torch.zeros(len(table.groups), dtype=torch.float64).index_add_(0, unit_group, per_unit)
-            group_count = torch.zeros(len(table.groups), dtype=torch.float64).index_add_(0, unit_group, present)
+            group_sum = torch.zeros(len(table.groups), dtype=torch.float64).index_add_(0, channel_group, per_unit)
+            group_count = torch.zeros(len(table.groups), dtype=torch.float64).index_add_(0, channel_group, present)
             mean = group_sum / group_count.clamp(min=1)
-            scores += present * per_unit / mean[unit_group].clamp(min=1e-30)
+            scores += present * per_unit / mean[channel_group].clamp(min=1e-30)
             weights += present
     return scores / weights.clamp(min=1)
 
 
-def ranks(table: OwnerTable, scores: Tensor) -> NDArray[np.int32]:
+def ranks(table: ChannelTable, scores: Tensor) -> NDArray[np.int32]:
     """(U,) the place of each unit inside its group, 0 for the one that is removed last."""
-    place = np.empty(len(table.unit_group), dtype=np.int32)
+    place = np.empty(len(table.channel_group), dtype=np.int32)
     values = scores.numpy()
     for group in range(len(table.groups)):
-        units = np.flatnonzero(table.unit_group == group)
+        units = np.flatnonzero(table.channel_group == group)
         place[units[np.argsort(-values[units], kind="stable")]] = np.arange(len(units), dtype=np.int32)
     return place
 
 
-def kept_units(table: OwnerTable, place: NDArray[np.int32], policy: NDArray[np.int64]) -> NDArray[np.bool_]:
+def kept_channels(table: ChannelTable, place: NDArray[np.int32], policy: NDArray[np.int64]) -> NDArray[np.bool_]:
     """(U,) which units a (d,) policy of keep-counts leaves, given each unit's rank."""
     granularity = np.array([group.granularity for group in table.groups])
-    kept: NDArray[np.bool_] = place < (policy // granularity)[table.unit_group]
+    kept: NDArray[np.bool_] = place < (policy // granularity)[table.channel_group]
     return kept

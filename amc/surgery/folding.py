@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,9 +23,10 @@ import torch
 from torch import Tensor, nn
 
 from amc.surgery.blueprint import Blueprint
-from amc.surgery.cut import Kept, assembled, cut_tensors, named_tensors, stays, with_tensors
+from amc.surgery.channel_table import ChannelTable
+from amc.surgery.cutting import Kept, assembled, cut_tensors, named_tensors, stays, with_tensors
 from amc.surgery.layers import BATCH_NORMS, CONVOLUTIONS, TRANSPOSED
-from amc.surgery.table import OwnerTable
+from amc.system.eval_mode import evaluating
 from amc.zoo.call import Call, float_tensors
 from amc.zoo.data.splits import Batch
 from amc.zoo.task import CLASSIFICATION, Task
@@ -51,14 +51,14 @@ class Moments:
     rescaled: Mapping[str, str]
 
 
-def readers(model: nn.Module, table: OwnerTable) -> dict[str, int]:
+def readers(model: nn.Module, table: ChannelTable) -> dict[str, int]:
     """Layers that read removable channels by a full matrix, and how many input features one channel stands for.
 
     More than one feature a channel is a Linear layer behind a flattened picture. Layers that share a weight are left
     out: what is folded for one would be wrong for the other.
     """
     found, shared = {}, _shared_weights(model)
-    for name, owners in table.inputs.items():
+    for name, index_maps in table.inputs.items():
         layer = model.get_submodule(name)
         if isinstance(layer, TRANSPOSED) or (isinstance(layer, CONVOLUTIONS) and layer.groups > 1):
             continue
@@ -66,8 +66,8 @@ def readers(model: nn.Module, table: OwnerTable) -> dict[str, int]:
             continue
         run = 1
         if isinstance(layer, nn.Linear):  # (c0, c0, ..., c1, c1, ...): the length of the runs, where all agree
-            changes = np.logical_or.reduce([np.diff(owner) != 0 for owner in owners])
-            lengths = np.unique(np.diff(np.flatnonzero(changes) + 1, prepend=0, append=len(owners[0])))
+            changes = np.logical_or.reduce([np.diff(index_map) != 0 for index_map in index_maps])
+            lengths = np.unique(np.diff(np.flatnonzero(changes) + 1, prepend=0, append=len(index_maps[0])))
             run = int(lengths[0]) if len(lengths) == 1 else 1
         found[name] = run
     return found
@@ -95,7 +95,7 @@ class _MomentSums:
 
 @torch.no_grad()
 def take_moments(
-    model: nn.Module, table: OwnerTable, batches: Iterable[Batch], seed: int = 0, task: Task = CLASSIFICATION
+    model: nn.Module, table: ChannelTable, batches: Iterable[Batch], seed: int = 0, task: Task = CLASSIFICATION
 ) -> Moments:
     """Run the dense network once over `batches` and choose each reader's ridge on the half it was not fitted on.
 
@@ -178,7 +178,7 @@ def _solve(covariance: Tensor, kept: Tensor, right: Tensor, ridge: float) -> Ten
     return solution
 
 
-def cut_and_fold(model: nn.Module, table: OwnerTable, kept: Kept, moments: Moments | None) -> nn.Module:
+def cut_and_fold(model: nn.Module, table: ChannelTable, kept: Kept, moments: Moments | None) -> nn.Module:
     """Cut `model` to the `kept` units, (U,) bool, and fold what was removed into its readers; see `Cutter`."""
     return Cutter(model, table, moments)(kept)
 
@@ -191,7 +191,7 @@ class Cutter:
     Without moments nothing is folded.
     """
 
-    def __init__(self, model: nn.Module, table: OwnerTable, moments: Moments | None) -> None:
+    def __init__(self, model: nn.Module, table: ChannelTable, moments: Moments | None) -> None:
         self.model, self.table, self.moments = model, table, moments
         self.blueprint = Blueprint(model)
         self.tensors = {name: tensor.detach() for name, tensor in named_tensors(model).items()}
@@ -230,10 +230,10 @@ class Cutter:
 
     def _rows(self, name: str, keep_all: Kept) -> Tensor | None:
         """The output channels of a layer that are left; None where no policy removes any."""
-        owners = self.table.owners.get(f"{name}.weight", {}).get(0)
-        if owners is None:
+        index_maps = self.table.index_maps.get(f"{name}.weight", {}).get(0)
+        if index_maps is None:
             return None
-        return torch.from_numpy(np.flatnonzero(stays(owners, keep_all))).to(self.tensors[f"{name}.weight"].device)
+        return torch.from_numpy(np.flatnonzero(stays(index_maps, keep_all))).to(self.tensors[f"{name}.weight"].device)
 
     def _fold_one(self, sliced: dict[str, Tensor], name: str, run: int, kept_inputs: Kept, keep_all: Kept) -> None:
         """Add W_r B to the weights of one reader, and W_r c to its bias where it has one."""
@@ -361,15 +361,3 @@ def reestimate_batchnorm(model: nn.Module, batches: Iterable[Batch], task: Task 
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Any:
-    """`eval` mode inside, every module's own mode again outside."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield model
-    finally:
-        for module, mode in modes:
-            module.training = mode

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from amc.surgery.substitute import Substitute
+from amc.surgery.replacement import Replacement
 
 RESHAPES = (Tensor.view, Tensor.reshape, torch.reshape)
 SPLITS = (torch.split, Tensor.split, torch.split_with_sizes, Tensor.split_with_sizes)
@@ -37,10 +37,9 @@ ATTENTION = functional.scaled_dot_product_attention
 RUNNER = nn.Module._call_impl.__code__  # below it stands a module's own code
 COMPREHENSIONS = ("<listcomp>", "<dictcomp>", "<setcomp>")
 TORCH = Path(torch.__file__).parent
-HANDLERS = tuple(map(str, (  # files through which torch and this package hand a call on
+HANDLERS = list(map(str, (  # files through which torch and this package hand a call on
     TORCH / "_tensor.py", TORCH / "functional.py", TORCH / "overrides.py", TORCH / "_jit_internal.py", TORCH / "utils",
     TORCH / "nn" / "modules" / "module.py", TORCH / "fx", Path(__file__).parent,
-    Path(__file__).parents[1] / "cascade" / "tracing.py",
 )))  # fmt: skip
 
 
@@ -54,7 +53,7 @@ def is_request(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> b
 
 
 @dataclass(frozen=True)
-class Answers:
+class ShapePatches:
     """What to answer: the place of a call -> for each turn sizes in their order, None for those that stay; or a factor.
 
     A turn that needs no answer has None.
@@ -63,7 +62,7 @@ class Answers:
     calls: Mapping[str, Sequence[Any]]
 
 
-def place_in_code() -> tuple[str, nn.Module | None]:
+def call_site() -> tuple[str, nn.Module | None]:
     """Where the request that is being handled stands, and the module that runs.
 
     The place is that of every call that leads there, from the module's own code on: the function, and where it ends.
@@ -75,7 +74,7 @@ def place_in_code() -> tuple[str, nn.Module | None]:
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_code is not RUNNER:
         code = frame.f_code
-        if not code.co_filename.startswith(HANDLERS):
+        if not code.co_filename.startswith(tuple(HANDLERS)):
             _, line, _, column = next(islice(code.co_positions(), frame.f_lasti // 2, None))
             inside = inside or (line or 0, column or 0)
             if code.co_name not in COMPREHENSIONS:
@@ -85,13 +84,13 @@ def place_in_code() -> tuple[str, nn.Module | None]:
     return " > ".join(reversed(steps)), None if frame is None else frame.f_locals["self"]
 
 
-class Resized(Substitute):
+class ShapePatched(Replacement):
     """A module whose code gets sizes that fit."""
 
     kind = "sizes"
     prefix = "Resized"
-    Settings = Answers
-    settings: Answers
+    Settings = ShapePatches
+    settings: ShapePatches
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         with _Answering(self, self.settings.calls) as mode:
@@ -112,7 +111,7 @@ class _Answering(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if is_request(func, args, kwargs):
-            where, module = place_in_code()
+            where, module = call_site()
             if module is self.module and where in self.calls:
                 answers = self.calls[where]
                 answer = answers[self.turns[where] % len(answers)]
@@ -129,7 +128,7 @@ class _Answering(TorchFunctionMode):
             self.changed |= [part.shape[dim] for part in plain] != sizes
             return args[0].split(sizes, dim) if sum(sizes) == args[0].shape[dim] else plain
         asked = repr((args[1:], kwargs)) if func is not ATTENTION else ""
-        args, kwargs = answered(func, args, kwargs, answer)
+        args, kwargs = patched_arguments(func, args, kwargs, answer)
         self.changed |= not asked or asked != repr((args[1:], kwargs))
         return func(*args, **kwargs)
 
@@ -154,7 +153,7 @@ def _with_bounds(index: Any, answer: Sequence[int | None]) -> Any:
     return tuple(parts) if isinstance(index, tuple) else parts[0]
 
 
-def answered(
+def patched_arguments(
     func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], answer: Any
 ) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
     """The arguments of a call with an answer in place of what was asked."""
@@ -174,7 +173,7 @@ def answered(
     if func in (Tensor.unflatten, torch.unflatten):
         tensor, dim = args[0], args[1]
         return (tensor, dim, _replaced(args[2], answer, tensor.shape[dim]), *args[3:]), kwargs
-    asked = asked_sizes(func, args, kwargs)
+    asked = requested_sizes(func, args, kwargs)
     if asked is None:
         return args, kwargs
     if func is Tensor.expand:  # only a dimension of size one can be expanded: the others are as they are
@@ -187,7 +186,7 @@ def answered(
     return (args[0], _replaced(asked, answer, total)), {}
 
 
-def asked_sizes(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Sequence[int] | None:
+def requested_sizes(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Sequence[int] | None:
     """The sizes that a reshape or expand asks for; None where it is called in some other way."""
     sizes: Sequence[Any] = args[1:] if len(args) > 1 else (kwargs.get("shape", kwargs.get("size")),)
     sizes = sizes[0] if len(sizes) == 1 and isinstance(sizes[0], (tuple, list, torch.Size)) else sizes

@@ -18,13 +18,13 @@ from amc.surgery.blueprint import Blueprint
 from amc.surgery.fitting import fit
 
 if TYPE_CHECKING:  # loading a release needs this file, and not what the table needs: optuna, deap
-    from amc.surgery.table import Owners, OwnerTable
+    from amc.surgery.channel_table import ChannelTable, IndexMaps
 
 Module = TypeVar("Module", bound=nn.Module)
 Kept = NDArray[np.bool_]  # (U,) which units stay
 
 
-def cut(model: Module, table: OwnerTable, kept: Kept) -> Module:
+def cut_channels(model: Module, table: ChannelTable, kept: Kept) -> Module:
     """A copy of `model` without the units that are not `kept`, (U,) bool.
 
     Parameters keep their `requires_grad`, modules their `training` mode, tensors their device, dtype and memory format.
@@ -32,33 +32,33 @@ def cut(model: Module, table: OwnerTable, kept: Kept) -> Module:
     return assembled(Blueprint(model), table, kept, cut_tensors(named_tensors(model), table, kept))
 
 
-def assembled(blueprint: Blueprint[Module], table: OwnerTable, kept: Kept, tensors: Mapping[str, Tensor]) -> Module:
+def assembled(blueprint: Blueprint[Module], table: ChannelTable, kept: Kept, tensors: Mapping[str, Tensor]) -> Module:
     """A copy of a network that holds tensors already cut to the `kept` units, and runs."""
     small, modules = blueprint.build(tensors)
     fit(modules, table, kept)
     return small
 
 
-def cut_tensors(tensors: Mapping[str, Tensor], table: OwnerTable, kept: Kept) -> dict[str, Tensor]:
-    """Slice every tensor by the owner table; those that lose nothing still share their storage."""
+def cut_tensors(tensors: Mapping[str, Tensor], table: ChannelTable, kept: Kept) -> dict[str, Tensor]:
+    """Slice every tensor by the index_map table; those that lose nothing still share their storage."""
     keep = np.append(kept, True)  # the last entry answers for KEPT = -1
-    indices: dict[tuple[int, ...], Tensor] = {}  # one per distinct owners: coupled layers share them
+    indices: dict[tuple[int, ...], Tensor] = {}  # one per distinct index_maps: coupled layers share them
     sliced = {}
     for name, tensor in tensors.items():
         small = tensor.detach()
-        for dim, owners in table.owners.get(name, {}).items():
-            key = tuple(map(id, owners))
+        for dim, index_maps in table.index_maps.get(name, {}).items():
+            key = tuple(map(id, index_maps))
             if key not in indices:
-                indices[key] = torch.from_numpy(np.flatnonzero(stays(owners, keep)))
+                indices[key] = torch.from_numpy(np.flatnonzero(stays(index_maps, keep)))
             if len(indices[key]) < small.shape[dim]:
                 small = small.index_select(dim, indices[key].to(small.device))
         sliced[name] = _like(small, tensor)
     return sliced
 
 
-def stays(owners: Owners, keep: Kept) -> Kept:
+def stays(index_maps: IndexMaps, keep: Kept) -> Kept:
     """(length,) which indices of a dimension are left, given what is kept of the units and of KEPT, (U + 1,)."""
-    left: Kept = np.logical_and.reduce([keep[owner] for owner in owners])
+    left: Kept = np.logical_and.reduce([keep[index_map] for index_map in index_maps])
     return left
 
 
@@ -67,17 +67,17 @@ def with_tensors(model: Module, tensors: Mapping[str, Tensor]) -> Module:
     return Blueprint(model).build(tensors)[0]
 
 
-def mask(model: Module, table: OwnerTable, kept: Kept) -> Module:
+def zero_channels(model: Module, table: ChannelTable, kept: Kept) -> Module:
     """A dense copy of `model` in which every slice of every removed unit is zero: what a cut must compute."""
     keep = np.append(kept, True)
     masked = {}
     for name, tensor in named_tensors(model).items():
-        axes = table.owners.get(name, {})
+        axes = table.index_maps.get(name, {})
         masked[name] = zeroed = tensor.detach().clone() if axes else tensor.detach()
         if name.endswith("running_var"):
             continue  # nothing is divided by zero; with mean, weight and bias zero it no longer matters
-        for dim, owners in axes.items():
-            gone = torch.from_numpy(np.flatnonzero(~stays(owners, keep)))
+        for dim, index_maps in axes.items():
+            gone = torch.from_numpy(np.flatnonzero(~stays(index_maps, keep)))
             zeroed.index_fill_(dim, gone.to(tensor.device), 0)
     return with_tensors(model, masked)
 

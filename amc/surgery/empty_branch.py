@@ -17,7 +17,7 @@ from torch.nn.modules import batchnorm, padding, pooling
 from torch.overrides import TorchFunctionMode
 
 from amc.surgery.layers import CONVOLUTIONS
-from amc.surgery.substitute import Substitute, put_in_place
+from amc.surgery.replacement import Replacement, replace_module
 
 NORMS = (batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.PReLU)  # the first: BatchNorm and InstanceNorm
 POOLS = (pooling._MaxPoolNd, pooling._AvgPoolNd, pooling._AdaptiveMaxPoolNd, pooling._LPPoolNd, nn.Upsample,
@@ -31,7 +31,7 @@ class Nothing:
     """The settings of a substitute that needs none."""
 
 
-class VanishedConvolution(Substitute):
+class EmptyConvolution(Replacement):
     """A convolution without input or output channels: its bias at every place, as a sum over nothing is zero."""
 
     kind = "vanished convolution"
@@ -44,7 +44,7 @@ class VanishedConvolution(Substitute):
         return _attached(outputs, inputs, self)
 
 
-class VanishedNorm(Substitute):
+class EmptyNorm(Replacement):
     """A normalisation, or an activation with parameters: what comes in without channels goes out."""
 
     kind = "vanished norm"
@@ -58,7 +58,7 @@ class VanishedNorm(Substitute):
         return _attached(inputs, inputs, self)
 
 
-class VanishedPool(Substitute):
+class EmptyPool(Replacement):
     """Pooling, upsampling or padding that also takes pictures without channels."""
 
     kind = "vanished pool"
@@ -73,24 +73,24 @@ class VanishedPool(Substitute):
         return _attached(outputs[:, :0], inputs, self)
 
 
-PLACES: tuple[tuple[type[Substitute], tuple[type[nn.Module], ...]], ...] = (
-    (VanishedConvolution, CONVOLUTIONS),
-    (VanishedNorm, NORMS),
-    (VanishedPool, POOLS),
+PLACES: tuple[tuple[type[Replacement], tuple[type[nn.Module], ...]], ...] = (
+    (EmptyConvolution, CONVOLUTIONS),
+    (EmptyNorm, NORMS),
+    (EmptyPool, POOLS),
 )
 
 
-def vanish(module: nn.Module) -> None:
+def replace_if_empty(module: nn.Module) -> None:
     """Let a module, its tensors already cut, take or give a tensor without channels, if it could not by itself.
 
     Modules that have channels left, and those that torch runs well without, stay as they are. A convolution whose
-    weight is derived from others must be baked before.
+    weight is derived from others must be materialised before.
     """
     own = [parameter for parameter in module._parameters.values() if parameter is not None]
-    if not isinstance(module, Substitute) and all(not parameter.numel() for parameter in _weights(module, own)):
+    if not isinstance(module, Replacement) and all(not parameter.numel() for parameter in _weights(module, own)):
         for substitute, classes in PLACES:
             if isinstance(module, classes):
-                put_in_place(module, substitute, Nothing())
+                replace_module(module, substitute, Nothing())
 
 
 def _weights(module: nn.Module, own: Sequence[Tensor]) -> Sequence[Tensor]:

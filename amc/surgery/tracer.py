@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,20 +19,20 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.weak import WeakIdKeyDictionary
 
-from amc.surgery.attention import composed_attention
+from amc.surgery.flop_counter import composed_attention
 from amc.surgery.layers import CONVOLUTIONS, LAYERS, TRANSPOSED
 from amc.surgery.narrow_norm import norm_rule
 from amc.surgery.operators import RULES
 from amc.surgery.operators.entrywise import any_pointwise
-from amc.surgery.record import Factor, Labels, Record, Request, Slots
-from amc.surgery.resizing import ATTENTION, CHUNKS, PART, SCALED, SPLITS, asked_sizes, is_request, place_in_code
+from amc.surgery.shape_patches import ATTENTION, CHUNKS, PART, SCALED, SPLITS, call_site, is_request, requested_sizes
+from amc.surgery.trace_record import Factor, Labels, Slots, TracedRequest, TraceRecord
+from amc.surgery.trace_state import Frame, Operation, TraceState
 from amc.system.errors import ModelError
 from amc.zoo.call import Call, as_call
 
 
-def trace(model: nn.Module, inputs: Call | Tensor, ignore: Sequence[str] = ()) -> Record:
+def trace(model: nn.Module, inputs: Call | Tensor, ignore: Sequence[str] = ()) -> TraceRecord:
     """Trace `model` on one example; the model itself is left as it was found.
 
     Args:
@@ -47,21 +46,21 @@ def trace(model: nn.Module, inputs: Call | Tensor, ignore: Sequence[str] = ()) -
     unknown = [name for name in ignore if name not in dict(model.named_modules())]
     if unknown:
         raise ModelError(f"a name in `ignore` must be a module of the network, but {unknown[0]!r} is none")
-    twin = copy.deepcopy(model).eval()
-    tracer = Tracer(twin)
+    copied = copy.deepcopy(model).eval()
+    tracer = Tracer(copied)
     try:
         with torch.no_grad(), tracer.watching(), composed_attention(), tracer, _Requests(tracer):
-            outputs = as_call(inputs).on(twin)
+            outputs = as_call(inputs).on(copied)
     except Exception as error:
         first = (str(error).splitlines() or [""])[0]
         raise ModelError(
             f"the network must run on its example input, but {type(error).__name__}: {first} (in "
-            f"{tracer.module or 'the network'}); check the input size and channels"
+            f"{tracer.state.module or 'the network'}); check the input size and channels"
         ) from error
     for tensor in tree_leaves(outputs):
         if isinstance(tensor, Tensor):
-            tracer.keep(tensor, "it is the network's output")
-    for name, module in twin.named_modules():
+            tracer.state.keep(tensor, "it is the network's output")
+    for name, module in copied.named_modules():
         if any(name == prefix or name.startswith(f"{prefix}.") for prefix in ignore):
             tracer.ignore(name, module)
     return tracer.record
@@ -72,11 +71,9 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.model, self.record = model, Record()
-        self.labels = WeakIdKeyDictionary()
-        self.stack: list[_Frame] = []
-        self.muted = 0
-        self.asking = False  # a call whose sizes can be answered is running
+        self.state = TraceState(model)
+        self.record = self.state.record
+        self.muted = 0  # how many of the running modules are taken whole
         for name, module in model.named_modules():
             if (rule := norm_rule(module)) is not None:
                 self.record.rules[name] = rule
@@ -85,41 +82,14 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if tensor.is_floating_point():
                 self._label_parameter(name, tensor)
             else:
-                self.labels[tensor] = Labels(parametric=True)
+                self.state.labels[tensor] = Labels(parametric=True)
 
     def _label_parameter(self, name: str, tensor: Tensor) -> None:
         self.names[id(tensor)] = name
         factors = [
             Factor((dim,), self.record.axis(name, dim, size)) for dim, size in enumerate(tensor.shape) if size > 1
         ]
-        self.labels[tensor] = Labels(tuple(factors), parametric=True)
-
-    @property
-    def module(self) -> str:
-        """The name of the module that is running."""
-        return self.stack[-1].name if self.stack else ""
-
-    def of(self, tensor: Any) -> Labels:
-        """The labels of a tensor; a Python number has pliant ones."""
-        if not isinstance(tensor, Tensor):
-            return Labels(pliant=True, parametric=True)
-        found: Labels = self.labels.get(tensor, Labels())  # type: ignore[no-untyped-call]
-        return found
-
-    def set(self, tensor: Tensor, factors: Sequence[Factor] = (), *inputs: Tensor) -> None:
-        """Label a result of `inputs`; dimensions of size one carry no labels."""
-        left = tuple(f for factor in factors if (f := _squeezed(factor)) is not None)
-        known = [self.of(source) for source in inputs]
-        self.labels[tensor] = Labels(
-            left,
-            bool(known) and all(label.pliant for label in known),
-            bool(known) and all(label.parametric for label in known),
-        )
-
-    def keep(self, tensor: Tensor, reason: str) -> None:
-        """Everything this tensor's labels stand for stays."""
-        for factor in self.of(tensor).factors:
-            self.record.keep(factor.slots, reason)
+        self.state.labels[tensor] = Labels(tuple(factors), parametric=True)
 
     def ignore(self, name: str, module: nn.Module) -> None:
         for own, tensor in module.named_parameters(recurse=False):
@@ -136,7 +106,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def watching(self) -> Iterator[None]:
         """Know which module runs, and take normalisations whole."""
         handles = []
-        for name, module in self.model.named_modules():
+        for name, module in self.state.model.named_modules():
             handles.append(module.register_forward_pre_hook(self._enter(name), with_kwargs=True))
             handles.append(module.register_forward_hook(self._leave(name), always_call=False))
         try:
@@ -147,7 +117,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _enter(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-            self.stack.append(_Frame(name))
+            self.state.stack.append(Frame(name))
             self.muted += name in self.record.rules
 
         return hook
@@ -159,28 +129,28 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self._normalised(name, module, args[0], output, self.record.rules[name].channel_dim % args[0].ndim)
             elif isinstance(module, LAYERS) and args and isinstance(args[0], Tensor):
                 self._read_by(name, module, args[0])
-            self.stack.pop()
+            self.state.stack.pop()
 
         return hook
 
     def _normalised(self, name: str, module: nn.Module, before: Tensor, after: Tensor, dim: int) -> None:
         """A normalisation over channels that can be computed for fewer as if the others were zero."""
-        factor = self.of(before).factor(dim)
+        factor = self.state.of(before).factor(dim)
         parameters = [tensor for tensor in module.parameters(recurse=False)]
         if factor is not None and len(factor.dims) == 1 and parameters:
             self.record.normed[name] = factor.slots
             for tensor in parameters:
-                self.record.join(self.of(tensor).factors[0].slots, factor.slots)
+                self.record.join(self.state.of(tensor).factors[0].slots, factor.slots)
         elif factor is not None:
             self.record.fix(factor, dim, f"{name} ({type(module).__name__}) normalises over it")
         if factor is None or len(factor.dims) > 1:
             for tensor in parameters:
-                self.keep(tensor, f"{name} ({type(module).__name__}) normalises over channels that stay")
-        self.set(after, self.of(before).factors, before)
+                self.state.keep(tensor, f"{name} ({type(module).__name__}) normalises over channels that stay")
+        self.state.set(after, self.state.of(before).factors, before)
 
     def _read_by(self, name: str, module: nn.Module, before: Tensor) -> None:
         """What a layer's input channels stand for; a layer that runs twice on different channels is left out."""
-        factor = self.of(before).factor(1 if isinstance(module, CONVOLUTIONS) else before.ndim - 1)
+        factor = self.state.of(before).factor(1 if isinstance(module, CONVOLUTIONS) else before.ndim - 1)
         if factor is None or len(factor.dims) > 1:
             return
         known = self.record.inputs.setdefault(name, factor.slots)
@@ -196,42 +166,27 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if rule is None and torch.Tag.pointwise in func.tags:
                 rule = any_pointwise
             if rule is None:
-                self.lost(operation, args, kwargs, result)
+                self.state.lost(operation, args, kwargs, result)
             else:
-                rule(Operation(self, operation, func, args, kwargs, result))
+                rule(Operation(self.state, operation, func, args, kwargs, result))
             if operation.endswith("_") and args and isinstance(args[0], Tensor):
                 self._written(args[0])
         return result
 
     def _written(self, view: Tensor) -> None:
         """What a view is a part of is, once the view was written in place, no longer what it was made from."""
-        storage, own = view.untyped_storage()._cdata, self.of(view)
-        for other in list(self.labels.keys()):  # type: ignore[no-untyped-call]
+        storage, own = view.untyped_storage()._cdata, self.state.of(view)
+        for other in list(self.state.labels.keys()):  # type: ignore[no-untyped-call]
             if other is view or other.untyped_storage()._cdata != storage:
                 continue
-            known = self.of(other)
-            self.labels[other] = replace(
+            known = self.state.of(other)
+            self.state.labels[other] = replace(
                 known, pliant=known.pliant and own.pliant, parametric=known.parametric and own.parametric
             )
             if other.numel() > view.numel() and not known.factors:  # of which nothing was known to begin with
-                self.keep(view, f"it is written into a part of a larger tensor in {self.module or 'the network'}")
-
-    def lost(self, operation: str, args: Any, kwargs: Any, result: Any) -> None:
-        """An operation without a rule: what goes in stays."""
-        for tensor in tree_leaves((args, kwargs)):
-            if isinstance(tensor, Tensor):
-                self.keep(tensor, f"it cannot be followed through {operation} in {self.module or 'the network'}")
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor):
-                self.set(tensor)
-
-
-@dataclass
-class _Frame:
-    """A module that is running, and how many requests its own code has made at each place."""
-
-    name: str
-    turns: Counter[str] = field(default_factory=Counter)
+                self.state.keep(
+                    view, f"it is written into a part of a larger tensor in {self.state.module or 'the network'}"
+                )
 
 
 class _Requests(TorchFunctionMode):
@@ -243,22 +198,22 @@ class _Requests(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if not self.tracer.stack or not is_request(func, args, kwargs):
+        if not self.tracer.state.stack or not is_request(func, args, kwargs):
             return func(*args, **kwargs)
-        where, _ = place_in_code()
-        turn = self.tracer.stack[-1].turns[where]
-        self.tracer.stack[-1].turns[where] += 1
-        self.tracer.asking = True
+        where, _ = call_site()
+        turn = self.tracer.state.stack[-1].turns[where]
+        self.tracer.state.stack[-1].turns[where] += 1
+        self.tracer.state.patchable = True
         try:
             result = func(*args, **kwargs)
         finally:
-            self.tracer.asking = False
+            self.tracer.state.patchable = False
         if not self.tracer.muted:
             self._note(func, args, kwargs, result, (where, turn))
         return result
 
     def _note(self, func: Any, args: Any, kwargs: Any, result: Any, where: tuple[str, int]) -> None:
-        tracer, frame = self.tracer, self.tracer.stack[-1]
+        state, frame = self.tracer.state, self.tracer.state.stack[-1]
         sizes: list[Slots | None] = []
         factor = None
         if func is ATTENTION:
@@ -266,19 +221,19 @@ class _Requests(TorchFunctionMode):
         elif func in SCALED:
             factor = args[1]
         elif func is PART:
-            if not (sizes := _bound_rows(args[0], args[1], tracer.of(args[0]))):
+            if not (sizes := _bound_rows(args[0], args[1], state.of(args[0]))):
                 return
         elif func in SPLITS or func in CHUNKS:
             dim = kwargs.get("dim", args[2] if len(args) > 2 else 0) % args[0].ndim
-            sizes = [_rows(tracer.of(part), dim) for part in result]
+            sizes = [_rows(state.of(part), dim) for part in result]
         elif func in (Tensor.unflatten, torch.unflatten):
             first = args[1] % args[0].ndim
-            sizes = [_rows(tracer.of(result), first + place) for place in range(len(args[2]))]
-        elif asked_sizes(func, args, kwargs) is None:
+            sizes = [_rows(state.of(result), first + place) for place in range(len(args[2]))]
+        elif requested_sizes(func, args, kwargs) is None:
             return
         else:
-            sizes = [_rows(tracer.of(result), dim) for dim in range(result.ndim)]
-        tracer.record.requests.append(Request(frame.name, *where, tuple(sizes), factor))
+            sizes = [_rows(state.of(result), dim) for dim in range(result.ndim)]
+        state.record.requests.append(TracedRequest(frame.name, *where, tuple(sizes), factor))
 
 
 def _bound_rows(tensor: Tensor, index: Any, labels: Labels) -> list[Slots | None]:
@@ -299,54 +254,3 @@ def _bound_rows(tensor: Tensor, index: Any, labels: Labels) -> list[Slots | None
 def _rows(labels: Labels, dim: int) -> Slots | None:
     factor = labels.factor(dim)
     return None if factor is None else factor.first(dim)
-
-
-class Operation:
-    """One operation as it ran."""
-
-    def __init__(self, tracer: Tracer, operation: str, func: Any, args: Any, kwargs: Any, result: Any) -> None:
-        self.tracer, self.record, self.operation = tracer, tracer.record, operation
-        self.func, self.args, self.kwargs, self.result = func, args, kwargs, result
-
-    @property
-    def where(self) -> str:
-        return f"{self.operation} in {self.tracer.module or 'the network'}"
-
-    @property
-    def out(self) -> Tensor:
-        """The first result."""
-        first: Tensor = self.result[0] if isinstance(self.result, (tuple, list)) else self.result
-        return first
-
-    def arg(self, name: str, default: Any = None) -> Any:
-        """An argument by its name in the operation's schema."""
-        for place, argument in enumerate(self.func._schema.arguments):
-            if argument.name == name:
-                if place < len(self.args):
-                    return self.args[place]
-                return self.kwargs.get(name, argument.default_value if argument.has_default_value() else default)
-        return default
-
-    def tensors(self) -> list[Tensor]:
-        return [leaf for leaf in tree_leaves((self.args, self.kwargs)) if isinstance(leaf, Tensor)]
-
-    def of(self, tensor: Any) -> Labels:
-        return self.tracer.of(tensor)
-
-    def set(self, factors: Sequence[Factor], *inputs: Tensor, tensor: Tensor | None = None) -> None:
-        self.tracer.set(self.out if tensor is None else tensor, factors, *(inputs or self.tensors()))
-
-    def lost(self) -> None:
-        self.tracer.lost(self.operation, self.args, self.kwargs, self.result)
-
-
-def _squeezed(factor: Factor) -> Factor | None:
-    """A factor without its dimensions of size one."""
-    wide = [axis for axis, size in enumerate(factor.slots.shape) if size > 1]
-    if len(wide) == len(factor.dims):
-        return factor
-    if not wide:
-        return None
-    return Factor(
-        tuple(factor.dims[axis] for axis in wide), factor.slots.reshape([factor.slots.shape[axis] for axis in wide])
-    )

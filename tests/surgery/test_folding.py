@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from amc.surgery.cut import cut, mask, stays
-from amc.surgery.recovery import (
+from amc.surgery.cutting import cut_channels, stays, zero_channels
+from amc.surgery.folding import (
     RIDGES,
     Cutter,
     Moments,
@@ -15,7 +15,7 @@ from amc.surgery.recovery import (
     reestimate_batchnorm,
     take_moments,
 )
-from tests.surgery.networks import SOUND, Traced, chain, flattened, known, scramble, traced
+from tests.surgery.networks import SOUND, Traced, chain, flattened, known, randomise, traced
 
 HALF = 8
 
@@ -58,8 +58,8 @@ DOUBLED = {
 
 def first_group(net: Traced, seed: int | None = None) -> np.ndarray:  # type: ignore[type-arg]
     """Keep the first half of the first group, everything else whole."""
-    kept = np.ones(len(net.table.unit_group), dtype=np.bool_)
-    kept[np.flatnonzero(net.table.unit_group == 0)[HALF:]] = False
+    kept = np.ones(len(net.table.channel_group), dtype=np.bool_)
+    kept[np.flatnonzero(net.table.channel_group == 0)[HALF:]] = False
     return kept
 
 
@@ -68,7 +68,7 @@ def test_what_is_a_linear_function_of_the_rest_comes_back(name: str) -> None:
     """Channels that are multiples of kept ones are folded away with no loss, whatever reads them."""
     make, shape = DOUBLED[name]
     torch.manual_seed(0)
-    model = doubled(scramble(make()))  # type: ignore[arg-type]
+    model = doubled(randomise(make()))  # type: ignore[arg-type]
     net = traced(model, shape)
     assert net.table.groups[0].size == 2 * HALF
     moments = take_moments(model, net.table, pictures(6, shape))
@@ -76,7 +76,7 @@ def test_what_is_a_linear_function_of_the_rest_comes_back(name: str) -> None:
     inputs = pictures(1, shape, seed=9)[0][0]
     kept = first_group(net)
     with torch.no_grad():
-        dense, lost = model(inputs), cut(model, net.table, kept)(inputs)
+        dense, lost = model(inputs), cut_channels(model, net.table, kept)(inputs)
         folded = cut_and_fold(model, net.table, kept, exact)(inputs)
         ridged = cut_and_fold(model, net.table, kept, moments)(inputs)
     assert (folded - dense).abs().max() < 1e-4 * dense.abs().max()
@@ -88,7 +88,7 @@ def test_without_moments_a_cut_is_a_cut() -> None:
     """`moments=None` gives the plain cut, bit for bit."""
     net = known("resnet20")
     kept = net.kept(net.table.space.nearest(net.table.space.high / 2))
-    plain, same = cut(net.model, net.table, kept), cut_and_fold(net.model, net.table, kept, None)
+    plain, same = cut_channels(net.model, net.table, kept), cut_and_fold(net.model, net.table, kept, None)
     assert torch.equal(plain(net.inputs), same(net.inputs))
 
 
@@ -114,8 +114,8 @@ def test_filters_before_batchnorm_get_their_norm_back() -> None:
     changed = 0
     for name in convolutions:
         dense = dict(net.model.named_parameters())[f"{name}.weight"].detach()
-        owners = net.table.owners[f"{name}.weight"].get(0)
-        dense = dense if owners is None else dense[torch.from_numpy(stays(owners, keep_all))]
+        index_maps = net.table.index_maps[f"{name}.weight"].get(0)
+        dense = dense if index_maps is None else dense[torch.from_numpy(stays(index_maps, keep_all))]
         wanted = dense.flatten(1).norm(dim=1)
         got = small.get_parameter(f"{name}.weight").detach().flatten(1).norm(dim=1)
         raw = unscaled.get_parameter(f"{name}.weight").detach().flatten(1).norm(dim=1)
@@ -142,14 +142,14 @@ def test_a_convolution_that_others_read_too_keeps_its_scale() -> None:
             out: Tensor = self.fc((self.norm(x) + x.relu()).mean((2, 3)))
             return out
 
-    net = traced(scramble(Leaky()), (3, 12, 12))
+    net = traced(randomise(Leaky()), (3, 12, 12))
     assert take_moments(net.model, net.table, pictures(2)).rescaled == {}
 
 
 def test_moments_are_those_of_the_inputs() -> None:
     """Mean and covariance of a reader's input over pictures and places, computed here once more from all rows."""
     torch.manual_seed(0)
-    model = scramble(chain())
+    model = randomise(chain())
     net = traced(model, (3, 12, 12))
     batches = pictures(3)
     moments = take_moments(model, net.table, batches)
@@ -170,7 +170,7 @@ def test_every_ridge_is_one_of_the_grid() -> None:
 
 def test_moments_do_not_depend_on_the_training_mode() -> None:
     """They are those of `eval` mode; a network in training mode gives the same and goes on training."""
-    model = scramble(nn.Sequential(*chain(nn.BatchNorm2d(32)), nn.Dropout(0.5)))
+    model = randomise(nn.Sequential(*chain(nn.BatchNorm2d(32)), nn.Dropout(0.5)))
     net = traced(model, (3, 12, 12))
     calm = take_moments(model, net.table, pictures(2))
     model.train()
@@ -184,7 +184,7 @@ def test_layers_that_share_a_weight_are_cut_but_not_folded() -> None:
     """What would be folded for one would be wrong for the other, so neither is."""
     for name in ("tied readers", "tied"):
         torch.manual_seed(0)
-        net = traced(scramble(SOUND[name][0]()), (3, 12, 12))
+        net = traced(randomise(SOUND[name][0]()), (3, 12, 12))
         moments = take_moments(net.model, net.table, pictures(2))
         assert not {"b", "c"} & set(moments.ridge)
         kept = net.kept(net.table.space.low)
@@ -195,7 +195,7 @@ def test_layers_that_share_a_weight_are_cut_but_not_folded() -> None:
 
 def test_the_layer_twice_run_is_folded_once() -> None:
     """A module that runs twice has one set of moments over both runs."""
-    net = traced(scramble(SOUND["twice"][0]()), (3, 12, 12))
+    net = traced(randomise(SOUND["twice"][0]()), (3, 12, 12))
     moments = take_moments(net.model, net.table, pictures(2))
     assert set(moments.ridge) == {"b", "c", "fc"}
     small = cut_and_fold(net.model, net.table, net.kept(net.table.space.low), moments)
@@ -204,7 +204,7 @@ def test_the_layer_twice_run_is_folded_once() -> None:
 
 def test_batchnorm_gets_the_statistics_of_the_pictures() -> None:
     """Every picture counts alike, in a short last batch too; momenta and modes are as they were."""
-    model = scramble(chain(nn.BatchNorm2d(32)))
+    model = randomise(chain(nn.BatchNorm2d(32)))
     model[1].momentum = 0.03
     model[0].train()
     modes = [module.training for module in model.modules()]
@@ -228,7 +228,7 @@ def test_a_lone_last_picture_does_not_stop_the_estimation() -> None:
 
 def test_momenta_come_back_after_a_failure() -> None:
     """A picture that the network cannot read leaves momenta and modes as they were."""
-    model = scramble(chain(nn.BatchNorm2d(32)))
+    model = randomise(chain(nn.BatchNorm2d(32)))
     with pytest.raises(RuntimeError):
         reestimate_batchnorm(model, [(torch.zeros(2, 5, 12, 12), torch.zeros(2))])
     assert model[1].momentum == 0.1 and not model[1].training
@@ -287,12 +287,12 @@ def test_a_mask_is_no_fold() -> None:
     policy[1] = net.table.space.step[1]  # inside the first block: read by its second convolution alone
     kept = net.kept(policy)
     moments = take_moments(net.model, net.table, pictures(2, (3, 16, 16)))
-    small, plain = cut_and_fold(net.model, net.table, kept, moments), cut(net.model, net.table, kept)
+    small, plain = cut_and_fold(net.model, net.table, kept, moments), cut_channels(net.model, net.table, kept)
     plainly = dict(plain.named_parameters())
     differing = {name for name, tensor in small.named_parameters() if not torch.equal(tensor, plainly[name])}
     assert differing == {"layer1.0.conv2.weight"}
     dense = dict(net.model.named_parameters())
-    untouched = mask(copy.deepcopy(net.model), net.table, kept)
+    untouched = zero_channels(copy.deepcopy(net.model), net.table, kept)
     assert torch.equal(untouched.fc.weight, dense["fc.weight"])
 
 
@@ -305,7 +305,7 @@ def test_the_fold_is_the_ridge_regression_of_what_was_removed(kind: str, filters
     head = [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
     tail = [reader, *head, nn.Linear(filters, 5)] if kind == "conv" else [*head, reader, nn.Linear(filters, 5)]
     model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), *tail)
-    net = traced(scramble(model), (3, 12, 12))
+    net = traced(randomise(model), (3, 12, 12))
     name = next(name for name, module in model.named_modules() if module is reader)
     moments = take_moments(model, net.table, pictures(4))
     small = cut_and_fold(model, net.table, first_group(net), Moments(moments.mean, moments.covariance,

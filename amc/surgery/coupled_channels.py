@@ -15,24 +15,24 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from amc.surgery.record import NONE, Record
+from amc.surgery.trace_record import NONE, TraceRecord
 
 FEWEST_IN_A_HEAD = 8  # classes in a row that is a head; rows of fewer are channels (of a split, of a shuffle)
-KEPT = -1  # the owner of an index that no policy removes
+KEPT = -1  # the index_map of an index that no policy removes
 Array = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Units:
+class CoupledChannels:
     """Who owns each slot.
 
     Attributes:
-        owners: (2, slots) units, KEPT where none; a slot stays only while all its owners stay.
+        index_maps: (2, slots) units, KEPT where none; a slot stays only while all its index_maps stay.
         ways: (units,) 0 for channels, 1 for rows and 2 for columns of a joint array.
         reasons: (slots,) index into `texts` of why a slot stays, -1 where it does not.
     """
 
-    owners: Array
+    index_maps: Array
     ways: Array
     reasons: Array
     texts: list[str]
@@ -46,28 +46,28 @@ class _Partition:
     count: int
 
 
-def find_units(record: Record) -> Units:
+def find_coupled_channels(record: TraceRecord) -> CoupledChannels:
     """The units of a trace. Classes that nothing produces, or nothing reads, are none."""
     classes = _classes(record)
     state = _Classes(record, classes)
     singles, partitions = _partitions(state)
-    owners = np.full((2, state.count + 1), KEPT, dtype=np.int64)
+    index_maps = np.full((2, state.count + 1), KEPT, dtype=np.int64)
     ways: list[int] = []
     free = np.flatnonzero(singles & ~state.kept[:-1] & state.useful)
-    owners[0, free] = np.arange(len(free))
+    index_maps[0, free] = np.arange(len(free))
     ways += [0] * len(free)
     for pair in partitions:
         for way, partition in enumerate(pair):
             for part in range(partition.count):
                 members = np.flatnonzero(partition.parts == part)
                 if len(members) and state.removable(members):
-                    owners[way, members] = len(ways)
+                    index_maps[way, members] = len(ways)
                     ways.append(0 if len(pair) == 1 and len(members) < FEWEST_IN_A_HEAD else way + 1)
-    reasons = np.where(owners[:, :-1].max(0) == KEPT, state.reasons[:-1], -1)
-    return Units(owners[:, classes], np.array(ways, dtype=np.int64), reasons[classes], state.texts)
+    reasons = np.where(index_maps[:, :-1].max(0) == KEPT, state.reasons[:-1], -1)
+    return CoupledChannels(index_maps[:, classes], np.array(ways, dtype=np.int64), reasons[classes], state.texts)
 
 
-def _classes(record: Record) -> Array:
+def _classes(record: TraceRecord) -> Array:
     """(slots,) the class of each slot."""
     left = np.concatenate([a for a, _ in record.pairs] or [np.zeros(0, np.int64)])
     right = np.concatenate([b for _, b in record.pairs] or [np.zeros(0, np.int64)])
@@ -92,7 +92,7 @@ def _components(left: Array, right: Array, count: int) -> Array:
 class _Classes:
     """The record in terms of classes; the last class stands for NONE and always stays."""
 
-    def __init__(self, record: Record, classes: Array) -> None:
+    def __init__(self, record: TraceRecord, classes: Array) -> None:
         self.count = int(classes.max(initial=-1)) + 1
         of = np.append(classes, self.count)
         self.texts = list(dict.fromkeys(text for _, text in record.kept))
