@@ -102,6 +102,31 @@ def test_links_lead_somewhere() -> None:
             assert not found["file"] or (page.parent / found["file"]).exists(), f"{page.name}: {found['file']}"
 
 
+def test_troubleshooting_quotes_real_messages() -> None:
+    """Every message on the page of troubles is one of the code's, `...` standing for what it names."""
+    said = "\n".join(text for path in (ROOT / "amc").rglob("*.py") for text in _texts(path))
+    quoted = re.findall(r"\*\*`(.*?)`", (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8"))
+    pieces = [piece.strip() for text in quoted for piece in text.split("...")]
+    assert len(quoted) > 30 and not [piece for piece in pieces if piece not in said]
+
+
+def _texts(path: Path) -> Iterator[str]:
+    """Every text in a module's code; a formatted one without what is put in."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+        elif isinstance(node, ast.JoinedStr):
+            yield "\0".join(str(part.value) if isinstance(part, ast.Constant) else "" for part in node.values)
+
+
+def test_named_files_exist() -> None:
+    """A path of the repository that a page names is there."""
+    named = re.compile(r"`((?:amc|search|predictor|recipes|tests|docs)/[\w./]*)`")
+    for page in PAGES:
+        for found in named.findall(page.read_text(encoding="utf-8")):
+            assert (ROOT / found).exists(), f"{page.name} names {found}"
+
+
 def test_the_two_commands() -> None:
     """README is one short page whose first block is the two commands, and `.ci/run` runs the second of them."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
