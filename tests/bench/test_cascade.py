@@ -24,6 +24,7 @@ FIGURES = st.lists(st.floats(-1, 1), min_size=3, max_size=6)
 
 @given(FIGURES, st.floats(-1, 1))
 def test_a_goal_is_met_only_where_its_whole_interval_lies_on_the_right_side(values: list[float], bound: float) -> None:
+    """MET and NOT MET each need the mean on their side, and no figure fails a bound from both sides."""
     verdict = Goal("", "figure", least=bound).judge(values)
     opposite = Goal("", "figure", most=bound).judge(values)
     mean = sum(values) / len(values)
@@ -33,12 +34,14 @@ def test_a_goal_is_met_only_where_its_whole_interval_lies_on_the_right_side(valu
 
 
 def test_fewer_than_three_seeds_that_differ_give_no_verdict_and_none_no_measurement() -> None:
+    """Two different values CANNOT TELL, two equal ones can, and an empty list is NOT MEASURED."""
     goal = Goal("", "figure", least=0.0)
     assert goal.judge([1.0, 2.0]) == "CANNOT TELL" and goal.judge([]) == "NOT MEASURED"
     assert goal.judge([1.0, 1.0]) == "MET"
 
 
 def test_a_summary_names_every_figure_and_goal_of_every_ground() -> None:
+    """A goal whose figure is missing somewhere is NOT MEASURED there, and the text says so."""
     goals = [Goal("large enough", "size", least=1.0)]
     found = summary({"here": {0: {"size": 2.0}, 1: {"size": 2.0}}, "there": {0: {"other": 1.0}}}, goals)
     assert found["here"]["figures"]["size"]["mean"] == 2.0
@@ -48,12 +51,14 @@ def test_a_summary_names_every_figure_and_goal_of_every_ground() -> None:
 
 
 def test_every_built_in_recipe_names_its_file_and_a_study_that_there_is() -> None:
+    """Each built-in recipe loads under its own name, describes itself and asks for a known study."""
     for name in list_cascade_recipes():
         recipe = load_cascade_recipe(name)
         assert recipe.name == name and recipe.study in STUDIES and recipe.about
 
 
 def test_amc_recipes_lists_the_studies(capsys: pytest.CaptureFixture[str]) -> None:
+    """`amc recipes` prints the description of each one, and the command that runs it."""
     recipes()
     assert "amc bench cascade" in (told := capsys.readouterr().out)
     assert all(about in told for about in list_cascade_recipes().values())
@@ -70,6 +75,7 @@ def test_amc_recipes_lists_the_studies(capsys: pytest.CaptureFixture[str]) -> No
     ],
 )
 def test_a_mistake_in_a_recipe_is_told_before_anything_is_run(tmp_path: Path, text: str, told: str) -> None:
+    """Loading fails with a message that names the wrong value."""
     (tmp_path / "mine.toml").write_text(text)
     with pytest.raises(UsageError, match=told):
         load_cascade_recipe(tmp_path / "mine.toml")
@@ -90,6 +96,7 @@ def study(name: str, runs: Path, seeds: int = 1) -> CascadeRecipe:
 
 
 def test_seeds_that_are_done_are_not_done_again_and_another_study_is_refused(runs: Path, tmp_path: Path) -> None:
+    """A second run with more seeds adds only those that are missing; a folder belongs to one study."""
     first = bench_cascade(study("exits", runs), tmp_path, runs, Silent())
     kept = (tmp_path / "tiny-0.json").stat().st_mtime_ns
     second = bench_cascade(study("exits", runs, seeds=2), tmp_path, runs, Silent())
@@ -103,6 +110,7 @@ def test_seeds_that_are_done_are_not_done_again_and_another_study_is_refused(run
 
 
 def test_a_study_out_of_time_ends_as_an_interrupted_command_does(runs: Path, tmp_path: Path) -> None:
+    """With no minutes left it raises `Unfinished`, exit code 130."""
     with pytest.raises(Unfinished) as stop:
         bench_cascade(study("exits", runs), tmp_path, runs, Silent(), minutes=0)
     assert stop.value.exit_code == 130
@@ -111,6 +119,7 @@ def test_a_study_out_of_time_ends_as_an_interrupted_command_does(runs: Path, tmp
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["exits-joint", "savers", "risk", "plans", "speed"])
 def test_every_study_gives_finite_figures_for_each_of_its_goals(name: str, runs: Path, tmp_path: Path) -> None:
+    """On a tiny run every goal has its figure, and none is NaN or infinite."""
     found = bench_cascade(study(name, runs), tmp_path, runs, Silent())
     json.dumps(found, allow_nan=False)
     missing = [goal for goal in found["grounds"]["tiny"]["goals"] if goal["verdict"] == "NOT MEASURED"]

@@ -331,6 +331,7 @@ def test_what_cannot_be_compared_is_refused(home: Path, recipe: BenchRecipe, tmp
     ],
 )
 def test_a_broken_bench_recipe_is_told_in_one_line(tmp_path: Path, lines: str, said: str) -> None:
+    """The message names the key or value that is wrong."""
     path = tmp_path / "broken.toml"
     path.write_text(lines)
     with pytest.raises(UsageError) as caught:
@@ -339,6 +340,7 @@ def test_a_broken_bench_recipe_is_told_in_one_line(tmp_path: Path, lines: str, s
 
 
 def test_a_bench_recipe_that_is_none_names_those_there_are() -> None:
+    """An unknown name is answered with the nearest known one."""
     with pytest.raises(UsageError, match="did you mean tiny"):
         load_bench_recipe("tny")
 
@@ -356,6 +358,7 @@ def test_every_bench_recipe_loads_and_says_what_it_is_for() -> None:
 
 
 def test_changes_to_the_recipe_may_be_nested_or_dotted(home: Path) -> None:
+    """Both spellings in `[set]` reach the recipe of the runs."""
     path = home / "nested.toml"
     path.write_text('recipe = "quickstart"\ncaps = ["40%"]\n[set]\n"finetune.epochs" = 2\nsearch.batch_size = 7\n')
     job = load_bench_recipe(path).compress_recipe()

@@ -41,10 +41,12 @@ def test_a_deterministic_method_counts_once() -> None:
 
 
 def test_equal_means_share_a_place() -> None:
+    """The next place is then left empty, as in sports."""
     assert places({"a": 0.5, "b": 0.9, "c": 0.5, "d": 0.1}) == {"b": 1, "a": 2, "c": 2, "d": 4}
 
 
 def test_spread_of_means_stands_beside_the_noise_within() -> None:
+    """Standard deviation between the means of groups, and the pooled one within; one value has neither."""
     between, within = spread([[1.0, 3.0], [5.0, 7.0]])
     assert between == pytest.approx(math.sqrt(8)) and within == pytest.approx(math.sqrt(2))
     assert spread([[1.0]]) == (None, None)
@@ -100,6 +102,7 @@ def test_a_bench_half_done_has_met_no_goal() -> None:
     ],
 )
 def test_only_a_whole_interval_speaks(low: float | None, high: float | None, n: int, equal: str, better: str) -> None:
+    """A claim holds only if its interval lies on one side of zero."""
     found = Interval(0.05, low, high, n)
     assert (held(found, 0.0), held(found, 0.0, strictly=True)) == (equal, better)
 

@@ -76,6 +76,7 @@ def students(classes: int = 10) -> StudentsPart:
 
 @pytest.mark.parametrize("kind", ["networks", "exits", "esn", "some exits", "students"])
 def test_a_loaded_cascade_answers_as_the_one_that_was_kept(kind: str, family: Family, tmp_path: Path) -> None:
+    """Every kind of stage comes back with its costs, stops and logits."""
     whole = {
         "networks": lambda: offered(family, family.released, family.dense),
         "exits": lambda: offered(family, exits(family)),
@@ -96,6 +97,7 @@ def test_a_loaded_cascade_answers_as_the_one_that_was_kept(kind: str, family: Fa
 
 
 def test_a_damaged_or_missing_file_is_told(family: Family, tmp_path: Path) -> None:
+    """The message names the file."""
     row = offered(family, family.released, family.dense)
     save_cascade(tmp_path / "kept", row, Policy(SCORERS["confidence"](row.fit), (0.5,)), ABOUT)
     path = tmp_path / "kept" / "parts" / "0" / "model.safetensors"
@@ -142,6 +144,7 @@ def test_a_place_that_cannot_be_written_is_told_before_anything_is_made(tmp_path
 
 
 def test_a_cascade_is_kept_whole_or_not_at_all(family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interrupted while it replaces another, saving leaves the older one as it was."""
     row = offered(family, family.released, family.dense)
     policy = Policy(SCORERS["confidence"](row.fit), (0.5,))
     save_cascade(tmp_path / "kept", row, policy, {**ABOUT, "number": 1})
@@ -159,6 +162,7 @@ def test_a_cascade_is_kept_whole_or_not_at_all(family: Family, tmp_path: Path, m
 
 
 def test_a_policy_comes_back_with_its_infinite_thresholds(family: Family) -> None:
+    """JSON without NaN or infinity holds them all the same; an incomplete record is refused."""
     row = offered(family, family.released, family.dense)
     policy = Policy(SCORERS["bins"](row.fit), (NEVER, -NEVER, 0.25), best=True)
     found = policy_from_json(json.loads(json.dumps(policy_to_json(policy), allow_nan=False)))
@@ -168,6 +172,8 @@ def test_a_policy_comes_back_with_its_infinite_thresholds(family: Family) -> Non
 
 
 def test_what_is_made_once_is_not_made_again_and_leaves_nothing_half_done(tmp_path: Path) -> None:
+    """An interrupted folder is made anew, a finished one is taken as it is."""
+
     def half(folder: Path) -> None:
         folder.mkdir(parents=True)
         (folder / "first").write_text("")
@@ -187,6 +193,7 @@ def test_what_is_made_once_is_not_made_again_and_leaves_nothing_half_done(tmp_pa
 
 @pytest.mark.parametrize("record", ["[]", "3", '{"format": "amc-cascade/1"}', "{"])
 def test_a_record_that_is_none_is_told_in_one_line(record: str, tmp_path: Path) -> None:
+    """The message names the record's file."""
     (tmp_path / RECORD).write_text(record)
     with pytest.raises(RunError) as told:
         load_cascade(tmp_path)

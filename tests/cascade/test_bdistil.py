@@ -74,6 +74,7 @@ def played(request: pytest.FixtureRequest) -> tuple[Distilled, Splits]:
 
 
 def test_every_accepted_round_is_certified(played: tuple[Distilled, Splits]) -> None:
+    """Each accepted student has a certificate of its round that can be checked again."""
     kept = [found for found in played[0].rounds if found.accepted]
     assert len(kept) == len(played[0].ensemble.steps) >= 1
     for number, found in enumerate(kept, 1):
@@ -87,6 +88,7 @@ def test_every_accepted_round_is_certified(played: tuple[Distilled, Splits]) -> 
 def test_prefixes_are_better_than_chance_and_never_fall_where_votes_were_fitted(
     played: tuple[Distilled, Splits],
 ) -> None:
+    """Accuracy grows with every student on the validation split and holds on the test split."""
     distilled, splits = played
     accuracies = record(distilled.ensemble.stages(), splits.validation, CPU).accuracies.tolist()
     assert accuracies == sorted(accuracies)
@@ -94,6 +96,7 @@ def test_prefixes_are_better_than_chance_and_never_fall_where_votes_were_fitted(
 
 
 def test_a_stage_answers_with_the_weighted_outputs_of_its_prefix(played: tuple[Distilled, Splits]) -> None:
+    """Its logits are the weighted sum of the students so far, to 1e-4."""
     distilled, splits = played
     records = record(distilled.ensemble.stages(), splits.validation, CPU)
     for stage, weights in enumerate(distilled.ensemble.votes):
@@ -102,6 +105,7 @@ def test_a_stage_answers_with_the_weighted_outputs_of_its_prefix(played: tuple[D
 
 
 def test_stages_left_out_leave_answers_and_their_cost_but_no_student(played: tuple[Distilled, Splits]) -> None:
+    """The last stage alone answers as before and costs the whole path."""
     stages, splits = played[0].ensemble.stages(), played[1]
     last = [len(stages) - 1]
     alone = without(stages, last)
@@ -113,6 +117,7 @@ def test_stages_left_out_leave_answers_and_their_cost_but_no_student(played: tup
 
 
 def test_an_ensemble_from_disk_is_the_same_bit_for_bit(played: tuple[Distilled, Splits], tmp_path: Path) -> None:
+    """Tensors and JSON alone give the same logits for the same batches, and the same costs."""
     played[0].ensemble.save(tmp_path)
     assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".safetensors"}
     again = load_ensemble(tmp_path)
@@ -122,6 +127,7 @@ def test_an_ensemble_from_disk_is_the_same_bit_for_bit(played: tuple[Distilled, 
 
 
 def test_the_same_seed_gives_the_same_game() -> None:
+    """Two runs with one seed in one process give equal outputs."""
     first, second = (play("series", seed=5, rules=replace(TERMS, rounds=2, passes=0.5))[0] for _ in range(2))
     assert torch.equal(first.outputs, second.outputs)
 
@@ -138,6 +144,7 @@ def test_a_round_keeps_at_most_the_best_of_what_it_tried(played: tuple[Distilled
 
 
 def test_targets_are_centred_and_stay_inside_the_share_of_the_range() -> None:
+    """Over the classes they sum to zero, and the largest is the share of the range."""
     splits = toy_splits(SHAPES["series"])
     teacher = Matched(splits).eval()
     pool = make_pool(teacher, splits.train, CPU, reach=2.0, share=0.25)
@@ -160,6 +167,7 @@ def test_a_saturated_teacher_never_drives_students_into_the_barrier() -> None:
 
 
 def test_a_negative_edge_alone_rejects_nobody() -> None:
+    """A student is rejected for its loss, or for an edge and a worth that are both too small."""
     assert judge(1, 0.0, None, 0.1, knows=True) == "loss"
     assert judge(1, 0.0, None, 0.1, knows=False) == ""
     assert judge(2, 0.1, -1.0, 0.1, knows=True) == "edge"
@@ -181,6 +189,7 @@ def test_the_class_grows_as_rounds_fail_and_the_game_ends_when_it_cannot() -> No
 
 
 def test_pruned_networks_start_as_what_they_are_and_keep_the_originals_as_they_were(tmp_path: Path) -> None:
+    """Untrained they answer as the pruned network does, whose tensors never change."""
     splits = toy_splits(SHAPES["pictures"])
     teacher = Matched(splits).eval()
     before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
@@ -204,6 +213,7 @@ def test_pruned_networks_start_as_what_they_are_and_keep_the_originals_as_they_w
 
 
 def test_a_broken_folder_is_one_line(tmp_path: Path, played: tuple[Distilled, Splits]) -> None:
+    """A missing or damaged ensemble raises `RunError`."""
     with pytest.raises(RunError, match="whole ensemble"):
         load_ensemble(tmp_path)
     played[0].ensemble.save(tmp_path)
@@ -213,6 +223,7 @@ def test_a_broken_folder_is_one_line(tmp_path: Path, played: tuple[Distilled, Sp
 
 
 def test_what_cannot_be_distilled_is_refused() -> None:
+    """No logits, a share above one and inputs without a known network each have their own message."""
     splits = toy_splits(SHAPES["series"])
     with pytest.raises(ModelError, match="classifies only"):
         distil(nn.Identity(), splits, CPU)
@@ -223,6 +234,7 @@ def test_what_cannot_be_distilled_is_refused() -> None:
 
 
 def test_a_width_is_found_for_a_cost() -> None:
+    """No neighbouring width comes nearer to the wanted multiply-adds."""
     example = torch.zeros(1, 1, 28, 28)
     for wanted in (400_000, 1_500_000):
         for reads in (False, True):
@@ -232,6 +244,7 @@ def test_a_width_is_found_for_a_cost() -> None:
 
 
 def test_votes_of_an_ensemble_of_one_student_are_one_weight(played: tuple[Distilled, Splits]) -> None:
+    """A prefix of one stage has one vote."""
     ensemble = played[0].ensemble
     first = Ensemble(ensemble.steps[:1], ensemble.votes[:1], ensemble.example)
     assert [len(weights) for weights in first.votes] == [1] and len(first.stages()) == 1
@@ -258,6 +271,7 @@ def test_a_trained_network_is_taken_as_it_is_where_it_is_worth_most() -> None:
 
 
 def test_networks_of_a_run_are_students_and_stand_on_disk_as_releases(tiny_run: Run, tmp_path: Path) -> None:
+    """Saved, each has its architecture record, and loaded they give the same logits."""
     dense = tiny_run.dense
     example = dense.example.args[0]
     students = WithTrained(_Nothing(), {"released": (tiny_run.model, dense.source)}, example)

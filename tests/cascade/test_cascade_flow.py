@@ -30,6 +30,7 @@ def own_run(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("method", ["tinysaver", "pcee"])
 def test_what_is_told_of_the_test_split_is_what_the_kept_cascade_does(own_run: Path, method: str) -> None:
+    """Accuracy and mean cost of the record are those of the loaded cascade, up to an image or two."""
     result = cascade(own_run, Terms(budget="80%"), Silent(), method=method, train=1)
     run, record = Run.open(own_run), result.record
     inputs, labels = next(iter(run.dense.splits.test.batches(len(run.dense.splits.test))))
@@ -46,6 +47,7 @@ def test_what_is_told_of_the_test_split_is_what_the_kept_cascade_does(own_run: P
 def test_terms_that_cannot_be_met_end_with_exit_code_3_and_write_no_cascade(
     own_run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Library and command agree, and the message names the flag."""
     with pytest.raises(BudgetUnreachable, match="best certified"):
         cascade(own_run, Terms(accuracy=0.999), Silent(), method="tinysaver", train=0)
     asked = ["amc", "cascade", str(own_run), "--max-cost", "0.01%", "--train", "0", "--method", "tinysaver", "--quiet"]
@@ -57,12 +59,14 @@ def test_terms_that_cannot_be_met_end_with_exit_code_3_and_write_no_cascade(
 
 
 def test_a_certified_figure_never_breaks_the_terms_that_were_asked(own_run: Path) -> None:
+    """Certified drop and largest cost lie within what was asked."""
     record = cascade(own_run, Terms(max_drop=0.3, max_cost="150%"), Silent(), method="tinysaver", train=0).record
     assert record["plan"]["certified"]["drop"] <= 0.3
     assert record["plan"]["certified"]["max_cost"] <= 1.5 * record["dense"]["macs"]
 
 
 def test_an_independent_network_stands_among_the_others(own_run: Path, tmp_path: Path) -> None:
+    """A network named by the user becomes a member, and the cascade goes where `out` says."""
     weights = next(Path(Run.open(own_run).recipe.model.weights).parent.glob("dense.safetensors"))
     stranger = f"tests.tiny:network={weights}"
     record = cascade(
@@ -73,6 +77,7 @@ def test_an_independent_network_stands_among_the_others(own_run: Path, tmp_path:
 
 
 def test_methods_and_folders_that_there_are_not_are_told(own_run: Path, tmp_path: Path) -> None:
+    """Each mistake names the flag or the methods there are."""
     with pytest.raises(UsageError, match="pcee-ws"):
         cascade(own_run, Terms(budget="50%"), Silent(), method="magic")
     with pytest.raises(UsageError, match="--train"):
@@ -90,6 +95,7 @@ def test_a_cascade_runs_in_any_number_format(own_run: Path) -> None:
 
 
 def test_a_folder_that_holds_other_files_is_never_replaced_by_a_cascade(own_run: Path, tmp_path: Path) -> None:
+    """`out` on a folder, a file or the working folder is refused and nothing is lost."""
     kept = tmp_path / "thesis.txt"
     kept.write_text("years")
     for out in (tmp_path, kept, Path(".")):

@@ -25,6 +25,7 @@ LADDER = ladder(FIT, CONFIDENCE, 25)
     ("risk", "epsilon"), [("gap", 0.02), ("consistency", 0.04), ("accuracy", 0.35), ("brier", 0.02)]
 )
 def test_the_boldest_policy_that_passes_saves_cost_and_keeps_its_risk_on_everyone(risk: str, epsilon: float) -> None:
+    """The certified policy is cheaper than the whole path, and its risk holds on the population."""
     found = certify(RISK, ADDED, LADDER, risk, epsilon, 0.1)
     assert found.policy is not None and found.chosen is not None and found.chosen > 0 and found.bound == epsilon
     walked = walk(EVERYONE, found.policy, ADDED)
@@ -33,6 +34,7 @@ def test_the_boldest_policy_that_passes_saves_cost_and_keeps_its_risk_on_everyon
 
 
 def test_a_certified_risk_is_broken_in_at_most_delta_of_draws() -> None:
+    """Over 120 draws, up to sampling noise."""
     epsilon, delta, rounds = 0.03, 0.1, 120
     steps = LADDER[::3]
     true = [RISKS["gap"].losses(EVERYONE, walk(EVERYONE, policy, ADDED), ADDED).mean for policy in steps]
@@ -46,12 +48,14 @@ def test_a_certified_risk_is_broken_in_at_most_delta_of_draws() -> None:
 
 
 def test_a_budget_of_the_mean_cost_is_certified_from_the_cheapest_up() -> None:
+    """The ladder may be walked the other way, for a term on the cost."""
     found = certify(RISK, ADDED, LADDER[::-1], "cost", 6.0, 0.1)
     assert found.policy is not None and walk(EVERYONE, found.policy, ADDED).mean_cost <= 6.0
     assert "costs at most 6 MACs on average" in found.sentence
 
 
 def test_several_terms_hold_together_or_nothing_is_certified() -> None:
+    """A further term that fails takes the certificate away."""
     terms = [Term("cost", 9.0), Term("consistency", 0.1)]
     found = certify(RISK, ADDED, [LADDER[8]], "gap", 0.05, 0.1, besides=terms)
     assert found.chosen == 0 and [finding.bound for finding in found.findings] == [0.05, 9.0, 0.1]
@@ -59,6 +63,7 @@ def test_several_terms_hold_together_or_nothing_is_certified() -> None:
 
 
 def test_nothing_passing_is_said_with_what_could_have_been_had() -> None:
+    """The sentence says which bound would have held, and whether more examples would help."""
     found = certify(RISK, ADDED, LADDER[10:], "accuracy", 0.01, 0.1)
     assert found.chosen is None and found.policy is None and found.bound > 0.01
     assert found.sentence.startswith("Nothing is certified") and "on the very examples tested" in found.sentence
@@ -67,18 +72,21 @@ def test_nothing_passing_is_said_with_what_could_have_been_had() -> None:
 
 
 def test_one_policy_chosen_beforehand_gets_its_own_bound_which_is_no_larger_than_the_term() -> None:
+    """A ladder of one step needs no correction."""
     found = certify(RISK, ADDED, [LADDER[5]], "gap", 0.05, 0.1)
     assert found.chosen == 0 and found.bound < 0.05
     assert found.bound == pytest.approx(bounds(RISK, ADDED, LADDER[5], 0.1).gap_high)
 
 
 def test_never_leaving_early_loses_nothing_but_cannot_be_told_from_little_by_few_examples() -> None:
+    """Without any early exit a gap of 1 % is certified by 1,500 examples and not by 100."""
     never = [Policy(CONFIDENCE, (NEVER, NEVER))]
     assert certify(RISK, ADDED, never, "gap", 0.01, 0.1).chosen == 0
     assert certify(RISK.take(torch.arange(100)), ADDED, never, "gap", 0.01, 0.1).chosen is None
 
 
 def test_bounds_of_one_policy_hold_on_everyone_and_its_largest_cost_is_the_whole_path() -> None:
+    """Every bound lies on its side of the figure of the population."""
     found, walked = bounds(RISK, ADDED, LADDER[12], 0.05), walk(EVERYONE, LADDER[12], ADDED)
     assert found.accuracy_low <= walked.accuracy and found.mean_cost <= found.mean_cost_high
     assert walked.mean_cost <= found.mean_cost_high <= found.max_cost == sum(ADDED)
@@ -86,6 +94,7 @@ def test_bounds_of_one_policy_hold_on_everyone_and_its_largest_cost_is_the_whole
 
 
 def test_exits_are_reported_each_by_itself_and_add_up_to_the_whole() -> None:
+    """Counts, shares and accuracies of the exits give those of the walk, and intervals hold the population's."""
     walked = walk(RISK, LADDER[12], ADDED)
     exits = report_exits(RISK, walked, 0.001)
     assert sum(row.count for row in exits) == len(RISK) and sum(row.share for row in exits) == pytest.approx(1)
@@ -100,12 +109,14 @@ def test_exits_are_reported_each_by_itself_and_add_up_to_the_whole() -> None:
 
 
 def test_an_exit_that_nobody_takes_is_reported_as_unknown() -> None:
+    """Its accuracy is None, and its intervals say nothing."""
     first = report_exits(RISK, walk(RISK, LADDER[0], ADDED), 0.1)[0]
     assert first.count == 0 and first.accuracy is first.gap is None
     assert first.accuracy_interval == (0.0, 1.0) and first.gap_interval == (-1.0, 1.0)
 
 
 def test_a_certificate_is_kept_as_plain_json() -> None:
+    """The sentence and its numbers survive."""
     found = certify(RISK, ADDED, LADDER[:4], "gap", 0.05, 0.1)
     kept = json.loads(json.dumps(found.to_json()))
     assert kept["sentence"] == found.sentence and kept["findings"][0]["term"] == {"risk": "gap", "most": 0.05}
@@ -115,6 +126,7 @@ def test_a_certificate_is_kept_as_plain_json() -> None:
 
 
 def test_without_policies_or_examples_or_a_level_there_is_no_certificate() -> None:
+    """Each is refused with what to give instead."""
     empty = Records(RISK.stages, RISK.logits[:, :0], RISK.labels[:0])
     for records, policies, delta in ((RISK, [], 0.1), (empty, LADDER, 0.1), (RISK, LADDER, 0.0)):
         with pytest.raises(UsageError, match="give more"):

@@ -12,6 +12,7 @@ from tests.cascade.test_bdistil import CLASSES, CPU, SHAPES, Matched, toy_splits
 
 
 def test_every_method_answers_at_the_costs_of_the_prefixes_and_learns() -> None:
+    """All curves have nearly the same costs, and each ends with more than half of the answers right."""
     splits = toy_splits(SHAPES["series"])
     rules = Rules(rounds=2, passes=4.0, batch_size=32, worth=-10.0)
     students = ConvStudents(SHAPES["series"], CLASSES, width=8)

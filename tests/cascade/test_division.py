@@ -29,6 +29,7 @@ def shuffled(sizes: list[int], seed: int) -> Tensor:
 
 @given(SIZES, SEEDS)
 def test_no_group_stands_in_two_parts_and_no_example_in_none(sizes: list[int], seed: int) -> None:
+    """Parts of a split are disjoint, sorted, whole groups, and fixed by the seed."""
     groups = shuffled(sizes, seed)
     first, second = parts_of(len(groups), seed, groups=groups)
     assert torch.equal(torch.cat([first, second]).sort().values, torch.arange(len(groups)))
@@ -42,6 +43,7 @@ def test_no_group_stands_in_two_parts_and_no_example_in_none(sizes: list[int], s
 def test_parts_of_groups_are_within_the_slack_of_a_half_or_as_near_as_few_groups_allow(
     sizes: list[int], seed: int
 ) -> None:
+    """For four groups or fewer no other division is nearer to a half."""
     groups = shuffled(sizes, seed)
     off = abs(len(parts_of(len(groups), seed, groups=groups)[0]) - sum(sizes) / 2)
     if len(sizes) <= 4:  # at most 24 orders: all of them are drawn
@@ -52,12 +54,14 @@ def test_parts_of_groups_are_within_the_slack_of_a_half_or_as_near_as_few_groups
 
 
 def test_groups_of_one_size_are_halved_exactly_and_otherwise_by_another_seed() -> None:
+    """Six groups give three and three, and seeds differ."""
     groups = shuffled([50] * 6, 0)
     firsts = {tuple(sorted({*groups[parts_of(300, seed, groups=groups)[0]].tolist()})) for seed in range(20)}
     assert all(len(first) == 3 for first in firsts) and len(firsts) > 5
 
 
 def test_examples_without_groups_are_divided_one_by_one() -> None:
+    """The part is the first half of a permutation by the seed, or another share of it."""
     first, second = parts_of(11, 3)
     assert (len(first), len(second)) == (6, 5) or (len(first), len(second)) == (5, 6)
     order = torch.randperm(11, generator=torch.Generator().manual_seed(3))
@@ -67,6 +71,7 @@ def test_examples_without_groups_are_divided_one_by_one() -> None:
 
 @pytest.mark.parametrize("groups", [torch.zeros(5).long(), torch.zeros(4).long()])
 def test_one_group_alone_and_groups_of_other_examples_are_told_in_one_line(groups: Tensor) -> None:
+    """Groups that cannot be divided, or are too many or too few, are a `DataError`."""
     with pytest.raises(DataError, match="groups") as told:
         parts_of(5, 0, groups=groups)
     assert "\n" not in str(told.value)
@@ -74,6 +79,7 @@ def test_one_group_alone_and_groups_of_other_examples_are_told_in_one_line(group
 
 @given(SIZES, SEEDS, st.integers(2, 6))
 def test_folds_hold_every_example_once_and_whole_groups(sizes: list[int], seed: int, count: int) -> None:
+    """There are at most as many folds as groups, and none is larger than its share by more than a group."""
     groups = shuffled(sizes, seed)
     folds = folds_of(len(groups), count, seed, groups)
     assert len(folds) == min(count, len(sizes))
@@ -84,6 +90,7 @@ def test_folds_hold_every_example_once_and_whole_groups(sizes: list[int], seed: 
 
 @given(st.integers(2, 50), SEEDS)
 def test_folds_of_single_examples_differ_by_one_at_most(number: int, seed: int) -> None:
+    """No fold is empty."""
     for groups in (None, torch.zeros(number).long()):  # a lone group is divided: folds promise nothing
         folds = folds_of(number, 5, seed, groups)
         assert torch.equal(torch.cat(folds).sort().values, torch.arange(number))
@@ -91,6 +98,7 @@ def test_folds_of_single_examples_differ_by_one_at_most(number: int, seed: int) 
 
 
 def test_groups_come_along_with_their_examples() -> None:
+    """A part of a split, and a part of records, has the groups of its examples."""
     groups = torch.tensor([1, 1, 2, 2, 3, 3])
     split = TensorSplit(torch.arange(6.0), torch.arange(6), groups=groups)
     place = torch.tensor([0, 3, 5])
@@ -106,6 +114,7 @@ def test_groups_come_along_with_their_examples() -> None:
 
 
 def test_records_of_some_examples_show_the_features_that_they_had() -> None:
+    """Features computed before or after taking a part are the same."""
     logits = torch.randn(3, 20, 4, generator=torch.Generator().manual_seed(0))
     known, fresh = (Records(("a", "b", "c"), logits, torch.zeros(20).long()) for _ in range(2))
     assert known.features.shape == (3, 20, 5)

@@ -84,6 +84,7 @@ def run(part: SequencePart, inputs: Tensor) -> list[Tensor]:
 
 @torch.no_grad()
 def test_stages_give_the_savers_answer_the_exits_and_the_bases_answer() -> None:
+    """In this order; on the same batch saver and base answer exactly as by themselves."""
     pair = tiny_pair()
     part = SequencePart(pair, new_sequence(pair).eval())
     inputs = torch.randn(5, *SHAPE)
@@ -100,6 +101,7 @@ def test_stages_give_the_savers_answer_the_exits_and_the_bases_answer() -> None:
 @given(st.integers(1, 4), st.integers(0, 3), st.integers(0, 1000))
 @torch.no_grad()
 def test_tokens_one_by_one_are_the_tokens_all_at_once(exits: int, layers: int, seed: int) -> None:
+    """Extending the sequence by one token at a time changes nothing but rounding."""
     sequence = ExitSequence([3] * (exits + 1), 4, SequenceSize(dim=16, layers=layers, heads=4))
     sequence.reset(seed)
     pooled = list(torch.randn(exits + 1, 6, 3, generator=torch.Generator().manual_seed(seed)).unbind())
@@ -113,6 +115,7 @@ def test_tokens_one_by_one_are_the_tokens_all_at_once(exits: int, layers: int, s
 
 @torch.no_grad()
 def test_an_exit_does_not_see_what_comes_after_it() -> None:
+    """A later feature changes later exits only."""
     sequence = ExitSequence([3, 3, 3], 4, SequenceSize(dim=16, layers=2, heads=4))
     sequence.reset(0)
     pooled, logits = list(torch.randn(3, 6, 3).unbind()), torch.randn(6, 4)
@@ -123,6 +126,7 @@ def test_an_exit_does_not_see_what_comes_after_it() -> None:
 
 
 def test_stages_cost_the_saver_the_base_and_every_token_and_head_once() -> None:
+    """A count by hand gives the same multiply-adds."""
     pair = tiny_pair()
     sequence = new_sequence(pair).eval()
     part = SequencePart(pair, sequence)
@@ -142,6 +146,7 @@ def test_stages_cost_the_saver_the_base_and_every_token_and_head_once() -> None:
 
 @torch.no_grad()
 def test_an_exit_left_out_changes_no_other_answer_and_saves_its_head() -> None:
+    """The rest runs on the same shapes: equal answers, and costs of the shorter path."""
     pair = tiny_pair()
     part = SequencePart(pair, new_sequence(pair).eval())
     inputs = torch.randn(4, *SHAPE)
@@ -157,6 +162,7 @@ def test_an_exit_left_out_changes_no_other_answer_and_saves_its_head() -> None:
 
 @torch.no_grad()
 def test_survivors_go_on_as_they_would_have_in_the_whole_batch() -> None:
+    """Examples that stay after a stage get the logits of the whole batch, up to rounding."""
     pair = tiny_pair()
     part = SequencePart(pair, new_sequence(pair).eval())
     inputs = torch.randn(6, *SHAPE)
@@ -170,6 +176,7 @@ def test_survivors_go_on_as_they_would_have_in_the_whole_batch() -> None:
 
 @torch.no_grad()
 def test_a_run_cascade_costs_and_answers_as_planned_on_records(trained_pair: Pair) -> None:
+    """Stops, predictions and costs of a run are those of the walk over records."""
     part = SequencePart(trained_pair, new_sequence(trained_pair).eval())
     measure = pictures().validation
     records = record(part.stages, measure, CPU)
@@ -190,6 +197,7 @@ def test_a_run_cascade_costs_and_answers_as_planned_on_records(trained_pair: Pai
 )
 @torch.no_grad()
 def test_networks_of_tokens_and_of_maps_make_pairs(saver: str, base: str) -> None:
+    """A transformer and a convolutional network can be saver and base of each other."""
     shape, members = (3, 160, 160), []
     for name in (saver, base):
         source = ModelSource(name)
@@ -207,6 +215,7 @@ def test_networks_of_tokens_and_of_maps_make_pairs(saver: str, base: str) -> Non
 
 
 def test_the_loss_counts_an_example_by_what_the_saver_lacks_in_confidence() -> None:
+    """A count by hand gives the same loss."""
     exits, saver = torch.randn(2, 5, 3), torch.randn(5, 3)
     labels = torch.tensor([0, 1, 2, 0, 1])
     by_hand = 0.0
@@ -223,6 +232,7 @@ def test_the_loss_counts_an_example_by_what_the_saver_lacks_in_confidence() -> N
 @settings(max_examples=20)
 @given(st.integers(0, 10**6))
 def test_mixed_targets_are_shares_of_what_stands_in_the_picture(seed: int) -> None:
+    """For mixup and CutMix alike, and they sum to one."""
     draw = torch.Generator().manual_seed(seed)
     inputs = torch.stack([torch.full((1, 12, 12), float(i)) for i in (0, 1)])
     targets = torch.eye(2)
@@ -232,12 +242,14 @@ def test_mixed_targets_are_shares_of_what_stands_in_the_picture(seed: int) -> No
 
 
 def test_tokens_of_text_are_not_mixed() -> None:
+    """Integer inputs and their targets come back as they were."""
     words, targets = torch.randint(0, 9, (4, 7)), torch.eye(4)
     mixed, shares = mix(words, targets, SequenceTraining(), torch.Generator())
     assert torch.equal(mixed, words) and torch.equal(shares, targets)
 
 
 def test_training_makes_exits_better_than_the_saver_and_leaves_the_pair_alone(trained_pair: Pair) -> None:
+    """Digests of both networks are the same before and after."""
     splits = pictures()
     members = trained_pair.saver, trained_pair.base
     before = [digest_tensors(each.model.state_dict()) for each in members]
@@ -249,6 +261,7 @@ def test_training_makes_exits_better_than_the_saver_and_leaves_the_pair_alone(tr
 
 
 def test_training_makes_the_loss_smaller_and_depends_on_the_seed_alone(trained_pair: Pair) -> None:
+    """Two trainings with one seed in one process end with equal weights."""
     training = SequenceTraining(passes=1, epochs=4)
     lessons = take_lessons(trained_pair, pictures().train, CPU, training, 0, Silent())
     size = SequenceSize(dim=16, layers=1)
@@ -265,6 +278,7 @@ def test_training_makes_the_loss_smaller_and_depends_on_the_seed_alone(trained_p
 
 @torch.no_grad()
 def test_what_was_saved_answers_and_costs_the_same(tmp_path: Path, trained_pair: Pair) -> None:
+    """Loaded, it gives equal answers on the same batch, with its names, costs and digest."""
     part = SequencePart(trained_pair, new_sequence(trained_pair, SequenceSize(dim=16)).eval())
     part.save(tmp_path / "kept")
     loaded = load_sequence(tmp_path / "kept")
@@ -276,6 +290,7 @@ def test_what_was_saved_answers_and_costs_the_same(tmp_path: Path, trained_pair:
 
 
 def test_a_damaged_sequence_is_told_in_one_line(tmp_path: Path) -> None:
+    """Damaged or missing, the message says to make it anew."""
     pair = tiny_pair()
     SequencePart(pair, new_sequence(pair, SequenceSize(dim=16))).save(tmp_path)
     (tmp_path / "sequence.safetensors").write_bytes(b"nothing")
@@ -286,6 +301,7 @@ def test_a_damaged_sequence_is_told_in_one_line(tmp_path: Path) -> None:
 
 
 def test_a_saver_must_read_what_its_base_reads() -> None:
+    """Networks with other input shapes make no pair."""
     other = Member("small", network(in_channels=3), 1.0, SMALL, (3, 28, 28), "dense")
     with pytest.raises(ModelError, match="read what its base reads"):
         pair_networks(other, member("large", LARGE, LARGE.build()))
@@ -293,6 +309,7 @@ def test_a_saver_must_read_what_its_base_reads() -> None:
 
 @torch.no_grad()
 def test_a_sequence_taught_by_the_base_alone_needs_no_labels(trained_pair: Pair) -> None:
+    """Its targets are the base's probabilities."""
     training = SequenceTraining(passes=1, taught=1.0, mixup=0, cutmix=0)
     lessons = take_lessons(trained_pair, pictures().train, CPU, training, 0, Silent())
     inputs, _ = next(iter(pictures().train.batches(250, seed=0, augment=True)))
@@ -300,5 +317,6 @@ def test_a_sequence_taught_by_the_base_alone_needs_no_labels(trained_pair: Pair)
 
 
 def test_heads_must_divide_the_dim() -> None:
+    """An impossible size of attention is refused."""
     with pytest.raises(UsageError, match="heads divide"):
         SequenceSize(dim=20, heads=8)

@@ -91,6 +91,7 @@ def test_heads_learn_and_a_frozen_backbone_stays_as_it_was() -> None:
 
 
 def test_the_same_seed_trains_the_same_heads() -> None:
+    """Two trainings with one seed in one process end with equal heads."""
     heads = []
     for _ in range(2):
         network = some_exits()
@@ -121,6 +122,7 @@ def test_exits_come_back_bit_for_bit_beside_a_release(tiny_run: Run, tmp_path: P
 
 
 def test_joint_training_changes_the_backbone_which_is_then_saved_with_the_exits(tmp_path: Path) -> None:
+    """Loaded onto another network, exits and backbone answer as before."""
     network = some_exits()
     first = copy.deepcopy(network.backbone)
     schedule = ExitSchedule(epochs=1, distill=0.0, joint_epochs=6, joint_lr=0.2, joint_batch_size=50)
@@ -174,6 +176,7 @@ def test_pooling_keeps_as_many_places_as_there_is_room_for(
 
 
 def test_pooling_does_not_care_where_channels_stand() -> None:
+    """Channels first or last, the pooled values agree to 1e-6."""
     maps = torch.randn(2, 6, 9, 9)
     for grid in ((1, 1), (2, 2), (4, 4)):
         assert torch.allclose(Pool(1, grid)(maps), Pool(-1, grid)(maps.permute(0, 2, 3, 1)), atol=1e-6)
@@ -181,11 +184,13 @@ def test_pooling_does_not_care_where_channels_stand() -> None:
 
 @pytest.mark.parametrize("arguments", [{"exits": 0}, {"fractions": (0.5, 1.0)}, {"fractions": ()}])
 def test_exits_must_be_asked_for_sensibly(arguments: dict[str, object]) -> None:
+    """Fractions and numbers out of range are a `UsageError`."""
     with pytest.raises(UsageError):
         exit_network(residual(), EXAMPLE, **arguments)  # type: ignore[arg-type]
 
 
 def test_a_sequence_network_has_exits_too() -> None:
+    """Inputs of two dimensions give at least two exits with the network's classes."""
     example = torch.randn(1, 6, 64)
     network = exit_network(build_model("sensor_net", num_classes=5), example)
     assert [tuple(logits.shape) for logits in network.outputs(torch.randn(3, 6, 64))] == [(3, 5)] * len(network.costs)

@@ -43,6 +43,7 @@ def with_plan(folder: Path, cascade: Cascade) -> None:
 def test_the_reference_runner_gives_the_stops_answers_and_costs_of_the_runtime(
     exported: tuple[Path, Cascade], scorer: str, best: bool
 ) -> None:
+    """For every scorer, for a batch and for one example; thresholds lie away from the scores."""
     folder, cascade = exported
     inputs, policy = some_inputs(), half_cascade(cascade.stages, some_inputs(seed=9), scorer, best).policy
     wanted = Cascade(cascade.stages, policy)
@@ -57,6 +58,7 @@ def test_the_reference_runner_gives_the_stops_answers_and_costs_of_the_runtime(
 def test_the_folder_runs_by_itself_with_numpy_and_onnxruntime_alone(
     exported: tuple[Path, Cascade], tmp_path: Path
 ) -> None:
+    """A fresh process that imports neither torch nor amc prints the same answers."""
     folder, cascade = exported
     with_plan(folder, cascade)
     inputs = some_inputs(7)
@@ -72,6 +74,7 @@ def test_the_folder_runs_by_itself_with_numpy_and_onnxruntime_alone(
 
 
 def test_the_runner_is_sixty_lines_at_most_and_imports_three_packages() -> None:
+    """Others can read it as the definition of the format."""
     text = Path(reference_runner.__file__).read_text()
     imports = [node for node in ast.walk(ast.parse(text)) if isinstance(node, (ast.Import, ast.ImportFrom))]
     names = {name.name for node in imports if isinstance(node, ast.Import) for name in node.names}
@@ -80,6 +83,7 @@ def test_the_runner_is_sixty_lines_at_most_and_imports_three_packages() -> None:
 
 
 def test_each_stage_takes_only_what_it_reads_and_what_nobody_reads_is_dropped(exported: tuple[Path, Cascade]) -> None:
+    """The plan names what goes in and what is kept after each stage."""
     folder, _ = exported
     plan = json.loads((folder / "plan.json").read_text())
     exits = ["1:body.0", "1:body.1"]
@@ -89,6 +93,7 @@ def test_each_stage_takes_only_what_it_reads_and_what_nobody_reads_is_dropped(ex
 
 
 def test_thresholds_that_nothing_or_everything_reaches_survive_json(exported: tuple[Path, Cascade]) -> None:
+    """Infinite thresholds send every example to the last or the first stage."""
     folder, cascade = exported
     for thresholds, stage in (((NEVER,) * 3, 3), ((-NEVER,) * 3, 0)):
         with_plan(folder, Cascade(cascade.stages, Policy(cascade.policy.scorer, thresholds)))
@@ -96,6 +101,8 @@ def test_thresholds_that_nothing_or_everything_reaches_survive_json(exported: tu
 
 
 def test_a_stage_that_onnx_cannot_express_is_named(tmp_path: Path) -> None:
+    """The message names the stage."""
+
     class Wayward(nn.Module):
         def forward(self, inputs: Tensor) -> Tensor:
             return inputs.flatten(1)[:, :4] * (2.0 if float(inputs.sum()) > 0 else 1.0)

@@ -22,6 +22,7 @@ __all__ = ["family"]  # a fixture
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["networks and exits", "esn"])
 def test_a_kept_cascade_is_exported_with_its_answers(kind: str, family: Family, tmp_path: Path) -> None:
+    """The exported folder stops, answers and costs as the kept one, and is no source of another export."""
     parts = {"networks and exits": lambda: (family.released, exits(family)), "esn": lambda: (sequence(family),)}[kind]()
     candidate = offered(family, *parts)
     policy = Policy(SCORERS["rightness"](candidate.fit), (0.45,) * (len(candidate.stages) - 1))

@@ -36,6 +36,7 @@ def own_run(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_networks_are_trained_for_the_terms_and_keep_under_their_caps(own_run: Path) -> None:
+    """Each is named by the share of the dense network's multiply-adds that it keeps under."""
     family = Family(Run.open(own_run))
     names = [member.name for member in family.members]
     assert {"dense", "released", "30%"} <= set(names) and len(family.trained) == 2
@@ -45,6 +46,7 @@ def test_networks_are_trained_for_the_terms_and_keep_under_their_caps(own_run: P
 
 
 def test_what_was_trained_is_never_trained_again(own_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked again for a share that is there, the family hands it over."""
     family = Family(Run.open(own_run))
     before = {member.name: member.digest for member in family.trained}
     monkeypatch.setattr(Family, "_train", lambda *_: pytest.fail("trained again"))
@@ -56,6 +58,7 @@ def test_what_was_trained_is_never_trained_again(own_run: Path, monkeypatch: pyt
 def test_a_killed_training_leaves_no_network_and_the_next_one_takes_the_same_policy(
     own_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """What was chosen is kept, what was half trained is not."""
     folder = tmp_path / "run"
     shutil.copytree(own_run, folder)
     family = Family(Run.open(folder))
@@ -77,6 +80,7 @@ def test_a_killed_training_leaves_no_network_and_the_next_one_takes_the_same_pol
 
 
 def test_networks_are_trained_and_judged_without_the_risk_test_half(own_run: Path) -> None:
+    """The calibration part alone is the validation split of training."""
     family = Family(Run.open(own_run))
     fit, risk = family.records(family.dense)
     seen = torch.cat([labels for _, labels in family.splits.validation.batches(7)])
@@ -84,6 +88,7 @@ def test_networks_are_trained_and_judged_without_the_risk_test_half(own_run: Pat
 
 
 def test_records_are_made_once_and_a_damaged_file_is_made_anew(own_run: Path, tmp_path: Path) -> None:
+    """The second reading neither runs the network nor writes."""
     family = Family(Run.open(own_run))
     compute, split = family.run.dense.compute, family.run.dense.splits.validation
     first = recorded(family.dense, split, compute, tmp_path)
@@ -98,6 +103,7 @@ def test_records_are_made_once_and_a_damaged_file_is_made_anew(own_run: Path, tm
 @pytest.mark.parametrize("limits", [Limits(30, None, None, None, 0.1), Limits(30, 45, None, None, 0.1),
                                     Limits(None, 60, 0.9, None, 0.1), Limits(None, None, None, 0.01, 0.1)])  # fmt: skip
 def test_caps_lie_under_the_worst_case_and_the_budget_is_one_of_them(limits: Limits) -> None:
+    """Every cap that is trained for is positive, below the dense network and within the terms."""
     caps = [cap for cap, _ in ladder(limits, 100)]
     assert caps and all(0 < cap < 100 and (limits.max_cost is None or cap <= limits.max_cost) for cap in caps)
     assert limits.mean_cost is None or (limits.mean_cost, True) in ladder(limits, 100)
@@ -131,10 +137,12 @@ def test_a_network_whose_epoch_was_chosen_on_another_half_is_no_longer_of_the_fa
 
 
 def test_a_share_is_rounded_down_so_that_its_network_fits() -> None:
+    """The name of a share never promises more than it has."""
     assert share_name(0.30004) == "30%" and share_name(0.29999) == "29.9%" and share_name(0.3) == "30%"
 
 
 def test_a_task_that_is_no_classification_is_refused(own_run: Path) -> None:
+    """The message names the metric."""
     run = Run.open(own_run)
     run.dense.task = type(run.dense.task)(metric=lambda outputs, batch: [], metric_name="taste")
     with pytest.raises(UsageError, match="taste"):
@@ -142,6 +150,7 @@ def test_a_task_that_is_no_classification_is_refused(own_run: Path) -> None:
 
 
 def test_a_part_of_a_split_holds_its_examples_in_order_whatever_the_batches() -> None:
+    """Any batch size gives the examples of the index, in its order."""
     whole = TensorSplit(torch.arange(23.0), torch.arange(23))
     first, second = (PartSplit(whole, index) for index in parts_of(23, seed=4))
 

@@ -61,6 +61,7 @@ def test_a_positive_surrogate_is_proof_of_an_edge(seed: int, reach: float, uneve
 
 
 def test_in_the_first_round_nobody_has_an_edge_and_the_surrogate_is_a_squared_loss() -> None:
+    """With uniform weights the surrogate is the mean square, times a constant."""
     game = Hedge((7, 3), 1.0, 0.5)
     error = some_errors(3, 1, 0.01)[0]
     assert game.edge(error) == pytest.approx(0.0, abs=1e-15)
@@ -68,6 +69,7 @@ def test_in_the_first_round_nobody_has_an_edge_and_the_surrogate_is_a_squared_lo
 
 
 def test_a_student_that_makes_up_for_the_one_before_has_an_edge() -> None:
+    """The opposite of the last error has a positive edge, the error again a negative one."""
     game = Hedge((7, 3), 1.0, 0.5)
     error = some_errors(4, 1, 1.0)[0]
     game.add(error)
@@ -75,6 +77,8 @@ def test_a_student_that_makes_up_for_the_one_before_has_an_edge() -> None:
 
 
 def test_the_best_step_makes_the_bound_smallest() -> None:
+    """Any other step size has a larger bound."""
+
     def bound(eta: float) -> float:
         return eta * 1.5**2 / 2 + math.log(42) / (eta * 6)
 
@@ -83,6 +87,7 @@ def test_the_best_step_makes_the_bound_smallest() -> None:
 
 
 def test_an_error_beyond_the_limit_or_a_broken_inequality_is_raised() -> None:
+    """Certificates do not hold outside their assumptions, and say so."""
     with pytest.raises(CertificateBroken, match="at most 1"):
         Hedge((7, 3), 1.0, 0.5).add(torch.full((7, 3), 1.01))
     with pytest.raises(CertificateBroken, match="error <= potential <= bound"):

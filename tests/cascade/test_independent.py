@@ -52,6 +52,7 @@ def two_answers() -> nn.Module:
 
 
 def test_a_name_a_factory_and_a_file_give_networks_with_their_costs(weights: Path, splits: Splits) -> None:
+    """Each is in `eval` mode, with its multiply-adds, and the same network by two ways gives equal logits."""
     given = ["resnet20", "tests.cascade.test_independent:known", f"tests.tiny:network@{weights}"]
     found = independent_networks(given, splits, CPU)
     assert [member.name for member in found] == ["resnet20", "tests.cascade.test_independent-known", "network-small"]
@@ -64,6 +65,7 @@ def test_a_name_a_factory_and_a_file_give_networks_with_their_costs(weights: Pat
 
 
 def test_a_release_is_taken_from_its_folder(tmp_path: Path, weights: Path, splits: Splits) -> None:
+    """It computes what the saved network does."""
     model, source = network().eval(), ModelSource("tests.tiny:network")
     model.load_state_dict(read_weights(weights))
     save_network(tmp_path / "kept", model, source, (1, 28, 28), NORMALISED)
@@ -77,6 +79,7 @@ def test_a_release_is_taken_from_its_folder(tmp_path: Path, weights: Path, split
 
 
 def test_two_networks_of_one_name_are_told_apart(splits: Splits) -> None:
+    """The second gets a number."""
     assert [each.name for each in independent_networks(["resnet20", "resnet20"], splits, CPU)] == [
         "resnet20",
         "resnet20-2",
@@ -86,6 +89,7 @@ def test_two_networks_of_one_name_are_told_apart(splits: Splits) -> None:
 def test_a_release_for_other_inputs_or_another_normalisation_is_refused(
     tmp_path: Path, weights: Path, splits: Splits
 ) -> None:
+    """The message gives both shapes or both means."""
     model, source = network().eval(), ModelSource("tests.tiny:network")
     save_network(tmp_path / "larger", model, source, (1, 32, 32), NORMALISED)
     save_network(tmp_path / "centred", model, source, (1, 28, 28), {"mean": [0.5], "std": [0.5]})
@@ -96,6 +100,7 @@ def test_a_release_for_other_inputs_or_another_normalisation_is_refused(
 
 
 def test_a_network_with_other_classes_or_no_logits_is_refused(weights: Path, splits: Splits) -> None:
+    """The message gives the shape that is needed."""
     with pytest.raises(ModelError, match="logits"):
         independent_network("tests.cascade.test_independent:two_answers", splits, CPU)
     with pytest.raises(ModelError, match=r"logits \(250, 12\)"):
@@ -105,6 +110,7 @@ def test_a_network_with_other_classes_or_no_logits_is_refused(weights: Path, spl
 def test_a_network_whose_classes_stand_in_another_order_is_refused(
     tmp_path: Path, weights: Path, splits: Splits
 ) -> None:
+    """Worse than chance on labelled data means other labels."""
     state = read_weights(weights)
     state["fc.weight"], state["fc.bias"] = (state[f"fc.{name}"].roll(1, 0).contiguous() for name in ("weight", "bias"))
     save_file(state, tmp_path / "rolled.safetensors")
@@ -114,11 +120,13 @@ def test_a_network_whose_classes_stand_in_another_order_is_refused(
 
 @pytest.mark.parametrize("text", ["no_such_network", "resnet20@", "resnet20@/nowhere/file.safetensors"])
 def test_what_is_not_there_is_told_in_one_line(text: str, splits: Splits) -> None:
+    """An unknown name, factory or file is a `ModelError`."""
     with pytest.raises(ModelError) as told:
         independent_network(text, splits, CPU)
     assert "\n" not in str(told.value)
 
 
 def test_a_folder_without_a_release_is_refused(tmp_path: Path, splits: Splits) -> None:
+    """The message says what is needed."""
     with pytest.raises(ModelError, match="must be a release"):
         independent_network(str(tmp_path), splits, CPU)

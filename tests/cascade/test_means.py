@@ -28,6 +28,7 @@ DELTA = 0.1
 
 @pytest.mark.parametrize("mean", [-0.3, 0.0, 0.05, 0.2])
 def test_the_signed_test_rejects_true_hypotheses_with_probability_delta_at_most_over_all_outcomes(mean: float) -> None:
+    """All outcomes of 24 examples are counted, for several true means and shares of ties."""
     count = 24
     outcomes = [(worse, better) for worse in range(count + 1) for better in range(count + 1 - worse)]
     rejected = [pair for pair in outcomes if signed_p_value(*pair, count, mean, DELTA) <= DELTA]
@@ -51,6 +52,7 @@ SUPPORTS = {
 
 @pytest.mark.parametrize("name", SUPPORTS)
 def test_a_true_mean_is_rejected_in_at_most_delta_of_draws_and_bounds_lie_near_it(name: str) -> None:
+    """For every support, over 300 draws and up to their noise."""
     support, values, chances = SUPPORTS[name]
     draw = np.random.default_rng(1)
     draws, count = 300, 400
@@ -67,6 +69,7 @@ def test_a_true_mean_is_rejected_in_at_most_delta_of_draws_and_bounds_lie_near_i
 @settings(max_examples=25, deadline=None)
 @given(st.integers(1, 400), st.data())
 def test_a_bound_is_where_the_test_begins_to_reject(count: int, data: st.DataObject) -> None:
+    """At the bound the test rejects, and 0.001 below it does not."""
     worse = data.draw(st.integers(0, count))
     better = data.draw(st.integers(0, count - worse))
     bound = signed_upper(worse, better, count, DELTA)
@@ -79,6 +82,7 @@ def test_a_bound_is_where_the_test_begins_to_reject(count: int, data: st.DataObj
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 40), st.integers(0, 40), st.floats(-0.2, 0.5), st.floats(0, 0.3))
 def test_p_values_fall_as_the_mean_grows(worse: int, better: int, mean: float, more: float) -> None:
+    """A larger hypothesised mean is rejected no less, up to 0.01."""
     # Cells lie elsewhere at each mean, so each p-value is above the exact one by its own hair.
     assert (
         signed_p_value(worse, better, 200, mean + more, DELTA) <= signed_p_value(worse, better, 200, mean, DELTA) + 0.01
@@ -86,10 +90,12 @@ def test_p_values_fall_as_the_mean_grows(worse: int, better: int, mean: float, m
 
 
 def test_without_any_difference_the_gap_is_nearly_as_well_bounded_as_a_share_of_no_hits() -> None:
+    """Within a tenth of the exact binomial bound."""
     assert binomial_upper(0, 500, DELTA) <= signed_upper(0, 0, 500, DELTA) <= 1.1 * binomial_upper(0, 500, DELTA)
 
 
 def test_the_signed_test_is_sharper_than_betting_and_that_than_hoeffding_and_bentkus() -> None:
+    """On one example of few differences."""
     losses = np.repeat([1.0, -1.0, 0.0], [60, 40, 1900])
     bet = 2 * betting_upper((losses + 1) / 2, DELTA) - 1
     assert signed_upper(60, 40, 2000, DELTA) < bet
@@ -97,18 +103,21 @@ def test_the_signed_test_is_sharper_than_betting_and_that_than_hoeffding_and_ben
 
 
 def test_a_bet_does_not_depend_on_examples_being_sorted_by_class() -> None:
+    """Sorted data break the bound no more often than they should."""
     draw = np.random.default_rng(2)
     misses = sum(betting_upper(np.sort(draw.random(300)), DELTA) < 0.5 for _ in range(300))
     assert misses / 300 <= DELTA
 
 
 def test_hoeffding_bentkus_is_valid_for_shares() -> None:
+    """It rejects a true share in at most delta of draws."""
     draw = np.random.default_rng(3)
     samples = (draw.random((1000, 200)) < 0.1).astype(float)
     assert np.mean([hoeffding_bentkus_p_value(sample, 0.1) <= DELTA for sample in samples]) <= DELTA
 
 
 def test_what_cannot_be_otherwise_needs_no_examples() -> None:
+    """Hypotheses at the edges of the support are certain or impossible."""
     nothing = np.zeros(0)
     assert p_value(nothing, Support.of(0, 1), 1.0, DELTA) == 0.0  # a share is never above 1
     assert p_value(np.zeros(9), Support.of(0, 1), 0.0, DELTA) == 1.0  # and never known to be 0
@@ -118,4 +127,5 @@ def test_what_cannot_be_otherwise_needs_no_examples() -> None:
 
 
 def test_the_binomial_test_and_bound_are_two_sides_of_one() -> None:
+    """The p-value at the bound is delta."""
     assert binomial_p_value(7, 90, binomial_upper(7, 90, DELTA)) == pytest.approx(DELTA)

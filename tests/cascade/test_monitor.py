@@ -31,6 +31,7 @@ def serve(monitor: Monitor, records: Records, batch: int) -> list[Verdict]:
 
 
 def test_nothing_is_flagged_more_often_than_the_rate_set_while_inputs_stay_as_they_were() -> None:
+    """False alarms over a hundred monitors stay at 5 %, up to noise."""
     rate, flagged, total = 0.05, 0, 0
     for seed in range(100):
         monitor = Monitor.on(population(800, 1000 + seed), POLICY, window=200, lasting=5, false_alarm=rate)
@@ -41,6 +42,7 @@ def test_nothing_is_flagged_more_often_than_the_rate_set_while_inputs_stay_as_th
 
 
 def test_a_shift_is_flagged_in_the_first_window_and_the_safe_plan_answers() -> None:
+    """Then every input goes to the last stage."""
     monitor = Monitor.on(REFERENCE, POLICY)
     verdicts = serve(monitor, population(500, 7, noise=2.0), 100)
     assert [verdict.drifted for verdict in verdicts] == [True]
@@ -51,6 +53,7 @@ def test_a_shift_is_flagged_in_the_first_window_and_the_safe_plan_answers() -> N
 
 
 def test_a_drift_too_small_for_a_window_shows_in_several_together() -> None:
+    """Windows are tested alone and pooled."""
     alone, together = (Monitor.on(population(10_000, 0), POLICY, window=200, lasting=lasting) for lasting in (1, 25))
     stream = population(5000, 9, noise=1.3)
     assert not any(verdict.drifted for verdict in serve(alone, stream, 200))
@@ -59,6 +62,7 @@ def test_a_drift_too_small_for_a_window_shows_in_several_together() -> None:
 
 
 def test_after_the_shift_has_gone_for_some_windows_inputs_may_leave_early_again() -> None:
+    """`recovery` windows without a sign bring the plan back."""
     monitor = Monitor.on(REFERENCE, POLICY, window=200, recovery=3)
     serve(monitor, population(200, 9, noise=2.5), 200)
     assert monitor.safe
@@ -67,6 +71,7 @@ def test_after_the_shift_has_gone_for_some_windows_inputs_may_leave_early_again(
 
 
 def test_while_the_shift_lasts_and_without_recovery_the_safe_plan_stays() -> None:
+    """Neither a lasting shift nor `recovery=None` ever ends it."""
     lasting = Monitor.on(REFERENCE, POLICY, window=200, recovery=3)
     stream = population(2000, 11)
     dimmed = Records(stream.stages, 0.5 * stream.logits, stream.labels)
@@ -79,12 +84,14 @@ def test_while_the_shift_lasts_and_without_recovery_the_safe_plan_stays() -> Non
 
 
 def test_verdicts_do_not_depend_on_how_answers_are_batched() -> None:
+    """One by one, by 70 or all at once, the windows are the same."""
     stream = population(1000, 13)
     found = [serve(Monitor.on(REFERENCE, POLICY, window=250), stream, batch) for batch in (1, 70, 1000)]
     assert found[0] == found[1] == found[2] and len(found[0]) == 4
 
 
 def test_answers_of_the_plan_no_longer_in_force_are_left_out_after_a_change() -> None:
+    """A batch that crosses the change gives one verdict."""
     monitor = Monitor.on(REFERENCE, POLICY, window=100)
     stream = population(1000, 14, noise=3.0)
     walked = walk(stream, POLICY, ADDED)
@@ -92,6 +99,7 @@ def test_answers_of_the_plan_no_longer_in_force_are_left_out_after_a_change() ->
 
 
 def test_a_profile_counts_every_example_once_even_where_confidences_are_equal() -> None:
+    """A profile never differs from itself."""
     sure = Records(("a", "b"), torch.zeros(2, 100, 3).index_fill(2, torch.tensor([1]), 1e3), torch.ones(100).long())
     profile = Profile.of(sure, Policy(Shown("confidence"), (0.5,)))
     assert profile.exits == (100, 0) and sum(profile.confidences) == 100
@@ -99,6 +107,7 @@ def test_a_profile_counts_every_example_once_even_where_confidences_are_equal() 
 
 
 def test_a_monitor_comes_back_from_json_with_the_same_verdicts() -> None:
+    """Its profile and its settings are all that it needs."""
     monitor = Monitor.on(REFERENCE, POLICY, window=250, false_alarm=0.01)
     again = Monitor.from_json(json.loads(json.dumps(monitor.to_json())), POLICY)
     stream = population(500, 15, noise=1.3)
@@ -106,10 +115,12 @@ def test_a_monitor_comes_back_from_json_with_the_same_verdicts() -> None:
 
 
 def test_the_safe_plan_never_stops_early_nor_recalls_an_earlier_answer() -> None:
+    """All thresholds are infinite and `best` is off."""
     assert safe_plan(Policy(Shown("margin"), (0.1, 0.2), best=True)).thresholds == (NEVER, NEVER)
     assert not safe_plan(Policy(Shown("margin"), (0.1,), best=True)).best
 
 
 def test_settings_that_make_no_sense_are_refused() -> None:
+    """The message says what to change."""
     with pytest.raises(UsageError, match="change these"):
         Monitor.on(REFERENCE, POLICY, false_alarm=0.0)

@@ -44,6 +44,7 @@ def lucky(number: int, seed: int) -> Records:
 @pytest.mark.parametrize("scorer", SCORERS)
 @pytest.mark.parametrize("best", [False, True])
 def test_an_option_tells_of_every_policy_fit_example_in_its_place(scorer: str, best: bool) -> None:
+    """Predictions, correctness and costs of each option are those of its examples, in their order."""
     fit, risk = population(400, 0).parted(0)
     row = row_of(fit, risk)
     reach = torch.tensor(list(accumulate(row.added)), dtype=torch.float64)
@@ -72,6 +73,7 @@ def test_a_policy_found_by_luck_is_not_flattered(scorer: str) -> None:
 
 
 def test_more_careful_policies_follow_the_most_accurate_one() -> None:
+    """The last of them lets nothing leave early."""
     fit, risk = population(400, 0).parted(0)
     way = Way(row_of(fit, risk), "confidence")
     bold, all_of_them = options_of(way, careful=False), options_of(way)
@@ -80,6 +82,7 @@ def test_more_careful_policies_follow_the_most_accurate_one() -> None:
 
 
 def test_figures_of_both_halves_are_pooled_by_their_sizes() -> None:
+    """Pooled cost and accuracy are the means over all examples."""
     fit, risk = population(300, 0).parted(0, 0.3)
     option = options_of(Way(row_of(fit, risk), "confidence"))[3]
     cost, accuracy = option.pooled
@@ -88,6 +91,7 @@ def test_figures_of_both_halves_are_pooled_by_their_sizes() -> None:
 
 
 def test_what_holds_whatever_the_examples_say_is_certain() -> None:
+    """A largest cost below the cap needs no test."""
     fit, risk = population(100, 0).parted(0)
     small, _, dense = singles_of(fit, risk)
 
@@ -103,6 +107,7 @@ def test_what_holds_whatever_the_examples_say_is_certain() -> None:
 
 
 def test_a_way_that_cannot_keep_to_the_terms_is_worth_nothing_and_none_more_than_it_gains() -> None:
+    """The expected gain lies between zero and the saving of the cheapest stage."""
     fit, risk = population(2000, 0).parted(0)
     way, dense = Way(row_of(fit, risk), "confidence"), singles_of(fit, risk)[-1]
     fallback = -1.0  # the dense network's whole cost

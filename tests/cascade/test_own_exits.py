@@ -134,6 +134,7 @@ def test_a_command_plans_on_it_by_all_methods_at_once(multi_run: Path) -> None:
 
 
 def test_an_independent_network_lends_its_own_exits(tiny_run: Run, dense_folder: Path, tmp_path: Path) -> None:
+    """A network with exits of its own needs no training to be a cascade."""
     folder = tmp_path / "run"
     shutil.copytree(tiny_run.folder, folder)
     family = Family(Run.open(folder))
@@ -148,6 +149,7 @@ def test_an_independent_network_lends_its_own_exits(tiny_run: Run, dense_folder:
 def test_joint_exits_train_a_copy_of_the_network_once(
     own: bool, tiny_run: Run, multi_run: Path, tmp_path: Path
 ) -> None:
+    """The network itself keeps its numbers; the copy has its own name and digest."""
     folder = tmp_path / "run"
     shutil.copytree(multi_run if own else tiny_run.folder, folder)
     family = Family(Run.open(folder))
@@ -167,6 +169,7 @@ def test_joint_exits_train_a_copy_of_the_network_once(
 
 
 def test_ways_to_train_exits_that_there_are_not_are_told(multi_run: Path) -> None:
+    """The message names the flag."""
     for method, exits in (("pcee", "melted"), ("tinysaver", "joint")):
         with pytest.raises(UsageError, match="--exits"):
             cascade(multi_run, Terms(budget="50%"), Silent(), method=method, exits=exits)

@@ -22,12 +22,14 @@ SEEDS = st.integers(0, 10**6)
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 @pytest.mark.parametrize("target", [0.7, 0.75, 0.8])
 def test_answers_before_the_last_stage_keep_the_floor_on_unseen_examples(estimator: str, target: float) -> None:
+    """Each exit's accuracy is at least the target, up to 4 points of noise."""
     fit, unseen = graded_records(0, number=3000), graded_records(1, number=3000)
     for report in exit_reports(unseen, pcee(fit, ADDED, target, "floor", estimator), ADDED)[:-1]:
         assert report.accuracy is None or report.accuracy >= target - 0.04
 
 
 def test_the_target_is_tracked_better_than_by_plain_confidence() -> None:
+    """Calibrated thresholds miss five targets by less in sum."""
     fit, unseen = graded_records(0, number=3000), graded_records(1, number=3000)
     targets = [0.72, 0.74, 0.76, 0.78, 0.8]
     missed = {}
@@ -43,6 +45,7 @@ def test_the_target_is_tracked_better_than_by_plain_confidence() -> None:
 def test_a_mean_target_is_met_at_the_least_cost_of_one_threshold_or_refused(
     seed: int, name: str, target: float
 ) -> None:
+    """No single threshold meets it for less."""
     records = graded_records(seed, number=80)
     scorer = SCORERS[name](records)
     points = one_threshold(records, ADDED, scorer)
@@ -58,6 +61,7 @@ def test_a_mean_target_is_met_at_the_least_cost_of_one_threshold_or_refused(
 @given(SEEDS, st.floats(0, 0.3))
 @settings(max_examples=40, deadline=None)
 def test_a_gap_is_kept_and_a_larger_one_never_costs_more(seed: int, gap: float) -> None:
+    """Accuracy is that of the last stage less the gap, or better."""
     records = graded_records(seed, number=80)
     scorer = SCORERS["isotonic"](records)
     small, large = (
@@ -70,6 +74,7 @@ def test_a_gap_is_kept_and_a_larger_one_never_costs_more(seed: int, gap: float) 
 @pytest.mark.parametrize("kind", ["floor", "mean"])
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_a_target_out_of_reach_is_refused_with_what_can_be_reached(kind: Kind, estimator: str) -> None:
+    """The message gives the best accuracy and the last stage's, exit code 3."""
     records = graded_records(0)
     points = one_threshold(records, ADDED, SCORERS[estimator](records))
     best, last = max(point.accuracy for point in points), float(records.accuracies[-1])
@@ -83,6 +88,7 @@ def test_a_target_out_of_reach_is_refused_with_what_can_be_reached(kind: Kind, e
 def test_the_oracle_is_right_wherever_a_policy_is_and_at_no_more_cost(
     seed: int, name: str, first: float, second: float, best: bool
 ) -> None:
+    """It bounds every policy from above."""
     records = graded_records(seed, number=60)
     scorer = SCORERS[name](records)
     scores = scores_of(records, scorer)
@@ -94,6 +100,7 @@ def test_the_oracle_is_right_wherever_a_policy_is_and_at_no_more_cost(
 
 
 def test_lower_bounds_stop_no_example_that_the_estimate_would_not() -> None:
+    """With `alpha` no example leaves earlier."""
     records = graded_records(0)
     for estimator in ESTIMATORS:
         plain = walk(records, pcee(records, ADDED, 0.7, estimator=estimator), ADDED)
@@ -103,6 +110,7 @@ def test_lower_bounds_stop_no_example_that_the_estimate_would_not() -> None:
 
 @pytest.mark.parametrize("estimator", ["bins", "isotonic"])
 def test_fitted_to_survivors_the_answers_of_each_exit_keep_the_floor_on_the_very_records(estimator: str) -> None:
+    """On its own examples the floor is exact."""
     records = graded_records(2, number=1000)
     policy = pcee(records, ADDED, 0.75, "floor", estimator, survivors=True)
     for report in exit_reports(records, policy, ADDED)[:-1]:
@@ -110,6 +118,7 @@ def test_fitted_to_survivors_the_answers_of_each_exit_keep_the_floor_on_the_very
 
 
 def test_reports_add_up_to_the_walk() -> None:
+    """Shares sum to one, and accuracies weighed by them to the whole."""
     records = graded_records(3)
     policy = pcee(records, ADDED, 0.7)
     reports, walked = exit_reports(records, policy, ADDED), walk(records, policy, ADDED)
@@ -120,12 +129,14 @@ def test_reports_add_up_to_the_walk() -> None:
 
 
 def test_a_stage_that_stops_none_has_no_accuracy() -> None:
+    """Its figures are None rather than a number."""
     records = graded_records(3)
     report = exit_reports(records, Policy(SCORERS["confidence"](records), (NEVER, NEVER)), ADDED)[0]
     assert (report.share, report.accuracy, report.estimated, report.estimate_error) == (0.0, None, None, None)
 
 
 def test_the_calibration_error_is_the_bias_where_it_is_the_same_everywhere() -> None:
+    """A constant estimate is off by its distance from the share that is right."""
     right = torch.tensor([True, True, True, False] * 25)
     assert calibration_error(torch.full((100,), 0.95).double(), right) == pytest.approx(0.2)
     assert calibration_error(torch.full((100,), 0.75).double(), right) == pytest.approx(0)
@@ -141,5 +152,6 @@ def test_the_calibration_error_is_the_bias_where_it_is_the_same_everywhere() -> 
     ],
 )
 def test_an_unknown_option_is_refused(options: dict[str, object], said: str) -> None:
+    """The message names the option."""
     with pytest.raises(UsageError, match=said):
         pcee(graded_records(0), ADDED, **{"target": 0.7, **options})  # type: ignore[arg-type]

@@ -51,6 +51,7 @@ def planned(records: Records, terms: Terms, seed: int = 0, scorers: tuple[str, .
     ],
 )
 def test_a_plan_keeps_to_its_terms_on_examples_that_took_no_part_in_it(terms: Terms) -> None:
+    """On 20,000 further examples, up to the confidence that was asked."""
     plan = planned(population(5000, 0), terms)
     limits, chosen = terms.limits(COSTS[-1]), plan.option
     seen = population(20_000, 1)
@@ -64,6 +65,7 @@ def test_a_plan_keeps_to_its_terms_on_examples_that_took_no_part_in_it(terms: Te
 
 
 def test_a_cascade_is_better_than_the_best_network_under_the_same_terms() -> None:
+    """More accurate under a budget, cheaper under an accuracy."""
     plan = planned(population(2400, 0), Terms(budget="50%"))
     assert plan.static is not None and plan.why is None and not plan.option.is_static
     assert plan.static.cost <= 3.0 and plan.option.risk.accuracy > plan.static.risk.accuracy
@@ -72,6 +74,7 @@ def test_a_cascade_is_better_than_the_best_network_under_the_same_terms() -> Non
 
 
 def test_where_confidence_tells_nothing_the_plan_is_a_network_and_says_why() -> None:
+    """With labels shuffled the static network is chosen."""
     draw = torch.Generator().manual_seed(0)
     records = population(600, 0)
     shuffled = records.logits[:, torch.randperm(600, generator=draw)]  # answers that have nothing to do with labels
@@ -91,6 +94,7 @@ def test_where_confidence_tells_nothing_the_plan_is_a_network_and_says_why() -> 
     ],
 )
 def test_terms_that_nothing_keeps_to_are_told_with_what_can_be_had(terms: Terms, word: str) -> None:
+    """One line, exit code 3."""
     with pytest.raises(BudgetUnreachable) as caught:
         planned(population(400, 0), terms)
     assert word in str(caught.value) and "\n" not in str(caught.value) and caught.value.exit_code == 3
@@ -106,11 +110,13 @@ def test_a_plan_is_no_longer_certified_where_examples_are_too_few_to_tell() -> N
 
 
 def test_the_dense_network_itself_never_drops_below_itself() -> None:
+    """A drop of zero is certain for it with any number of examples."""
     plan = planned(population(40, 3), Terms(max_drop=0.0))
     assert plan.tested[0].candidate.stages[0].name == "large"
 
 
 def test_claims_hold_together_only_if_each_does() -> None:
+    """The p-value of several claims is the largest of theirs."""
     records = population(500, 0)
     policy = Policy(SCORERS["confidence"](records), (NEVER, NEVER))
     walked = walk(records, policy, COSTS)
@@ -130,6 +136,7 @@ def test_the_dense_network_is_the_plan_where_a_dearer_cascade_fails_before_it() 
 
 
 def test_bounds_tell_of_how_many_groups_the_examples_are() -> None:
+    """Examples of one group do not count as independent."""
     records = population(60, 0)
     grouped = Records(records.stages, records.logits, records.labels, torch.arange(60) // 20)
     for each, number in ((records, None), (grouped, 3)):
@@ -138,6 +145,7 @@ def test_bounds_tell_of_how_many_groups_the_examples_are() -> None:
 
 
 def test_stages_that_are_left_out_are_remembered_by_their_places() -> None:
+    """A choice out of a choice refers to the whole row."""
     row = in_a_row("tinysaver", singles_of(population(50, 0)), ("confidence",))
     fewer = row.using([0, 2]).using([1])
     assert fewer.used == (2,) and [stage.name for stage in fewer.stages] == ["large"] and fewer.added == [6.0]

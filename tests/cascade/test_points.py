@@ -46,6 +46,7 @@ def board(records: Records, name: str, added: list[float], best: bool = False) -
 def test_every_search_tells_what_the_walk_of_its_policies_does(
     seed: int, name: str, added: list[float], best: bool
 ) -> None:
+    """Hits and costs of each threshold vector are those of its walk."""
     records = graded_records(seed, number=50)
     scorer = SCORERS[name](records)
     search = Board(records, added, scores_of(records, scorer), best)
@@ -62,6 +63,7 @@ def test_every_search_tells_what_the_walk_of_its_policies_does(
 def test_a_larger_budget_never_gives_a_lower_accuracy_on_the_fit_records(
     seed: int, name: str, added: list[float], best: bool, budgets: list[float]
 ) -> None:
+    """The best under a budget is monotone in it."""
     records = graded_records(seed, number=60)
     points = sweep(records, added, SCORERS[name](records), best)
     within = [best_under(points, budget).accuracy for budget in sorted(budgets) if budget >= points[0].mean_cost]
@@ -71,6 +73,7 @@ def test_a_larger_budget_never_gives_a_lower_accuracy_on_the_fit_records(
 @given(SEEDS, NAMES, st.booleans())
 @settings(max_examples=30, deadline=None)
 def test_with_two_stages_a_sweep_is_exhaustive(seed: int, name: str, best: bool) -> None:
+    """Its front is that of every possible threshold."""
     records, added = graded_records(seed, stages=2, number=40), [1.0, 3.0]
     scorer = SCORERS[name](records)
     brute = every_policy(records, added, scores_of(records, scorer), best).front()
@@ -81,6 +84,7 @@ def test_with_two_stages_a_sweep_is_exhaustive(seed: int, name: str, best: bool)
 
 @pytest.mark.parametrize("name", ["confidence", "isotonic", "deferral"])
 def test_with_three_stages_a_sweep_is_within_two_examples_of_the_exhaustive_one_and_mostly_it(name: str) -> None:
+    """Over eight sets of records."""
     short = []
     for seed in range(8):
         records, added = graded_records(seed, number=24), [1.0, 2.0, 4.0]
@@ -95,6 +99,7 @@ def test_with_three_stages_a_sweep_is_within_two_examples_of_the_exhaustive_one_
 @given(SEEDS, NAMES, COSTS)
 @settings(max_examples=30, deadline=None)
 def test_no_change_of_one_threshold_betters_what_a_price_chose(seed: int, name: str, added: list[float]) -> None:
+    """Each priced policy is a local optimum in every coordinate."""
     records = graded_records(seed, number=40)
     search = board(records, name, added)
     prices = PRICES[4::12]
@@ -112,6 +117,7 @@ def test_no_change_of_one_threshold_betters_what_a_price_chose(seed: int, name: 
 @given(SEEDS, NAMES)
 @settings(max_examples=30, deadline=None)
 def test_a_sweep_is_never_worse_than_one_threshold_for_all_stages_or_falling_shares(seed: int, name: str) -> None:
+    """It contains both simpler searches."""
     records, added = graded_records(seed, stages=4, number=60), [1.0, 2.0, 3.0, 4.0]
     points = sweep(records, added, SCORERS[name](records))
     search = board(records, name, added)
@@ -132,6 +138,7 @@ def test_with_falling_shares_the_best_of_those_still_there_leave() -> None:
 
 
 def test_one_threshold_goes_from_all_at_the_first_stage_to_all_at_the_last() -> None:
+    """Costs and accuracies at the ends are those of the two stages."""
     records, added = graded_records(1), [1.0, 2.0, 4.0]
     points = one_threshold(records, added, SCORERS["confidence"](records))
     assert points[0].mean_cost == 1 and points[-1].mean_cost == 7
@@ -142,6 +149,7 @@ def test_one_threshold_goes_from_all_at_the_first_stage_to_all_at_the_last() -> 
 @given(SEEDS, st.integers(2, 40))
 @settings(max_examples=20, deadline=None)
 def test_thinning_keeps_the_cheapest_and_the_best_and_no_more_than_asked(seed: int, at_most: int) -> None:
+    """Every point that is left was there before."""
     records, added = graded_records(seed, number=100), [1.0, 2.0, 4.0]
     scorer = SCORERS["confidence"](records)
     whole, thin = sweep(records, added, scorer, at_most=10**6), sweep(records, added, scorer, at_most=at_most)
@@ -153,6 +161,7 @@ def test_thinning_keeps_the_cheapest_and_the_best_and_no_more_than_asked(seed: i
 
 
 def test_a_score_recomputed_with_rounding_falls_on_the_same_side() -> None:
+    """No threshold is nearer than 1e-12 to a score."""
     records, added = graded_records(2), [1.0, 2.0, 4.0]
     scorer = SCORERS["confidence"](records)
     scores = scores_of(records, scorer)
@@ -164,24 +173,28 @@ def test_a_score_recomputed_with_rounding_falls_on_the_same_side() -> None:
 @given(st.floats(0, 1), st.floats(0, 1))
 @settings(deadline=None)
 def test_a_threshold_between_two_scores_parts_them(one: float, other: float) -> None:
+    """The lower is below it, the higher at or above it."""
     low, high = (torch.tensor(value, dtype=torch.float64) for value in sorted((one, other)))
     if low < high:
         assert low < between(low, high) <= high
 
 
 def test_the_worst_case_is_of_an_input_that_visits_all_it_can() -> None:
+    """A stage that stops everything ends the path."""
     records, added = graded_records(0), [1.0, 2.0, 4.0]
     assert evaluate(records, Policy(SHOWN, (0.0, 0.0)), added).max_cost == 7
     assert evaluate(records, Policy(SHOWN, (0.5, -NEVER)), added).max_cost == 3
 
 
 def test_one_stage_alone_has_one_point() -> None:
+    """Its own cost and accuracy."""
     records = graded_records(0, stages=1)
     (point,) = sweep(records, [5.0], SCORERS["confidence"](records))
     assert (point.mean_cost, point.shares, point.accuracy) == (5.0, (1.0,), float(records.accuracies[0]))
 
 
 def test_a_front_has_no_point_that_another_beats() -> None:
+    """Sorted by cost, accuracy grows strictly."""
     records, added = graded_records(0), [1.0, 2.0, 4.0]
     points = one_threshold(records, added, SHOWN)
     front = pareto(points)
@@ -191,12 +204,14 @@ def test_a_front_has_no_point_that_another_beats() -> None:
 
 
 def test_a_budget_below_the_cheapest_policy_names_it() -> None:
+    """The message gives the smallest cost."""
     records = graded_records(0)
     with pytest.raises(BudgetUnreachable, match=r"1\.00 KMACs|1000|1\.00 kMACs"):
         best_under(sweep(records, [1000.0, 2000.0, 4000.0], SHOWN), 999)
 
 
 def test_an_accuracy_above_the_best_policy_names_it() -> None:
+    """The message gives the best accuracy, which itself can be had."""
     records = graded_records(0)
     points = sweep(records, [1.0, 2.0, 4.0], SHOWN)
     with pytest.raises(BudgetUnreachable, match=f"{points[-1].accuracy:.2%}"):
@@ -205,6 +220,7 @@ def test_an_accuracy_above_the_best_policy_names_it() -> None:
 
 
 def test_an_example_that_never_stops_goes_to_the_last_stage_in_every_search() -> None:
+    """A score of minus infinity is below every threshold."""
     records = graded_records(0, number=30)
     scores = scores_of(records, SHOWN)
     scores[:2, :10] = -NEVER

@@ -34,6 +34,7 @@ def some_records(seed: int, stages: int = 3, number: int = 40, classes: int = 4)
 
 @given(st.integers(0, 10**6), st.lists(st.floats(0, 1.1), min_size=2, max_size=2), st.booleans())
 def test_a_walk_is_what_each_example_by_itself_would_do(seed: int, thresholds: list[float], best: bool) -> None:
+    """Stop, answer and cost of each example by a plain loop."""
     records, added = some_records(seed), [1.0, 2.0, 4.0]
     found = walk(records, Policy(Confident(), tuple(thresholds), best), added)
     for example in range(len(records)):
@@ -50,6 +51,7 @@ def test_a_walk_is_what_each_example_by_itself_would_do(seed: int, thresholds: l
 
 
 def test_thresholds_above_every_score_give_the_last_stage_and_below_every_score_the_first() -> None:
+    """With the cost of the whole path or of one stage."""
     records = some_records(0)
     never = walk(records, Policy(Confident(), (NEVER, NEVER)), [1.0, 1.0, 1.0])
     at_once = walk(records, Policy(Confident(), (-1.0, -1.0)), [1.0, 1.0, 1.0])
@@ -59,6 +61,7 @@ def test_thresholds_above_every_score_give_the_last_stage_and_below_every_score_
 
 @given(st.integers(0, 10**6))
 def test_features_lie_between_zero_and_one_and_see_only_visited_stages(seed: int) -> None:
+    """Other logits at a later stage change no earlier feature."""
     records = some_records(seed)
     assert bool(((records.features >= 0) & (records.features <= 1)).all())
     changed = records.logits.clone()
@@ -68,12 +71,14 @@ def test_features_lie_between_zero_and_one_and_see_only_visited_stages(seed: int
 
 
 def test_parts_are_disjoint_and_together_all() -> None:
+    """Every example is in one part."""
     records = Records(("a",), torch.randn(1, 31, 3), torch.arange(31))
     first, second = records.parted(seed=5)
     assert sorted([*first.labels.tolist(), *second.labels.tolist()]) == list(range(31))
 
 
 def test_an_exit_left_out_lends_its_body_to_the_next_of_its_chain_but_not_its_head() -> None:
+    """Path costs by hand, for some of the stages."""
     costs = [StageCost("a", 10, 1), StageCost("b", 100), StageCost("a", 20, 2), StageCost("a", 30, 3)]
     assert path_costs(costs, [0, 1, 2, 3]) == [11, 100, 22, 33]
     assert path_costs(costs, [2, 3]) == [32, 33]

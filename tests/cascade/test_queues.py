@@ -39,6 +39,7 @@ def joined(futures: list[Future[Answers]]) -> Answers:
 
 @pytest.mark.parametrize("best", [False, True])
 def test_inputs_in_many_small_requests_get_the_answers_of_one_batch(best: bool) -> None:
+    """Batches differ, so logits agree to rounding; thresholds lie between scores, so stops and answers are equal."""
     inputs = some_inputs(90)
     cascade = half_cascade(some_stages(), inputs, best=best)
     sizes = [1, 1, 7, 20, 1, 40, 3, 17]
@@ -52,6 +53,7 @@ def test_inputs_in_many_small_requests_get_the_answers_of_one_batch(best: bool) 
 
 
 def test_deep_stages_get_full_batches_although_most_inputs_leave_before() -> None:
+    """All batches of the last stage are full, but one."""
     stages, inputs = some_stages(), some_inputs(128)
     cascade = half_cascade(stages, inputs)
     reaching = int((cascade.run(inputs).stop == 3).sum())
@@ -67,6 +69,7 @@ def test_deep_stages_get_full_batches_although_most_inputs_leave_before() -> Non
 
 
 def test_caps_and_deadlines_hold_for_each_request_by_itself() -> None:
+    """Requests that share batches keep their own cap and deadline, and answer as alone, to rounding."""
     inputs = some_inputs(12)
     stages = some_stages()
     cascade = Cascade(stages, Policy(Shown("confidence"), (NEVER,) * 3))
@@ -79,10 +82,12 @@ def test_caps_and_deadlines_hold_for_each_request_by_itself() -> None:
         assert set(joined([free]).stop.tolist()) == {3}
         assert set(joined([capped]).stop.tolist()) == {1} and float(joined([capped]).cost.max()) <= 40
         assert set(joined([hurried]).stop.tolist()) == {0}
-    assert torch.equal(joined([capped]).logits, cascade.run(inputs, max_cost=40).logits)
+    torch.testing.assert_close(joined([capped]).logits, cascade.run(inputs, max_cost=40).logits)
 
 
 def test_a_failing_stage_is_told_to_those_in_it_and_the_others_are_served() -> None:
+    """The error reaches only the request whose input caused it."""
+
     class Picky(nn.Module):
         def forward(self, inputs: Tensor) -> Tensor:
             if bool((inputs > 100).any()):
@@ -98,6 +103,7 @@ def test_a_failing_stage_is_told_to_those_in_it_and_the_others_are_served() -> N
 
 
 def test_full_or_closed_queues_refuse_inputs() -> None:
+    """`Busy` tells how many wait and how many came."""
     cascade = half_cascade(some_stages(), some_inputs())
     with open_queues(cascade, wait=5.0, room=10) as queues:
         queues.submit(some_inputs(8))
@@ -108,6 +114,7 @@ def test_full_or_closed_queues_refuse_inputs() -> None:
 
 
 def test_an_observer_sees_every_answer_and_its_policy_is_in_force_from_then_on() -> None:
+    """Requests after its change follow the new policy."""
     inputs, seen = some_inputs(40), []
     cascade = half_cascade(some_stages(), inputs)
     safe = safe_plan(cascade.policy)
@@ -124,4 +131,4 @@ def test_an_observer_sees_every_answer_and_its_policy_is_in_force_from_then_on()
     everything = [*zip(first.stop.tolist(), first.predictions.tolist(), strict=True)]
     everything += zip(second.stop.tolist(), second.predictions.tolist(), strict=True)
     assert sorted(seen) == sorted(everything)
-    assert torch.equal(second.logits, replace(cascade, policy=safe).run(inputs[20:]).logits)
+    torch.testing.assert_close(second.logits, replace(cascade, policy=safe).run(inputs[20:]).logits)

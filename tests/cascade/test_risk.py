@@ -21,6 +21,7 @@ CONFIDENCE = Shown("confidence")
 
 
 def test_risks_of_the_last_stage_against_itself_are_nothing_and_those_of_the_first_are_counted() -> None:
+    """Gap, consistency, accuracy and cost of the first stage are counted by hand."""
     records = population(300, 0)
     never, at_once = (walk(records, Policy(CONFIDENCE, (t, t)), ADDED) for t in (NEVER, 0.0))
     for name in ("gap", "consistency", "brier"):
@@ -38,6 +39,7 @@ def test_risks_of_the_last_stage_against_itself_are_nothing_and_those_of_the_fir
 
 
 def test_risks_are_against_a_given_reference_where_there_is_one() -> None:
+    """A policy has no gap to its own answers."""
     records = population(200, 1)
     at_once = walk(records, Policy(CONFIDENCE, (0.0, 0.0)), ADDED)
     assert not RISKS["gap"].losses(records, at_once, ADDED, records.logits[0]).values.any()
@@ -45,6 +47,7 @@ def test_risks_are_against_a_given_reference_where_there_is_one() -> None:
 
 
 def test_every_loss_is_one_that_its_support_allows() -> None:
+    """Within the range, and one of the values where there are few."""
     records = population(500, 2, noise=2.0)
     for policy in ladder(records, CONFIDENCE, 6):
         walked = walk(records, policy, ADDED)
@@ -55,12 +58,14 @@ def test_every_loss_is_one_that_its_support_allows() -> None:
 
 
 def test_the_logits_answered_are_those_of_the_stage_that_answered() -> None:
+    """With `best`, the surest stage so far, not the last."""
     records = population(50, 3)
     walked = walk(records, Policy(CONFIDENCE, (0.8, 0.9), best=True), ADDED)
     assert torch.equal(answered_logits(records, walked).argmax(1), walked.predictions)
 
 
 def test_a_ladder_goes_from_never_leaving_early_to_always_and_costs_ever_less() -> None:
+    """A single stage has one policy."""
     records = population(400, 4)
     policies = ladder(records, CONFIDENCE, 12)
     costs = [walk(records, policy, ADDED).mean_cost for policy in policies]
@@ -74,6 +79,7 @@ def test_a_ladder_goes_from_never_leaving_early_to_always_and_costs_ever_less() 
 def test_fixed_sequence_testing_returns_the_last_before_the_first_failure_and_asks_no_further(
     values: list[float],
 ) -> None:
+    """p-values after the first failure are never computed."""
     asked = []
 
     def p_values() -> Iterator[float]:
@@ -90,6 +96,7 @@ def test_fixed_sequence_testing_returns_the_last_before_the_first_failure_and_as
 def test_conformal_risk_control_is_never_bolder_than_its_bound_on_running_maxima_and_naive_never_more_careful(
     seed: int,
 ) -> None:
+    """The chosen step meets the finite-sample bound on monotone losses."""
     losses = (torch.rand(6, 60, generator=torch.Generator().manual_seed(seed)) < torch.arange(6)[:, None] / 12).double()
     epsilon = 0.2
     chosen, bold = conformal_risk_control(losses, epsilon, 1.0), naive(losses, epsilon)
@@ -121,5 +128,6 @@ def test_conformal_risk_control_keeps_the_expected_risk_and_learn_then_test_its_
 
 
 def test_an_unknown_risk_is_told_with_those_there_are() -> None:
+    """The message lists the risks."""
     with pytest.raises(UsageError, match="gap, consistency, accuracy, brier, cost"):
         risk_named("regret")

@@ -18,6 +18,7 @@ DELTA = 0.1
 
 
 def test_learn_then_test_keeps_its_promise_where_the_naive_rule_does_not_and_a_shift_is_flagged() -> None:
+    """On a population where both can be counted."""
     policies = ladder(population(1000, 0), Shown("confidence"), 30)
     shifted = {"noise": population(4000, 1, noise=2.5)}
     found = risk_study(
@@ -35,11 +36,13 @@ def test_learn_then_test_keeps_its_promise_where_the_naive_rule_does_not_and_a_s
 
 
 def test_epsilons_are_set_by_the_last_stage() -> None:
+    """The default allows one point more error than it has."""
     records = population(500, 2)
     assert default_epsilons(records)["accuracy"] == pytest.approx(1.01 - float(records.accuracies[-1]))
 
 
 def test_a_shifted_split_is_the_same_each_time_and_keeps_labels() -> None:
+    """Noise and blur are fixed, and have a digest of their own."""
     draw = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (30, 1, 9, 9), generator=draw, dtype=torch.uint8)
     split = MemorySplit(images, torch.arange(30), (0.5,), (0.5,))
@@ -52,6 +55,7 @@ def test_a_shifted_split_is_the_same_each_time_and_keeps_labels() -> None:
 
 @pytest.mark.parametrize("shape", [(2, 3, 12), (2, 1, 8, 10)])
 def test_a_blur_leaves_flat_inputs_and_shrinks_differences(shape: tuple[int, ...]) -> None:
+    """Zero blur hands the input back."""
     flat, rough = torch.full(shape, 0.7), torch.randn(shape, generator=torch.Generator().manual_seed(1))
     assert torch.allclose(blurred(flat, 1.5), flat, atol=1e-6)
     assert blurred(rough, 1.5).std() < 0.7 * rough.std() and blurred(rough, 0.0) is rough

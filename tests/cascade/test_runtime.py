@@ -40,6 +40,7 @@ from tests.cascade.cascades import (
 def test_running_a_plan_gives_the_stops_answers_and_costs_of_its_walk(
     seed: int, scorer: str, quantiles: list[float], best: bool
 ) -> None:
+    """For every scorer; thresholds lie between scores, so that rounding decides nothing."""
     stages, inputs = some_stages(seed), some_inputs()
     records = recorded(stages, inputs)
     fitted = SCORERS[scorer](recorded(stages, some_inputs(seed=7)))  # on others: their confidences are edges of steps
@@ -55,6 +56,7 @@ def test_running_a_plan_gives_the_stops_answers_and_costs_of_its_walk(
 
 
 def test_a_batch_gives_each_input_what_it_gets_by_itself_and_in_any_order() -> None:
+    """Alone, batched or shuffled: equal stops and answers, logits to rounding."""
     inputs = some_inputs()
     cascade = half_cascade(some_stages(), inputs)
     whole = cascade.run(inputs)
@@ -69,6 +71,7 @@ def test_a_batch_gives_each_input_what_it_gets_by_itself_and_in_any_order() -> N
 
 
 def test_no_stage_runs_on_an_input_that_left_and_none_on_an_empty_batch() -> None:
+    """Each stage sees exactly the inputs that reach it."""
     stages, inputs = some_stages(), some_inputs()
     cascade = half_cascade(stages, inputs)
     for stage in stages:
@@ -87,6 +90,7 @@ def test_no_stage_runs_on_an_input_that_left_and_none_on_an_empty_batch() -> Non
 
 
 def test_channels_last_survives_the_gathering() -> None:
+    """A stage gets the memory format of the input."""
     stages, inputs = some_stages(), some_inputs().expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
     seen: list[Tensor] = []
 
@@ -101,6 +105,7 @@ def test_channels_last_survives_the_gathering() -> None:
 
 
 def test_no_input_costs_more_than_the_cap_and_the_best_answer_so_far_is_given() -> None:
+    """A cap ends the path at the last stage that it pays for."""
     stages, inputs = some_stages(), some_inputs()
     cascade = half_cascade(stages, inputs)
     records = recorded(stages, inputs)
@@ -120,12 +125,15 @@ def test_no_input_costs_more_than_the_cap_and_the_best_answer_so_far_is_given() 
 
 
 def test_a_cap_below_the_first_stage_names_what_is_needed() -> None:
+    """The message gives both costs."""
     cascade = half_cascade(some_stages(), some_inputs())
     with pytest.raises(BudgetUnreachable, match="first stage, 10 multiply-adds, but may be at most 9"):
         cascade.run(some_inputs(), max_cost=9)
 
 
 def test_when_the_time_is_over_no_further_stage_starts() -> None:
+    """The stage that runs ends, and its answer is given."""
+
     class Slow(nn.Module):
         def __init__(self, inner: nn.Module) -> None:
             super().__init__()
@@ -147,6 +155,7 @@ def test_when_the_time_is_over_no_further_stage_starts() -> None:
 
 
 def test_with_measured_curves_the_least_sure_inputs_use_the_time_that_is_left() -> None:
+    """As many of them as the curve says will fit."""
     stages, inputs = (some_stages()[0], some_stages()[3]), some_inputs()
     curves = (Curve((1, 2), (1.0, 1.0)), Curve((1, 2), (1001.0, 2001.0)))  # 1 + 1000 a piece: about 5 in 5,500 s
     never = Policy(SCORERS["confidence"](recorded(stages, inputs)), (NEVER,))
@@ -156,6 +165,7 @@ def test_with_measured_curves_the_least_sure_inputs_use_the_time_that_is_left() 
 
 
 def test_a_cascade_that_does_not_fit_together_is_refused() -> None:
+    """Numbers of thresholds and curves, and an empty batch, have their messages."""
     scorer = SCORERS["confidence"](recorded(some_stages(), some_inputs()))
     with pytest.raises(UsageError, match="4 stages and 2 thresholds"):
         Cascade(some_stages(), Policy(scorer, (0.5, 0.5)))

@@ -32,6 +32,7 @@ def pairs(seed: int, number: int = 200, ties: bool = False) -> tuple[Tensor, Ten
 
 @pytest.mark.parametrize("name", SCORERS)
 def test_a_scorer_read_back_from_json_gives_the_same_scores(name: str) -> None:
+    """Strict JSON holds all that was fitted."""
     scorer = SCORERS[name](graded_records(0))
     again = scorer_from_json(json.loads(json.dumps(scorer.to_json(), allow_nan=False)))
     unseen = graded_records(1)
@@ -41,6 +42,7 @@ def test_a_scorer_read_back_from_json_gives_the_same_scores(name: str) -> None:
 
 @pytest.mark.parametrize("name", SCORERS)
 def test_an_example_is_scored_by_itself(name: str) -> None:
+    """In a batch or alone its score agrees to 1e-12."""
     scorer, unseen = SCORERS[name](graded_records(0)), graded_records(1, number=30)
     whole = scores_of(unseen, scorer)
     alone = torch.cat([scores_of(unseen.take(torch.tensor([i])), scorer) for i in range(30)], 1)
@@ -49,6 +51,7 @@ def test_an_example_is_scored_by_itself(name: str) -> None:
 
 @pytest.mark.parametrize("name", SCORERS)
 def test_a_scorer_needs_no_other_features_than_those_that_it_reads(name: str) -> None:
+    """What is not computed is not missed."""
     scorer, unseen = SCORERS[name](graded_records(0)), graded_records(1)
     for stage in range(len(unseen.stages)):
         read = features_of(unseen.logits[: stage + 1], features_read(scorer))
@@ -58,6 +61,7 @@ def test_a_scorer_needs_no_other_features_than_those_that_it_reads(name: str) ->
 @given(SEEDS, st.booleans(), st.sampled_from([None, 0.1]))
 @settings(deadline=None)
 def test_isotonic_accuracy_never_falls_as_confidence_grows(seed: int, ties: bool, alpha: float | None) -> None:
+    """Ties and lower bounds included."""
     curve = isotonic(*pairs(seed, ties=ties), alpha)
     grid = curve.at(torch.linspace(0, 1, 500, dtype=torch.float64))
     assert bool((grid.diff() >= 0).all())
@@ -66,6 +70,7 @@ def test_isotonic_accuracy_never_falls_as_confidence_grows(seed: int, ties: bool
 @given(SEEDS, st.booleans())
 @settings(deadline=None)
 def test_isotonic_is_the_nearest_of_the_non_decreasing_functions(seed: int, ties: bool) -> None:
+    """It meets the Karush-Kuhn-Tucker conditions of the least squares."""
     confidence, right = pairs(seed, number=60, ties=ties)
     fitted = isotonic(confidence, right).at(confidence)
     error = right.double() - fitted
@@ -80,6 +85,7 @@ def test_isotonic_is_the_nearest_of_the_non_decreasing_functions(seed: int, ties
 @given(SEEDS, st.sampled_from([-1e-9, 1e-9]))
 @settings(deadline=None)
 def test_isotonic_accuracy_of_a_fitted_example_does_not_change_with_rounding(seed: int, rounding: float) -> None:
+    """Steps lie between the examples, not at them."""
     confidence, right = pairs(seed)
     confidence = (confidence * 1e6).round() / 1e6  # no two are nearer than that
     curve = isotonic(confidence, right)
@@ -89,6 +95,7 @@ def test_isotonic_accuracy_of_a_fitted_example_does_not_change_with_rounding(see
 @given(SEEDS, st.integers(1, 50))
 @settings(deadline=None)
 def test_bins_hold_the_accuracy_of_their_examples(seed: int, number: int) -> None:
+    """An empty bin never stops anything."""
     confidence, right = pairs(seed, number=40)
     curve = bins(confidence, right, number=number)
     middles = (torch.arange(number, dtype=torch.float64) + 0.5) / number
@@ -100,6 +107,7 @@ def test_bins_hold_the_accuracy_of_their_examples(seed: int, number: int) -> Non
 @given(SEEDS)
 @settings(deadline=None)
 def test_no_threshold_stops_an_example_in_an_empty_bin(seed: int) -> None:
+    """However low it is."""
     fit, unseen = graded_records(seed, number=20), graded_records(seed + 1, number=100)
     policy = Policy(SCORERS["bins"](fit), (-1e300, -1e300))
     empty = scores_of(unseen, policy.scorer)[0] == NEVER_STOPS
@@ -107,6 +115,7 @@ def test_no_threshold_stops_an_example_in_an_empty_bin(seed: int) -> None:
 
 
 def test_a_confidence_of_one_lies_in_the_last_bin() -> None:
+    """The last bin is closed on both sides."""
     curve = bins(torch.tensor([0.05, 1.0]).double(), torch.tensor([False, True]))
     assert curve.at(torch.tensor([1.0, 0.95]).double()).tolist() == [1.0, 1.0]
 
@@ -114,6 +123,7 @@ def test_a_confidence_of_one_lies_in_the_last_bin() -> None:
 @given(SEEDS, st.integers(1, 80), st.floats(0, 1))
 @settings(deadline=None)
 def test_a_window_is_the_mean_of_the_examples_nearest_in_rank(seed: int, width: int, asked: float) -> None:
+    """As many on each side as there are."""
     confidence, right = pairs(seed, number=50)
     order = confidence.argsort()
     outcomes, ranked = right[order].double(), confidence[order]
@@ -129,6 +139,7 @@ def test_a_window_is_the_mean_of_the_examples_nearest_in_rank(seed: int, width: 
 def test_the_order_of_examples_does_not_matter_even_among_equal_confidences(
     seed: int, kind: str, alpha: float | None
 ) -> None:
+    """A permutation changes no estimate beyond rounding."""
     confidence, right = pairs(seed, ties=True)
     order = torch.randperm(len(confidence), generator=torch.Generator().manual_seed(seed))
     grid = torch.linspace(0, 1, 99, dtype=torch.float64)
@@ -139,6 +150,7 @@ def test_the_order_of_examples_does_not_matter_even_among_equal_confidences(
 @given(SEEDS, st.sampled_from([*ESTIMATORS]), st.booleans())
 @settings(deadline=None)
 def test_a_lower_bound_is_below_the_estimate(seed: int, kind: str, ties: bool) -> None:
+    """Everywhere on the grid, for every estimator."""
     confidence, right = pairs(seed, ties=ties)
     grid = torch.linspace(0, 1, 99, dtype=torch.float64)
     estimate, bound = (ESTIMATORS[kind](confidence, right, alpha).at(grid) for alpha in (None, 0.1))
@@ -147,6 +159,7 @@ def test_a_lower_bound_is_below_the_estimate(seed: int, kind: str, ties: bool) -
 
 @pytest.mark.parametrize("rate", [0.5, 0.9, 0.99])
 def test_a_lower_bound_fails_no_more_often_than_it_says(rate: float) -> None:
+    """For several true rates, over 4,000 draws."""
     draw = torch.Generator().manual_seed(1)
     hits = torch.binomial(torch.full((4000,), 60.0).double(), torch.tensor(rate).double().expand(4000), generator=draw)
     failed = lower_bound(hits, torch.full_like(hits, 60), 0.1) > rate
@@ -154,6 +167,7 @@ def test_a_lower_bound_fails_no_more_often_than_it_says(rate: float) -> None:
 
 
 def test_on_survivors_a_stage_is_fitted_to_those_that_reach_it_alone() -> None:
+    """It equals a fit to the examples that earlier thresholds leave."""
     records = graded_records(3)
     scorer = fit_reliable(records, "isotonic", thresholds=(0.9, 0.9))
     first = scorer.score(0, records.features[0])
@@ -163,12 +177,14 @@ def test_on_survivors_a_stage_is_fitted_to_those_that_reach_it_alone() -> None:
 
 
 def test_a_stage_that_no_example_reaches_stops_none() -> None:
+    """Nothing was fitted, so nothing is trusted."""
     scorer = fit_reliable(graded_records(3), "bins", thresholds=(0.0, 0.0))
     assert bool((scorer.score(2, graded_records(4).features[2]) == NEVER_STOPS).all())
 
 
 @pytest.mark.parametrize("kind", ["isotonic", "rightness"])
 def test_estimated_accuracies_are_those_of_unseen_examples_where_confidence_is_not(kind: str) -> None:
+    """Within 4 points, where plain confidence is further off."""
     fit, unseen = graded_records(5, number=4000), graded_records(6, number=4000)
     scores = scores_of(unseen, SCORERS[kind](fit))
     for stage in range(3):
@@ -179,6 +195,7 @@ def test_estimated_accuracies_are_those_of_unseen_examples_where_confidence_is_n
 
 
 def test_the_regression_finds_the_odds_that_made_the_outcomes() -> None:
+    """From 20,000 draws to 0.02 on average."""
     draw = torch.Generator().manual_seed(0)
     features = torch.rand(20_000, len(FEATURES), generator=draw, dtype=torch.float64)
     truth = torch.sigmoid(4 * features[:, 1] - 3 * features[:, 2])
@@ -188,6 +205,7 @@ def test_the_regression_finds_the_odds_that_made_the_outcomes() -> None:
 
 @pytest.mark.parametrize("outcome", [True, False])
 def test_the_regression_ends_where_all_answers_are_right_or_all_wrong(outcome: bool) -> None:
+    """Separable data give finite weights."""
     features = torch.rand(50, len(FEATURES), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     fitted = chance(features, fit_chance(features, torch.full((50,), outcome)))
     assert bool(((fitted > 0.9) if outcome else (fitted < 0.1)).all())
@@ -211,6 +229,7 @@ def test_deferral_goes_on_where_only_the_last_stage_is_right_and_not_where_no_st
 
 
 def test_patience_counts_the_answers_in_a_row() -> None:
+    """The score is the number of stages that agree up to here."""
     logits = 5 * torch.eye(3)[torch.tensor([[0, 0], [1, 0], [1, 0]])]
     records = Records(("a", "b", "c"), logits, torch.tensor([1, 0]))
     assert scores_of(records, SCORERS["patience"](records)).tolist() == [[1, 1], [1, 2], [2, 3]]
@@ -218,15 +237,18 @@ def test_patience_counts_the_answers_in_a_row() -> None:
 
 @pytest.mark.parametrize("record", [{}, {"kind": "guess"}, {"kind": "bins"}, {"kind": "deferral", "this": [[1.0]]}])
 def test_a_description_that_is_no_scorer_is_refused(record: dict[str, object]) -> None:
+    """An unknown or incomplete record is a `DataError`."""
     with pytest.raises(DataError):
         scorer_from_json(record)
 
 
 @pytest.mark.parametrize("name", ["bins", "window", "isotonic", "rightness", "deferral"])
 def test_nothing_is_fitted_to_no_examples(name: str) -> None:
+    """The message gives their number."""
     with pytest.raises(DataError, match="0"):
         SCORERS[name](graded_records(0).take(torch.zeros(0, dtype=torch.int64)))
 
 
 def test_never_is_above_every_score() -> None:
+    """A threshold of NEVER stops nothing, whatever the scorer."""
     assert all(float(scores_of(graded_records(0), fit(graded_records(0))).max()) < NEVER for fit in SCORERS.values())

@@ -97,6 +97,7 @@ def test_channels_are_told_from_places(name: str, channels: set[int], wanted: in
 
 
 def test_points_ascend_and_the_nearest_are_taken() -> None:
+    """Cut points are in the order of their multiply-adds, and the one nearest to a share is chosen."""
     cuttable = Cuttable(residual(), torch.randn(1, 1, 28, 28))
     macs = [point.macs for point in cuttable.points]
     assert macs == sorted(set(macs)) and 0 < macs[0] and macs[-1] < cuttable.macs
@@ -140,6 +141,7 @@ class Undecided(nn.Module):
 
 
 def test_a_part_that_cannot_be_traced_stays_whole_and_a_network_that_cannot_be_is_refused() -> None:
+    """A child without a graph is one piece."""
     parts = nn.Sequential(nn.Linear(4, 4), Undecided(), nn.Linear(4, 3))
     assert len(Cuttable(parts, torch.randn(1, 4)).points) == 2
     with pytest.raises(ModelError, match=r"torch\.fx can trace") as caught:
@@ -148,11 +150,13 @@ def test_a_part_that_cannot_be_traced_stays_whole_and_a_network_that_cannot_be_i
 
 
 def test_a_network_without_logits_is_refused() -> None:
+    """Cascades classify."""
     with pytest.raises(ModelError, match="cascades classify"):
         Cuttable(nn.Conv2d(1, 2, 3), torch.randn(1, 1, 8, 8))
 
 
 def test_unknown_places_are_refused() -> None:
+    """The message says what there is to choose from."""
     with pytest.raises(ModelError, match="cut points"):
         Cuttable(network(), torch.randn(1, 1, 28, 28)).segments(["nowhere"])
 

@@ -62,6 +62,7 @@ def as_array(inputs: Tensor) -> bytes:
 
 
 def test_json_and_arrays_get_the_answers_of_the_library(client: TestClient, cascade: Cascade) -> None:
+    """Predictions, costs and stages are equal, confidences to 1e-5."""
     by_json = client.post("/answers", json={"inputs": INPUTS.tolist()})
     by_array = client.post("/answers", content=as_array(INPUTS), headers={"content-type": ARRAY})
     assert by_json.status_code == by_array.status_code == 200
@@ -70,6 +71,7 @@ def test_json_and_arrays_get_the_answers_of_the_library(client: TestClient, casc
 
 
 def test_a_request_may_set_its_own_cap_and_deadline(client: TestClient, cascade: Cascade) -> None:
+    """In the JSON body or in the query."""
     capped = client.post("/answers", json={"inputs": INPUTS.tolist(), "max_cost": 40}).json()["answers"]
     check(capped, cascade.run(INPUTS, max_cost=40), cascade)
     query = {"seconds": "0"}
@@ -90,6 +92,7 @@ def test_a_request_may_set_its_own_cap_and_deadline(client: TestClient, cascade:
     ],
 )
 def test_a_request_that_cannot_be_answered_is_told_why(client: TestClient, body: dict[str, Any], told: str) -> None:
+    """Status 400 and one sentence."""
     found = client.post("/answers", json=body)
     assert found.status_code == 400
     with pytest.raises(RuntimeError, match=told):
@@ -97,6 +100,7 @@ def test_a_request_that_cannot_be_answered_is_told_why(client: TestClient, body:
 
 
 def test_bodies_that_are_no_json_or_no_array_are_refused(client: TestClient) -> None:
+    """Pickles and NaN included."""
     assert "must be JSON" in client.post("/answers", content=b"{").json()["error"]
     pickled = io.BytesIO()
     np.save(pickled, np.array([{"a": 1}], dtype=object), allow_pickle=True)
@@ -108,6 +112,7 @@ def test_bodies_that_are_no_json_or_no_array_are_refused(client: TestClient) -> 
 
 
 def test_the_service_tells_its_cascade_and_its_health(client: TestClient, cascade: Cascade) -> None:
+    """Stages, costs and method; how many were answered and are inside."""
     told = client.get("/cascade").json()
     assert [stage["name"] for stage in told["stages"]] == [stage.name for stage in cascade.stages]
     assert [stage["cost"] for stage in told["stages"]] == list(cascade.costs) and told["method"] == "test"
@@ -116,6 +121,7 @@ def test_the_service_tells_its_cascade_and_its_health(client: TestClient, cascad
 
 
 def test_when_the_monitor_sees_drift_the_safe_plan_answers(cascade: Cascade) -> None:
+    """Health says why, and every later input visits all stages."""
     records = recorded(cascade.stages, some_inputs(400, seed=4))
     monitor = Monitor.on(records, cascade.policy, window=100, lasting=1)
     with TestClient(service(cascade, (1, 8, 8), {}, monitor)) as client:
@@ -130,6 +136,7 @@ def test_when_the_monitor_sees_drift_the_safe_plan_answers(cascade: Cascade) -> 
 
 
 def test_an_exported_cascade_runs_and_is_served_by_onnx_runtime(exported: Path, cascade: Cascade) -> None:
+    """Stops, costs and answers are those of torch."""
     found, expected = load_exported(exported, threads=1), cascade.run(INPUTS)
     for answers in (found.run(INPUTS), load(exported).cascade.run(INPUTS)):
         assert torch.equal(answers.stop, expected.stop) and torch.equal(answers.cost, expected.cost)
@@ -143,6 +150,7 @@ def test_an_exported_cascade_runs_and_is_served_by_onnx_runtime(exported: Path, 
 
 
 def test_a_damaged_export_is_named(exported: Path, tmp_path: Path) -> None:
+    """A missing stage or a wrong plan is a `ModelError`."""
     plan = json.loads((exported / "plan.json").read_text())
     (tmp_path / "plan.json").write_text(json.dumps(plan))
     with pytest.raises(ModelError, match="must hold an exported cascade whole"):
@@ -157,6 +165,7 @@ def test_a_damaged_export_is_named(exported: Path, tmp_path: Path) -> None:
 def test_the_command_tells_what_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """No cascade, or no `serve` extra: exit code 2 and one line."""
     monkeypatch.setattr("sys.argv", ["amc", "serve", str(tmp_path)])
     with pytest.raises(SystemExit) as stopped:
         main()
@@ -168,6 +177,7 @@ def test_the_command_tells_what_is_missing(
 
 
 def test_an_address_that_is_taken_is_told_in_one_line() -> None:
+    """The message names the flag to change."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

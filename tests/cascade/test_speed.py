@@ -19,6 +19,7 @@ from tests.cascade.cascades import half_cascade, some_inputs, some_stages, visit
 
 @pytest.mark.parametrize("best", [False, True])
 def test_masked_gathered_and_single_runs_of_a_plan_give_the_same_answers(best: bool) -> None:
+    """Stops and costs are equal, logits agree to rounding."""
     inputs = some_inputs(40)
     cascade = half_cascade(some_stages(), inputs, best=best)
     gathered = cascade.run(inputs)
@@ -37,6 +38,7 @@ def test_what_is_kept_is_told_apart_by_stages_smaller_batches_and_the_rest() -> 
 
 @pytest.mark.parametrize("best", [False, True])
 def test_the_stages_by_themselves_are_run_on_whoever_reaches_them(best: bool) -> None:
+    """What is timed without the runtime is the same work."""
     inputs = some_inputs(40)
     cascade = half_cascade(some_stages(), inputs, best=best)
     stop = cascade.run(inputs).stop
@@ -53,6 +55,7 @@ def test_the_stages_by_themselves_are_run_on_whoever_reaches_them(best: bool) ->
 
 @pytest.mark.slow
 def test_speed_is_told_for_each_engine_and_batch_size() -> None:
+    """Shares, costs and seconds agree with each other, for torch and ONNX alike."""
     inputs = some_inputs(32)
     cascade = half_cascade(some_stages(wrap=lambda module: module), inputs)
     base = cascade.stages[3]

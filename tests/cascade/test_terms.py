@@ -24,6 +24,7 @@ from amc.system.errors import UsageError
     ],
 )
 def test_terms_that_make_no_sense_are_refused_in_one_line(given: dict[str, str], word: str) -> None:
+    """The message names the term."""
     with pytest.raises(UsageError) as caught:
         Terms.read(**{"budget": None, "max_cost": None, "accuracy": None, "max_drop": None, **given})  # type: ignore[arg-type]
     assert word in str(caught.value) and "\n" not in str(caught.value)
@@ -31,6 +32,7 @@ def test_terms_that_make_no_sense_are_refused_in_one_line(given: dict[str, str],
 
 @pytest.mark.parametrize("text", ["30", "0", "9MB", "60%params", "much", "", "30 %%"])
 def test_a_cost_in_another_unit_is_answered_with_those_that_a_cascade_takes(text: str) -> None:
+    """Shares and multiply-adds, nothing else."""
     with pytest.raises(UsageError) as caught:
         Terms(budget=text)
     advice = str(caught.value).split(";")[-1]
@@ -38,6 +40,7 @@ def test_a_cost_in_another_unit_is_answered_with_those_that_a_cascade_takes(text
 
 
 def test_costs_are_multiply_adds_or_shares_of_the_dense_network_and_a_worst_case_may_be_above_it() -> None:
+    """A largest cost may exceed 100 %, a budget is a mean."""
     assert Terms(budget="1.2GFLOPs").limits(5e9).mean_cost == 1.2e9
     assert Terms(budget="30%").limits(1000).mean_cost == 300
     limits = Terms(max_cost="130%", max_drop=0.005, confidence=0.95).limits(1000)
@@ -46,17 +49,20 @@ def test_costs_are_multiply_adds_or_shares_of_the_dense_network_and_a_worst_case
 
 
 def test_what_is_asked_of_accuracy_decides_whether_the_plan_is_to_be_cheap_or_accurate() -> None:
+    """With a term on accuracy the plan is the cheapest, else the most accurate."""
     assert not Terms(budget="30%", max_cost="90%").limits(1).wants_cheapest
     assert Terms(accuracy=0.9).limits(1).wants_cheapest and Terms(max_drop=0.0, budget="9%").limits(1).wants_cheapest
 
 
 @given(st.integers(0, 100_000))
 def test_percentages_and_shares_say_the_same(thousandths: int) -> None:
+    """For every thousandth of a percent."""
     written = Terms.read(None, None, f"{thousandths / 1e3:.3f}%", None).accuracy
     assert written == pytest.approx(Terms.read(None, None, f"{thousandths / 1e5:.5f}", None).accuracy, abs=1e-9)
 
 
 def test_terms_come_back_from_json_and_name_a_folder() -> None:
+    """The name holds each term that was given."""
     terms = Terms(budget="300 MFLOPs", max_cost="120%", max_drop=0.01, confidence=0.95)
     assert Terms.from_json(terms.to_json()) == terms
     assert terms.name == "budget-300MFLOPs-max-cost-120%-max-drop-1%-confidence-95%"

@@ -67,6 +67,7 @@ def scan_by_hand(pair: Records) -> Match:
 
 @given(st.floats(0, 1), st.floats(0, 1))
 def test_the_published_delta_is_the_savers_share_of_the_cost_less_the_share_that_leaves(s: float, r: float) -> None:
+    """The released formula and the short one agree."""
     released = r * (0 + s - 1) + (1 - r) * s
     assert math.isclose(delta_compute(s, r), released, abs_tol=1e-12)
     assert math.isclose(delta_compute(s, r), s - r, abs_tol=1e-12)
@@ -74,6 +75,7 @@ def test_the_published_delta_is_the_savers_share_of_the_cost_less_the_share_that
 
 @given(st.integers(0, 10**6), st.floats(0.01, 0.99))
 def test_a_pair_costs_one_plus_delta_of_the_base_and_the_saver_more_at_worst(seed: int, s: float) -> None:
+    """The walk of a matched pair has the published cost and accuracy."""
     pair, added = some_pair(seed), [s, 1.0]
     match = published_match(pair)
     walked = walk(pair, policy_of(match, Confident()), added)
@@ -85,6 +87,7 @@ def test_a_pair_costs_one_plus_delta_of_the_base_and_the_saver_more_at_worst(see
 
 @given(st.integers(0, 10**6), st.integers(1, 300))
 def test_the_published_match_is_the_released_scan(seed: int, number: int) -> None:
+    """A transcription of the released code gives the same threshold and figures."""
     pair = some_pair(seed, number)
     found, by_hand = published_match(pair), scan_by_hand(pair)
     assert math.isclose(found.threshold, by_hand.threshold, abs_tol=1e-9)
@@ -96,6 +99,7 @@ def test_the_published_match_is_the_released_scan(seed: int, number: int) -> Non
 
 
 def test_one_unlucky_confident_example_ends_the_published_scan_but_not_the_choice_over_the_whole_grid() -> None:
+    """The scan stops at the first failure, the grid looks beyond."""
     labels = torch.zeros(100, dtype=torch.int64)
     saver = torch.stack([torch.linspace(4, 1, 100), torch.zeros(100)], 1)
     saver[0] = torch.tensor([0.0, 9.0])  # the surest answer is wrong
@@ -110,6 +114,7 @@ def test_one_unlucky_confident_example_ends_the_published_scan_but_not_the_choic
 
 @given(st.integers(0, 10**6), st.floats(0, 0.05))
 def test_the_choice_over_the_whole_grid_is_the_largest_share_that_keeps_the_tolerance(seed: int, eps: float) -> None:
+    """No larger share does."""
     pair = some_pair(seed, 60)
     found = whole_grid_match(pair, eps)
     least = float(pair.accuracies[1]) - eps
@@ -122,6 +127,7 @@ def test_the_choice_over_the_whole_grid_is_the_largest_share_that_keeps_the_tole
 
 @given(st.integers(0, 10**6))
 def test_the_curve_runs_from_the_saver_alone_to_the_base_alone(seed: int) -> None:
+    """With the accuracies and costs of both ends."""
     pair, added = some_pair(seed), [0.25, 1.0]
     whole = curve(pair)
     assert bool((whole.shares.diff() <= 0).all())
@@ -133,6 +139,7 @@ def test_the_curve_runs_from_the_saver_alone_to_the_base_alone(seed: int) -> Non
 
 @given(st.integers(0, 10**6))
 def test_a_ladder_goes_from_nothing_leaves_to_all_leave(seed: int) -> None:
+    """Shares grow strictly."""
     pair = some_pair(seed)
     shares = [walk(pair, policy, [1.0, 1.0]).shares(2)[0] for policy in ladder(pair, Confident(), 20)]
     assert shares[0] == 0 and shares[-1] == 1
@@ -140,6 +147,7 @@ def test_a_ladder_goes_from_nothing_leaves_to_all_leave(seed: int) -> None:
 
 
 def test_savers_are_ranked_by_delta_and_none_costs_as_much_as_the_base() -> None:
+    """The first in the ranking has the smallest delta."""
     records = some_pair(3, 500, stages=5)
     costs = [10.0, 40.0, 100.0, 20.0, 100.0]
     ranked = rank_savers(records, costs, train=some_pair(4, 500, stages=5))
@@ -154,6 +162,7 @@ def test_savers_are_ranked_by_delta_and_none_costs_as_much_as_the_base() -> None
 
 @given(st.integers(0, 10**6))
 def test_a_larger_tolerance_never_makes_a_worse_saver(seed: int) -> None:
+    """Its delta never grows."""
     records, costs = some_pair(seed, 80, stages=3), [1.0, 2.0, 5.0]
     deltas = [
         {saver.name: saver.delta for saver in rank_savers(records, costs, tolerance=eps)} for eps in (0, 0.01, 0.1)
@@ -163,12 +172,14 @@ def test_a_larger_tolerance_never_makes_a_worse_saver(seed: int) -> None:
 
 
 def test_a_match_needs_two_stages() -> None:
+    """More than two are refused."""
     with pytest.raises(ModelError, match="saver and its base"):
         published_match(some_pair(0, stages=3))
 
 
 @given(st.integers(0, 10**6))
 def test_shares_of_right_and_wrong_add_up_to_one_and_give_both_accuracies(seed: int) -> None:
+    """The interval of phi holds phi."""
     pair = some_pair(seed)
     found = complementarity(pair)
     total = found.both_right + found.saver_only + found.base_only + found.wrong_alike + found.wrong_apart
@@ -183,6 +194,7 @@ def test_shares_of_right_and_wrong_add_up_to_one_and_give_both_accuracies(seed: 
 
 
 def test_a_network_beside_itself_makes_all_its_errors_again_and_an_independent_one_those_of_chance() -> None:
+    """Phi is one for the first and near zero for the second."""
     pair = some_pair(1, 4000)
     itself = complementarity(pair.choose([0, 0]))
     assert math.isclose(itself.phi, 1.0) and itself.base_only == 0 and itself.alike == 1
@@ -193,10 +205,12 @@ def test_a_network_beside_itself_makes_all_its_errors_again_and_an_independent_o
 
 
 def test_errors_that_never_happen_are_not_correlated() -> None:
+    """Phi of nothing is zero, not NaN."""
     assert float(phi_of(torch.tensor([0.9, 0.1, 0.0, 0.0], dtype=torch.float64))) == 0.0
 
 
 def test_gain_is_ranked_by_confidence_as_every_pair_of_examples_says() -> None:
+    """The area under the curve equals a count over all pairs."""
     pair = some_pair(7, 120)
     confidence = pair.features[0][:, CONFIDENCE]
     gains = ~pair.right[0] & pair.right[1]

@@ -33,6 +33,7 @@ def test_prefixes_never_lose_accuracy_on_the_examples_they_are_fitted_on(seed: i
 
 
 def test_a_student_of_noise_alone_hardly_counts() -> None:
+    """Its weight is a tenth of the other's at most."""
     outputs, labels = some_outputs(0, 2, 2000)
     outputs[:, 0] = torch.randn(2000, 4, generator=torch.Generator().manual_seed(1))
     weights = ridge_votes(outputs.double(), labels)

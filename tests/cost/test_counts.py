@@ -25,7 +25,7 @@ def costs_of(name: str) -> dict[str, object]:
 
 @pytest.mark.parametrize("unit", UNITS)
 def test_a_batch_costs_what_its_policies_cost_one_by_one(unit: str) -> None:
-    """Vectorised and single answers are equal bit for bit."""
+    """Vectorised and single answers are equal: they are whole numbers, exact in float64."""
     space, cost = known("resnet20").table.space, costs_of("resnet20")[unit]
     rng = np.random.default_rng(0)
     batch = torch.from_numpy(space.low * rng.integers(1, space.high // space.low + 1, (50, len(space)))).double()

@@ -78,6 +78,7 @@ def test_what_is_handed_out_cannot_change_what_was_measured():
 
 
 def test_labels_must_be_numbers():
+    """NaN is refused, and the trial is not spent."""
     problem = problem_of(label=lambda policy: float("nan"))
     with pytest.raises(ValueError, match="finite"):
         problem.measure(problem.space.low)
@@ -85,6 +86,7 @@ def test_labels_must_be_numbers():
 
 
 def test_a_problem_needs_a_reachable_cap_and_a_trial():
+    """No cap, no trial or a cap below the smallest policy is refused."""
     space, cost = chain(3)
     for caps, trials in (((), 1), ((cap_at(space, cost, 0.5),), 0)):
         with pytest.raises(ValueError, match="at least one"):

@@ -126,6 +126,7 @@ def test_landing_reaches_the_cap_from_either_side():
 
 
 def test_a_known_policy_is_replaced_by_a_new_one_nearby():
+    """It is feasible and was not measured before; an unknown one stays."""
     problem = problem_of(trials=400, groups=3)
     rng = np.random.default_rng(0)
     policy = random_landed(problem, 1, rng)[0]

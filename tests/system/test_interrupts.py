@@ -18,6 +18,7 @@ def heeding() -> Iterator[None]:
 
 
 def test_an_interrupt_waits_for_the_end_of_the_block() -> None:
+    """Ctrl-C inside the block is raised after it."""
     done = False
     with pytest.raises(KeyboardInterrupt), uninterrupted():
         signal.raise_signal(signal.SIGINT)
@@ -26,6 +27,7 @@ def test_an_interrupt_waits_for_the_end_of_the_block() -> None:
 
 
 def test_a_second_interrupt_does_not_wait() -> None:
+    """Ctrl-C twice leaves at once."""
     done = False
     with pytest.raises(KeyboardInterrupt), uninterrupted():
         signal.raise_signal(signal.SIGINT)
@@ -35,6 +37,7 @@ def test_a_second_interrupt_does_not_wait() -> None:
 
 
 def test_afterwards_interrupts_are_handled_as_before_whatever_the_block_raised() -> None:
+    """Nested blocks and exceptions restore the handler."""
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(ValueError), uninterrupted():
         raise ValueError
@@ -44,6 +47,7 @@ def test_afterwards_interrupts_are_handled_as_before_whatever_the_block_raised()
 
 
 def test_other_threads_and_other_handlers_are_left_alone() -> None:
+    """Only the main thread's default handler is replaced."""
     seen = []
 
     def look() -> None:

@@ -144,7 +144,7 @@ def _runs(pid: int) -> bool:
 
 
 def test_a_table_traced_apart_is_the_same() -> None:
-    """What comes back from the child cuts as what is traced here does, and the network itself is baked alike."""
+    """What comes back from the child cuts as what is traced here does; outputs agree to the rounding of float32."""
     recipe, example = load_recipe(None), Call((torch.randn(1, 3, 32, 32),))
     here, there = (build_model("resnet20", in_channels=3) for _ in range(2))
     ours, theirs = (

@@ -76,5 +76,6 @@ def test_its_exits_are_trained_with_it_and_come_back_bit_for_bit(tmp_path: Path)
 
 
 def test_an_unknown_variant_is_named() -> None:
+    """The message lists the variants."""
     with pytest.raises(ModelError, match="budgeted"):
         build_model("msdnet", options={"variant": "huge"})
