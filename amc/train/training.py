@@ -78,6 +78,8 @@ def loss_of(
 ) -> Tensor:
     """The task's loss, the teacher's share in it, or the teacher alone where the task knows no loss.
 
+    Without a teacher and without labels it is the task's distance from the dense network.
+
     `taught` gives the teacher's outputs; it is asked only where they count.
 
     Raises:
@@ -88,6 +90,8 @@ def loss_of(
     if taught is not None and share > 0:
         assert isinstance(schedule, FinetuneSchedule)
         soft = task.distil(outputs, taught(), schedule.temperature, batch)
+    if loss is None and soft is None:
+        loss = task.agreement_loss(outputs, batch)
     if loss is None and soft is None:
         raise UsageError(
             "training needs a loss, but none can be told from these outputs and batches; give --loss "

@@ -1,38 +1,44 @@
 """How a batch is given to the network and how its outputs are judged: classification, or what the user's functions say.
 
-The user's functions, each named `package.module:function`:
+The user's functions, each a callable or its name `package.module:function`:
 
 - `batch(batch)` -> what the network is called with: a tensor, a dict (keyword arguments), a tuple or list of arguments.
-  Left out: the first element of the batch.
-- `metric(outputs, batch)` -> a score in [0, 1] for each example, larger is better: a tensor or sequence (n,); or a dict
-  with `scores` and, where there is one that is comparable between networks, `losses` (n,), in nats; or (n, t), of which
-  the column with the smallest mean counts (`calibrated_losses`). Left out: right or wrong, from logits (n, classes) and
-  the labels that are the second element of the batch.
-- `loss(outputs, batch)` -> the scalar that fine-tuning makes small, from outputs in training mode. Left out: the
-  cross-entropy of logits (n, classes, ...) and labels (n, ...).
+  By default: the first element of a tuple or list; a lone tensor, or a dict as keyword arguments.
+- `metric(outputs, batch)` -> a score in [0, 1] for each example, larger is better: a tensor or sequence (n,), of bools
+  too; or a dict with `scores` and, where there is one that is comparable between networks, `losses` (n,), in nats; or
+  (n, t), of which the column with the smallest mean counts (`calibrated_losses`). By default: right or wrong, from
+  logits (n, classes) and the labels that are the second element of the batch; where batches carry no labels, or by the
+  name `agreement`, how far the outputs agree with the dense network's (`amc.zoo.agreement`).
+- `loss(outputs, batch)` -> the scalar that fine-tuning makes small, from outputs in training mode. By default: the
+  cross-entropy of logits (n, classes, ...) and labels (n, ...); without labels the divergence from the dense network.
 
 Metrics get outputs and batch on the CPU, losses on the network's own device.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import inspect
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from types import CodeType
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn.functional import cross_entropy, kl_div, log_softmax
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
+from amc.system.device import Compute
 from amc.system.errors import AmcError, ModelError, UsageError
 from amc.system.factory import FACTORY, import_factory, one_line
+from amc.zoo.agreement import AGREEMENT, Agreement, are_classes, divergence, relative_error
 from amc.zoo.call import Call, as_call, float_tensors, moved, on_cpu
 
-SHARPNESS = torch.logspace(-math.log10(3), math.log10(3), 21).tolist()  # inverse temperatures tried, 1 among them
+# Inverse temperatures tried, 1 among them.
+SHARPNESS: tuple[float, ...] = tuple(torch.logspace(-math.log10(3), math.log10(3), 21).tolist())
 ACCURACY = "accuracy"
 
 Function = Callable[..., Any]
@@ -72,6 +78,21 @@ class Task:
         """Likewise of the loss; empty where it is the usual one."""
         return _fingerprint(self.names[2:], (self.objective,))
 
+    def bound(self, dense: nn.Module, compute: Compute, batch: Any = None) -> Task:
+        """The task for networks made from `dense`, which `agreement` compares with; other metrics do without.
+
+        Args:
+            dense: on `compute.device`; it is put in `eval` mode.
+            compute: where, and in which number format, it runs.
+            batch: any batch of the data: where it carries no labels and the user gave no metric, that is `agreement`.
+        """
+        lacks = self.metric is None and batch is not None and not _has_labels(batch)
+        if not lacks and not isinstance(self.metric, Agreement):
+            return self
+        names = (self.names[0], AGREEMENT, self.names[2])
+        metric = Agreement(dense.eval(), compute, self.call, SHARPNESS)
+        return replace(self, metric=metric, metric_name=AGREEMENT, names=names)
+
     def call(self, batch: Any) -> Call:
         """What the network is called with for `batch`.
 
@@ -79,12 +100,7 @@ class Task:
             UsageError: the batch function fails, or gives nothing that a network could be called with.
         """
         if self.batch is None:
-            if isinstance(batch, (tuple, list)) and batch:
-                return Call((batch[0],))
-            raise UsageError(
-                "a batch must be a tuple whose first element is the network's input, but is a "
-                f"{type(batch).__name__}; give --batch package.module:function"
-            )
+            return _plain_call(batch)
         given = _asked("--batch", self.names[0], self.batch, batch)
         if isinstance(given, (Call, Tensor)):
             return as_call(given)
@@ -129,6 +145,14 @@ class Task:
             return None
         return cross_entropy(outputs.float(), batch[1].to(device), label_smoothing=label_smoothing)
 
+    def agreement_loss(self, outputs: Any, batch: Any) -> Tensor | None:
+        """The distance from the dense network's outputs, where the metric is `agreement`: for want of any other loss.
+
+        Raises:
+            ModelError: the task is not bound to a dense network, or its outputs have other shapes.
+        """
+        return self.metric.loss(outputs, batch) if isinstance(self.metric, Agreement) else None
+
     def distil(self, outputs: Any, taught: Any, temperature: float, batch: Any = None) -> Tensor | None:
         """How far outputs are from the teacher's: a divergence for logits, a relative square error for all else.
 
@@ -140,19 +164,8 @@ class Task:
         if not mine or [tensor.shape for tensor in mine] != [tensor.shape for tensor in theirs]:
             return None
         if self.objective is None and _are_classes(outputs, batch):
-            ours, wanted = (_by_place(logits) for logits in (outputs, taught))
-            soft = kl_div(
-                log_softmax(ours.float() / temperature, 1),
-                log_softmax(wanted.float() / temperature, 1),
-                reduction="batchmean",
-                log_target=True,
-            )
-            return temperature**2 * soft
-        errors = [
-            (a.float() - b.float()).square().mean() / b.float().var(unbiased=False).clamp(min=1e-12)
-            for a, b in zip(mine, theirs, strict=True)
-        ]
-        return torch.stack(errors).mean()
+            return divergence(outputs, taught, temperature)
+        return relative_error(outputs, taught)
 
 
 CLASSIFICATION = Task()
@@ -163,28 +176,68 @@ def calibrated_losses(logits: Tensor, labels: Tensor) -> Tensor:
     return torch.stack([cross_entropy(logits * factor, labels, reduction="none") for factor in SHARPNESS], 1)
 
 
-def load_task(batch: str | None = None, metric: str | None = None, loss: str | None = None) -> Task:
-    """The task of a recipe's functions, each by its name or None.
+def load_task(
+    batch: str | Function | None = None, metric: str | Function | None = None, loss: str | Function | None = None
+) -> Task:
+    """The task of the user's functions, each a callable, its name, or None; the metric may be `agreement`.
 
     Raises:
         UsageError: a module cannot be imported, or holds no such function.
     """
-    names = batch or "", metric or "", loss or ""
-    feed, score, objective = (
-        _function(flag, name) if name else None
-        for flag, name in zip(("--batch", "--metric", "--loss"), names, strict=True)
-    )
-    called = metric.rpartition(":")[2].rpartition(".")[2].replace("_", " ") if metric else ACCURACY
-    return Task(feed, score, objective, called, names)
+    found: list[tuple[Function | None, str]] = []
+    for flag, given in zip(("--batch", "--metric", "--loss"), (batch, metric, loss), strict=True):
+        if flag == "--metric" and given == AGREEMENT:
+            found.append((Agreement(), AGREEMENT))
+        elif isinstance(given, str) and given:
+            found.append((_function(flag, given), given))
+        else:
+            found.append((given or None, _name(given) if given else ""))
+    (feed, feed_name), (score, score_name), (objective, objective_name) = found
+    called = score_name.rpartition(":")[2].rpartition(".")[2].replace("_", " ").replace("<lambda>", "score") or ACCURACY
+    return Task(feed, score, objective, called, (feed_name, score_name, objective_name))
+
+
+def _name(function: Function) -> str:
+    """`package.module:function` of a callable; of an object with a call method, that of its class."""
+    named = _named(function)
+    return f"{named.__module__}:{named.__qualname__}"
+
+
+def _named(function: Function) -> Any:
+    """The function or class that a callable goes by, without wrappers and partials."""
+    plain = inspect.unwrap(function)
+    while isinstance(plain, functools.partial):
+        plain = plain.func
+    return plain if hasattr(plain, "__qualname__") else type(plain)
 
 
 def _function(flag: str, name: str) -> Function:
     if not FACTORY.fullmatch(name):
-        raise UsageError(f"{flag} must be package.module:function, but is {name!r}")
+        more = " or agreement" if flag == "--metric" else ""
+        raise UsageError(f"{flag} must be package.module:function{more}, but is {name!r}")
     try:
         return import_factory(name, UsageError)
     except UsageError as error:
         raise UsageError(f"{flag} {error}") from None
+
+
+def _plain_call(batch: Any) -> Call:
+    """What the network is called with where no function of the user's says."""
+    if isinstance(batch, Tensor):
+        return Call((batch,))
+    if isinstance(batch, Mapping) and batch:
+        return Call((), dict(batch))
+    if isinstance(batch, (tuple, list)) and batch:
+        return Call((batch[0],))
+    raise UsageError(
+        f"a batch must be a tensor, a tuple whose first element is the network's input, or a dict of its keyword "
+        f"arguments, but is a {type(batch).__name__}; give --batch package.module:function"
+    )
+
+
+def _has_labels(batch: Any) -> bool:
+    """Whether a batch can carry labels where classification looks for them: as the second element."""
+    return isinstance(batch, (tuple, list)) and len(batch) > 1
 
 
 def _asked(flag: str, name: str, function: Function, *arguments: Any) -> Any:
@@ -201,7 +254,7 @@ def _classified(logits: Any, batch: Any) -> Judgement:
     if not (isinstance(logits, Tensor) and logits.ndim == 2 and _are_logits(logits, batch)):
         raise ModelError(
             f"accuracy needs logits (n, classes) and a batch of (inputs, labels), but the network gave {_kind(logits)}"
-            "; give --metric package.module:function"
+            "; give --metric package.module:function, or --metric agreement"
         )
     labels = batch[1]
     losses = [cross_entropy(logits * factor, labels, reduction="sum").double() for factor in SHARPNESS]
@@ -210,12 +263,7 @@ def _classified(logits: Any, batch: Any) -> Judgement:
 
 def _are_classes(outputs: Any, batch: Any) -> bool:
     """Whether outputs are logits, as far as can be told: (n, classes) always are."""
-    return (isinstance(outputs, Tensor) and outputs.ndim == 2) or _are_logits(outputs, batch)
-
-
-def _by_place(logits: Tensor) -> Tensor:
-    """Logits (n, classes, ...) as (n ..., classes): one row for each place."""
-    return logits if logits.ndim == 2 else logits.movedim(1, -1).flatten(0, -2)
+    return are_classes(outputs) or _are_logits(outputs, batch)
 
 
 def _are_logits(outputs: Any, batch: Any) -> bool:
@@ -275,8 +323,25 @@ def _fingerprint(names: Sequence[str], functions: Sequence[Function | None]) -> 
 
 
 def _source(function: Function) -> str:
-    """The text of the module a function stands in, as far as it can be had."""
-    try:
-        return inspect.getsource(inspect.getmodule(function) or function)
-    except (OSError, TypeError):
+    """What a function does, as far as its text tells: that of its module where a name imports it, else its own.
+
+    The module's text covers the helpers beside it. A script or a notebook (`__main__`) is another text with every
+    edit, so there only the function's own text counts. Of a lambda, which may share its line with another, and of what
+    has no text, it is the bytecode. Values that a closure or a partial holds play no part.
+    """
+    if isinstance(function, Agreement):
         return ""
+    named = _named(function)
+    module, code = inspect.getmodule(named), getattr(named, "__code__", None)
+    if code is not None and "<lambda>" in named.__qualname__:
+        return _bytecode(code)
+    importable = module is not None and module.__name__ != "__main__" and "<locals>" not in named.__qualname__
+    try:
+        return inspect.getsource(module if module is not None and importable else named)
+    except (OSError, TypeError):
+        return "" if code is None else _bytecode(code)
+
+
+def _bytecode(code: CodeType) -> str:
+    constants = [_bytecode(value) if isinstance(value, CodeType) else repr(value) for value in code.co_consts]
+    return f"{code.co_code!r} {code.co_names} {constants}"

@@ -230,8 +230,10 @@ def test_batches_are_given_as_the_function_says() -> None:
         assert (len(call.args), list(call.kwargs), len(call)) == (args, keys, 4)
     with pytest.raises(UsageError, match="must return a tensor, a tuple of arguments or a dict"):
         load_task(batch=f"{HERE}:no_inputs").call(batch)
+    assert CLASSIFICATION.call(batch[0]).args == (batch[0],)
+    assert list(CLASSIFICATION.call({"x": batch[0]}).kwargs) == ["x"]
     with pytest.raises(UsageError, match="give --batch"):
-        CLASSIFICATION.call({"x": batch[0]})
+        CLASSIFICATION.call("text")
 
 
 def test_outputs_that_are_no_logits_ask_for_a_metric() -> None:
