@@ -15,10 +15,10 @@ from amc.bench.machine import seconds
 from amc.cost.counts import count_macs
 from amc.job.dense import load_model
 from amc.job.recipe import Recipe
-from amc.surgery.channel_table import ChannelTable, channel_scores, kept_channels, ranks
-from amc.surgery.cutting import named_tensors
+from amc.surgery.channel_table import ChannelTable, kept_channels
 from amc.surgery.folding import Cutter
 from amc.surgery.grouping import trace_groups
+from amc.surgery.importance import rank_channels
 
 NETWORKS = ("resnet50", "mobilenet_v2", "densenet121", "efficientnet_b0", "convnext_tiny")
 CUTS = 15
@@ -38,7 +38,7 @@ def bench_cut(recipe: Recipe, size: int) -> dict[str, Any]:
     tables: list[ChannelTable] = []
     trace_seconds = seconds(lambda: tables.append(trace_groups(model, shape, recipe.model.ignore, recipe.surgery.step)))
     table = tables[0]
-    place = ranks(table, channel_scores(table, named_tensors(model)))
+    place = rank_channels(model, table, "magnitude")
     rng, space = np.random.default_rng(recipe.seed), table.space
     policies = rng.integers(1, space.high // space.step, size=(POLICIES, len(space)), endpoint=True) * space.step
     macs, counts = count_macs(table), torch.from_numpy(policies).double()

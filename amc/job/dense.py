@@ -5,7 +5,6 @@ Tracing and moments are taken once and kept in the run folder; a retarget reads 
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 from dataclasses import asdict, dataclass
@@ -23,10 +22,10 @@ from amc.cost.counts import ProductCost, count_bytes, count_macs, count_params
 from amc.job.recipe import Recipe
 from amc.job.rounding import settled
 from amc.study.trial import Measure, Protocol
-from amc.surgery.channel_table import ChannelTable, channel_scores, ranks
-from amc.surgery.cutting import named_tensors
+from amc.surgery.channel_table import ChannelTable
 from amc.surgery.folding import Moments, take_moments
 from amc.surgery.grouping import trace_isolated
+from amc.surgery.importance import EXAMPLES, Statistics, rank_channels
 from amc.surgery.materialised import materialise
 from amc.surgery.trace_cache import TraceCache, read_trace_cache, write_trace_cache
 from amc.system.device import Compute
@@ -38,11 +37,10 @@ from amc.zoo.call import Call
 from amc.zoo.data.sources import load_splits
 from amc.zoo.data.splits import Split, Splits
 from amc.zoo.networks.source import ModelSource, build_model, model_source
-from amc.zoo.task import CLASSIFICATION, Task, load_task
+from amc.zoo.task import Task, load_task
 from amc_search import Cap, Policies, Space
 
 CountCost = ProductCost | ActivationCost
-TAYLOR_IMAGES = 1024
 LIMITS = {"trace_seconds", "trace_gigabytes"}  # keys of a recipe that no table depends on
 RECOVERY = {"fold", "moment_images", "batchnorm_images"}  # keys under which moments are kept
 
@@ -177,7 +175,8 @@ def prepare(
         stage = progress.stage("trace groups, rank channels, take moments", 3)
         table = trace_isolated(model, example, recipe.model.ignore, recipe.surgery.step, recipe.surgery.limits)
         stage.advance()
-        place = _rank(model, table, splits, task, compute, recipe)
+        statistics = Statistics(model, lambda: splits.train.batches(128, seed=2, limit=EXAMPLES), task)
+        place = rank_channels(model, table, recipe.surgery.importance, statistics)
         stage.advance()
         moments = _moments(model, table, splits, task, recipe)
         stage.advance()
@@ -225,36 +224,6 @@ def load_model(recipe: Recipe, num_classes: int | None, input_shape: tuple[int, 
     source = model_source(recipe.model.name, **given)  # type: ignore[arg-type]
     model = build_model(recipe.model.name, seed=recipe.seed, **given)  # type: ignore[arg-type]
     return source, model.eval()
-
-
-def _rank(
-    model: nn.Module, table: ChannelTable, splits: Splits, task: Task, compute: Compute, recipe: Recipe
-) -> NDArray[np.int32]:
-    gradients = None
-    if recipe.surgery.importance == "taylor":
-        gradients = loss_gradients(model, splits, compute, task)
-    return ranks(table, channel_scores(table, named_tensors(model), gradients))
-
-
-def loss_gradients(
-    model: nn.Module, splits: Splits, compute: Compute, task: Task = CLASSIFICATION
-) -> dict[str, Tensor]:
-    """Gradient of the mean training loss by parameter, over `TAYLOR_IMAGES` examples; frozen parameters too.
-
-    Raises:
-        UsageError: the task has no loss of the network's outputs.
-    """
-    twin = copy.deepcopy(model).requires_grad_(True).eval()
-    for batch in splits.train.batches(128, seed=2, limit=TAYLOR_IMAGES):
-        call = task.call(batch).to(compute.device)
-        loss = task.loss(call.on(twin), batch)
-        if loss is None:
-            raise UsageError("surgery.importance = taylor needs a loss; give --loss, or take magnitude")
-        (loss * len(call) / TAYLOR_IMAGES).backward()  # type: ignore[no-untyped-call]
-    return {
-        name: parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
-        for name, parameter in twin.named_parameters(remove_duplicate=False)
-    }
 
 
 def _moments(model: nn.Module, table: ChannelTable, splits: Splits, task: Task, recipe: Recipe) -> Moments | None:

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -392,50 +391,18 @@ def _likeliest(attribute: str, candidates: list[IndexMaps], rows: Collection[int
     return candidates[0]
 
 
-def channel_scores(
-    table: ChannelTable, tensors: Mapping[str, Tensor], gradients: Mapping[str, Tensor] | None = None
-) -> Tensor:
-    """How much each unit matters, (U,) float64; only the order inside a group has meaning.
-
-    Magnitude: for every weight matrix or kernel that a unit touches, the squared norm of its slices over the group's
-    mean for that tensor, averaged over tensors (group L2 norm, as in DepGraph, Fang et al. 2023, arXiv 2301.12900,
-    section 4.3). With `gradients`: |sum of weight x gradient| in place of the squared norm, the loss change to first
-    order (Molchanov et al. 2019, arXiv 1906.10771).
-    """
-    channel_group = torch.from_numpy(table.channel_group).long()
-    scores = torch.zeros(len(channel_group), dtype=torch.float64)
-    weights = torch.zeros(len(channel_group), dtype=torch.float64)
-    for name, axes in table.index_maps.items():
-        tensor = tensors[name].detach().to("cpu", torch.float64)
-        if tensor.ndim < 2:
-            continue
-        salience = tensor.square() if gradients is None else tensor * gradients[name].to("cpu", torch.float64)
-        for dim, index_map in ((dim, index_map) for dim, index_maps in axes.items() for index_map in index_maps):
-            per_index = salience.transpose(0, dim).flatten(1).sum(1)
-            here = torch.from_numpy(index_map).long()
-            per_unit = torch.zeros_like(scores).index_add_(0, here[here >= 0], per_index[here >= 0]).abs()
-            touched = torch.zeros_like(scores).index_add_(0, here[here >= 0], torch.ones_like(per_index[here >= 0]))
-            present = (touched > 0).double()
-            group_sum = torch.zeros(len(table.groups), dtype=torch.float64).index_add_(0, channel_group, per_unit)
-            group_count = torch.zeros(len(table.groups), dtype=torch.float64).index_add_(0, channel_group, present)
-            mean = group_sum / group_count.clamp(min=1)
-            scores += present * per_unit / mean[channel_group].clamp(min=1e-30)
-            weights += present
-    return scores / weights.clamp(min=1)
-
-
 def ranks(table: ChannelTable, scores: Tensor) -> NDArray[np.int32]:
-    """(U,) the place of each unit inside its group, 0 for the one that is removed last."""
-    place = np.empty(len(table.channel_group), dtype=np.int32)
+    """(C,) the rank of each coupled channel inside its group, 0 for the one that is removed last."""
+    rank = np.empty(len(table.channel_group), dtype=np.int32)
     values = scores.numpy()
     for group in range(len(table.groups)):
-        units = np.flatnonzero(table.channel_group == group)
-        place[units[np.argsort(-values[units], kind="stable")]] = np.arange(len(units), dtype=np.int32)
-    return place
+        members = np.flatnonzero(table.channel_group == group)
+        rank[members[np.argsort(-values[members], kind="stable")]] = np.arange(len(members), dtype=np.int32)
+    return rank
 
 
-def kept_channels(table: ChannelTable, place: NDArray[np.int32], policy: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """(U,) which units a (d,) policy of keep-counts leaves, given each unit's rank."""
+def kept_channels(table: ChannelTable, rank: NDArray[np.int32], policy: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """(C,) which coupled channels a (d,) policy of keep-counts leaves, given the rank of each."""
     granularity = np.array([group.granularity for group in table.groups])
-    kept: NDArray[np.bool_] = place < (policy // granularity)[table.channel_group]
+    kept: NDArray[np.bool_] = rank < (policy // granularity)[table.channel_group]
     return kept

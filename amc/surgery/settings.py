@@ -7,8 +7,17 @@ from typing import Annotated, Literal
 from pydantic import Field, PlainValidator
 from pydantic_core import PydanticCustomError
 
+from amc.system.factory import FACTORY
 from amc.system.isolation import Limits
 from amc.system.settings import Settings
+
+IMPORTANCE = ("magnitude", "taylor", "lamp", "geometric_median", "activation_norm", "package.module:function")
+
+
+def _importance(value: object) -> object:
+    if value in IMPORTANCE[:-1] or (isinstance(value, str) and FACTORY.fullmatch(value)):
+        return value
+    raise PydanticCustomError("importance", "input should be {names}", {"names": ", ".join(IMPORTANCE)})
 
 
 def _step(value: object) -> object:
@@ -20,8 +29,8 @@ def _step(value: object) -> object:
 class SurgerySettings(Settings):
     """Which channels go first, and in what steps."""
 
-    importance: Literal["magnitude", "taylor"] = Field(
-        default="magnitude", description="what ranks the channels of a group"
+    importance: Annotated[str, PlainValidator(_importance)] = Field(
+        default="magnitude", description=f"what ranks the channels of a group: {', '.join(IMPORTANCE)}"
     )
     round_to: Annotated[int | Literal["auto"], PlainValidator(_step)] = Field(
         default=8,

@@ -128,7 +128,7 @@ def test_overrides_win_and_none_means_not_given() -> None:
         ("[search]\ntrials = true", ["search.trials", "valid integer", "True"]),
         ("[search]\ntrials = 0", ["search.trials", "greater than or equal to 1", "0"]),
         ("[finetune]\nlr = nan", ["finetune.lr", "finite", "nan"]),
-        ("[surgery]\nimportance = 'size'", ["surgery.importance", "'magnitude' or 'taylor'", "'size'"]),
+        ("[surgery]\nimportance = 'size'", ["surgery.importance", "magnitude, taylor, lamp", "'size'"]),
         ("model = 'resnet20'", ["model", "[model]", "'resnet20'"]),
         ("budget = ['12Xparams']", ["12Xparams"]),
         ("budget = [12]", ["budget", "12"]),

@@ -15,9 +15,10 @@ import torch
 from torch import nn
 
 from amc.job.recipe import load_recipe
-from amc.surgery.channel_table import channel_scores, kept_channels, ranks
-from amc.surgery.cutting import cut_channels, named_tensors
+from amc.surgery.channel_table import kept_channels
+from amc.surgery.cutting import cut_channels
 from amc.surgery.grouping import trace_groups, trace_isolated
+from amc.surgery.importance import rank_channels
 from amc.system.errors import DataError, ModelError
 from amc.system.isolation import GRACE_SECONDS, LimitExceeded, Limits, isolated
 from amc.zoo.call import Call
@@ -154,7 +155,7 @@ def test_a_table_traced_apart_is_the_same() -> None:
     assert ours.groups == theirs.groups and ours.frozen == theirs.frozen
     assert np.array_equal(ours.channel_group, theirs.channel_group)
     policy = ours.space.nearest(ours.space.high * 0.5)
-    kept = kept_channels(ours, ranks(ours, channel_scores(ours, named_tensors(here))), policy)
+    kept = kept_channels(ours, rank_channels(here, ours, "magnitude"), policy)
     call = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         assert torch.equal(cut_channels(here, ours, kept)(call), cut_channels(there, theirs, kept)(call))
