@@ -1,7 +1,7 @@
-"""`amc bench climb`: what the parts of the climb are worth on a run's own predictor, where nothing was measured near.
+"""`amc bench ascent`: what the parts of the ascent are worth on a run's own predictor, where nothing was measured near.
 
-A retarget far from the caps that were searched has no good policy to start from; so none is given here. What a climb
-is after, the lower confidence bound, tells how good it is: the predictor is the same for all.
+A retarget far from the caps that were searched has no good policy to start from; so none is given here. What an ascent
+maximises, the lower confidence bound, tells how good it is: the predictor is the same for all.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from time import perf_counter
 from typing import Any
 
+from amc.bench.table import Table
 from amc.cost.budget import parse_budgets
 from amc.job.run import Run
 from amc.study.selection import KAPPA, unreachable
@@ -17,15 +18,15 @@ from amc.system.progress import Progress
 from amc_search import CapUnreachable, climb
 
 WITHOUT = {  # name -> whether there is a barrier, and whether there are moves of integers
-    "the whole climb": (True, True),
+    "the whole ascent": (True, True),
     "no barrier": (False, True),
     "no moves": (True, False),
     "neither": (False, False),
 }
 
 
-def bench_climb(run: Run, budgets: Sequence[str], seeds: int, progress: Progress) -> dict[str, Any]:
-    """Climb under each budget with each part left out; bounds and seconds are means over the seeds.
+def bench_ascent(run: Run, budgets: Sequence[str], seeds: int, progress: Progress) -> dict[str, Any]:
+    """Ascend under each budget with each part left out; bounds and seconds are means over the seeds.
 
     Raises:
         BudgetUnreachable: no legal policy fits.
@@ -33,7 +34,7 @@ def bench_climb(run: Run, budgets: Sequence[str], seeds: int, progress: Progress
     """
     space, predictor = run.dense.space, run.predictor
     wanted = {text: run.dense.caps(parse_budgets([text])) for text in budgets}
-    stage = progress.stage("Climbs", len(wanted) * len(WITHOUT) * seeds)
+    stage = progress.stage("ascents", len(wanted) * len(WITHOUT) * seeds)
     rows = []
     for text, caps in wanted.items():
         for name, (barrier, polish) in WITHOUT.items():
@@ -46,21 +47,20 @@ def bench_climb(run: Run, budgets: Sequence[str], seeds: int, progress: Progress
                 bounds.append(float(found.mean[0] - KAPPA * found.std[0]))
                 stage.advance(1, f"{text}, {name}")
             seconds = (perf_counter() - start) / seeds
-            rows.append({"budget": text, "climb": name, "bound": sum(bounds) / seeds, "bounds": bounds, "s": seconds})
+            rows.append({"budget": text, "ascent": name, "bound": sum(bounds) / seeds, "bounds": bounds, "s": seconds})
     return {"run": str(run.folder), "groups": len(space), "seeds": seeds, "rows": rows}
 
 
-def climb_text(found: dict[str, Any]) -> str:
-    """A line a budget: the bound of each climb in percent; then the seconds."""
+def ascent_text(found: dict[str, Any]) -> str:
+    """A line a budget: the bound of each ascent in percent; then the seconds."""
     budgets = list(dict.fromkeys(row["budget"] for row in found["rows"]))
-    cells = {(row["budget"], row["climb"]): row for row in found["rows"]}
-    lines = [
-        f"{found['groups']} groups, no measured policy to start from; lower bound of the accuracy, mean of "
-        f"{found['seeds']} seeds",
-        f"{'budget':>10}" + "".join(f"{name:>17}" for name in WITHOUT),
-    ]
-    for budget in budgets:
-        told = (f"{cells[budget, name]['bound'] * 100:.2f}%" for name in WITHOUT)
-        lines.append(f"{budget:>10}" + "".join(f"{text:>17}" for text in told))
+    cells = {(row["budget"], row["ascent"]): row for row in found["rows"]}
+    rows = [
+        [budget, *(f"{cells[budget, name]['bound'] * 100:.2f}%" for name in WITHOUT)] for budget in budgets
+    ]  # fmt: skip
     seconds = (sum(cells[budget, name]["s"] for budget in budgets) / len(budgets) for name in WITHOUT)
-    return "\n".join([*lines, f"{'seconds':>10}" + "".join(f"{value:>17.2f}" for value in seconds)])
+    title = (
+        f"{found['groups']} groups, no measured policy to start from; lower bound of the accuracy, mean of "
+        f"{found['seeds']} seeds"
+    )
+    return Table(["budget", *WITHOUT], [*rows, ["seconds", *(f"{value:.2f}" for value in seconds)]], title).text

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from amc.bench.machine import seconds
+from amc.bench.table import Table
 from amc.cost.counts import count_macs
 from amc.job.dense import load_model
 from amc.job.recipe import Recipe
@@ -27,7 +28,7 @@ POLICIES = 1000
 
 
 def bench_cut(recipe: Recipe, size: int) -> dict[str, Any]:
-    """Cut a recipe's network on pictures of `size` pixels: ours and torch-pruning in turns, medians.
+    """Cut a recipe's network on images of `size` pixels: ours and torch-pruning in turns, medians.
 
     torch-pruning's pruner is built and stepped to a ratio of one half; ours cuts random policies, as a trial does: what
     does not depend on the policy was found once, when the network was traced. A network that torch-pruning cannot prune
@@ -67,13 +68,13 @@ def _torch_pruning_seconds(model: nn.Module, shape: tuple[int, ...]) -> float | 
     """What a trial costs when torch-pruning's pruner is built and stepped for it."""
     import torch_pruning
 
-    twin = copy.deepcopy(model)
-    outputs = [module for module in twin.modules() if isinstance(module, nn.Linear)]
+    copied = copy.deepcopy(model)
+    outputs = [module for module in copied.modules() if isinstance(module, nn.Linear)]
 
     def prune() -> None:
         torch_pruning.pruner.BasePruner(
-            twin, torch.randn(1, *shape), importance=torch_pruning.importance.MagnitudeImportance(), pruning_ratio=0.5,
-            ignored_layers=outputs, in_channel_groups={}, out_channel_groups={}, num_heads={},
+            copied, torch.randn(1, *shape), importance=torch_pruning.importance.MagnitudeImportance(),
+            pruning_ratio=0.5, ignored_layers=outputs, in_channel_groups={}, out_channel_groups={}, num_heads={},
         ).step()  # fmt: skip
 
     with warnings.catch_warnings():
@@ -86,17 +87,16 @@ def _torch_pruning_seconds(model: nn.Module, shape: tuple[int, ...]) -> float | 
 
 def cut_text(rows: list[dict[str, Any]]) -> str:
     """A line a network, then the median ratio."""
-    lines = [
-        f"{'model':<20}{'trace s':>9}{'cut s':>9}{'torch-pruning s':>17}{'ratio':>8}{'MACs of 1,000 policies, s':>27}"
-    ]
-    for row in rows:
-        theirs, ratio = row["torch_pruning_seconds"], row["ratio"]
-        told = f"{'fails':>17}{'':>8}" if ratio is None else f"{theirs:>17.2f}{ratio:>7.0f}x"
-        lines.append(
-            f"{row['model']:<20}{row['trace_seconds']:>9.2f}{row['cut_seconds']:>9.4f}{told}"
-            f"{row['macs_of_1000_policies_seconds']:>27.4f}"
-        )
+    heads = ["model", "trace s", "cut s", "torch-pruning s", "ratio", "MACs of 1,000 policies, s"]
+    lines = [_line(row) for row in rows]
     ratios = [row["ratio"] for row in rows if row["ratio"] is not None]
     if len(ratios) > 1:
-        lines.append(f"{'median':<20}{'':>35}{median(ratios):>7.0f}x")
-    return "\n".join(lines)
+        lines.append(["median", "", "", "", f"{median(ratios):.0f}x", ""])
+    return Table(heads, lines).text
+
+
+def _line(row: dict[str, Any]) -> list[str]:
+    theirs, ratio = row["torch_pruning_seconds"], row["ratio"]
+    shown = ["fails", ""] if ratio is None else [f"{theirs:.2f}", f"{ratio:.0f}x"]
+    counting = f"{row['macs_of_1000_policies_seconds']:.4f}"
+    return [row["model"], f"{row['trace_seconds']:.2f}", f"{row['cut_seconds']:.4f}", *shown, counting]

@@ -1,4 +1,4 @@
-"""When a contest stops for now: between two labels, or between two epochs of a fine-tune."""
+"""When a benchmark stops for now: between two trials, or between two epochs of a fine-tune."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Paused(BaseException):
 
 
 class Unfinished(AmcError):
-    """A contest stopped at its deadline; the same command goes on."""
+    """A benchmark stopped at its deadline; the same command goes on."""
 
     exit_code = 130
 

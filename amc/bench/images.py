@@ -1,4 +1,4 @@
-"""Pictures for benchmarks of networks that need them larger and in colour than those that are shipped."""
+"""Images for benchmarks of networks that need them larger and in colour than those that are shipped."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from amc.zoo.data.sources import load_splits
 from amc.zoo.data.splits import MemorySplit, Splits
 
 SIZE = 64
-LARGEST = {"train": 2048, "validation": 1000, "test": 200}  # pictures of each split: enough for a trial
+LARGEST = {"train": 2048, "validation": 1000, "test": 200}  # images of each split: enough for a trial
 
 
 def resized(size: int | None = None) -> Splits:
-    """The embedded pictures as `size` x `size` pixels (64 where left out) in three equal channels; fewer of them."""
+    """The embedded images as `size` x `size` pixels (default: 64) in three equal channels; fewer of them."""
     whole = load_splits("fashion-mnist-10k")
     side = size or SIZE
     train, validation, test = (_enlarged(getattr(whole, name), count, side) for name, count in LARGEST.items())

@@ -1,4 +1,4 @@
-"""The TOML file of a benchmark: found by name or path, read, and its first mistake told in one line."""
+"""The TOML file of a benchmark: found by name or path, read, its first mistake reported in one line."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from amc.bench.table import Table
 from amc.job.dense import Dense, prepare
 from amc.job.recipe import Recipe
 from amc.surgery.channel_table import kept_channels
@@ -16,6 +17,8 @@ from amc.system.progress import Progress
 from amc.train.evaluation import evaluate
 from amc.train.training import train
 from amc_search import Cap, random_policies
+
+KINDS = {"none": "none", "batchnorm": "BatchNorm", "fold_batchnorm": "fold + BatchNorm"}
 
 
 def bench_recovery(recipe: Recipe, policies: int, epochs: float, progress: Progress) -> dict[str, Any]:
@@ -30,7 +33,7 @@ def bench_recovery(recipe: Recipe, policies: int, epochs: float, progress: Progr
     rows = []
     for policy in chosen:
         row: dict[str, Any] = {"macs_share": dense.costs_of(policy)["macs"] / dense.dense_costs()["macs"]}
-        for kind in ("none", "batchnorm", "fold_batchnorm"):
+        for kind in KINDS:
             model = recovered(dense, policy, kind)
             before = evaluate(model, dense.splits.validation, dense.compute, task=dense.task).accuracy
             schedule = recipe.finetune.model_copy(update={"epochs": epochs})
@@ -61,17 +64,13 @@ def recovered(dense: Dense, policy: NDArray[np.int64], kind: str) -> nn.Module:
 
 def recovery_text(found: dict[str, Any]) -> str:
     """A line a policy, then their means."""
-    kinds = {"none": "none", "batchnorm": "BatchNorm", "fold_batchnorm": "fold + BatchNorm"}
-    lines = [
-        f"dense {found['dense']:.2%}; fine-tune of {found['epochs']:g} epochs; accuracy before -> after",
-        f"{'MACs kept':>9}" + "".join(f"{name:>22}" for name in kinds.values()),
-    ]
-    for row in found["rows"]:
-        cells = [f"{row[kind]['before']:.2%} -> {row[kind]['after']:.2%}" for kind in kinds]
-        lines.append(f"{row['macs_share']:>9.1%}" + "".join(f"{cell:>22}" for cell in cells))
-    means = [
-        f"{np.mean([row[kind]['before'] for row in found['rows']]):.2%} -> "
-        f"{np.mean([row[kind]['after'] for row in found['rows']]):.2%}"
-        for kind in kinds
-    ]
-    return "\n".join([*lines, f"{'mean':>9}" + "".join(f"{cell:>22}" for cell in means)])
+    heads = ["MACs kept", *KINDS.values()]
+    rows = [[f"{row['macs_share']:.1%}", *(_before_after([row], kind) for kind in KINDS)] for row in found["rows"]]
+    rows.append(["mean", *(_before_after(found["rows"], kind) for kind in KINDS)])
+    title = f"dense {found['dense']:.2%}; fine-tune of {found['epochs']:g} epochs; accuracy before -> after"
+    return Table(heads, rows, title).text
+
+
+def _before_after(rows: list[dict[str, Any]], kind: str) -> str:
+    before, after = (np.mean([row[kind][when] for row in rows]) for when in ("before", "after"))
+    return f"{before:.2%} -> {after:.2%}"

@@ -25,18 +25,18 @@ STEPS, RATE, DECAY = 2000, 0.01, 1.0  # of the same network, standardised
 
 
 class Regression(Protocol):
-    """Learns rows (n, d) -> labels (n,)."""
+    """Learns rows (n, d) -> accuracies (n,)."""
 
-    def fit(self, rows: Array, labels: Array) -> Any: ...
+    def fit(self, rows: Array, accuracies: Array) -> Any: ...
 
     def predict(self, rows: Array) -> Array: ...
 
 
 class Mean:
-    """The mean label, whatever is asked."""
+    """The mean accuracy, whatever is asked."""
 
-    def fit(self, rows: Array, labels: Array) -> None:
-        self.mean = float(labels.mean())
+    def fit(self, rows: Array, accuracies: Array) -> None:
+        self.mean = float(accuracies.mean())
 
     def predict(self, rows: Array) -> Array:
         return np.full(len(rows), self.mean)
@@ -49,8 +49,8 @@ class Published:
         self.unit = np.where(bits, max(most, 1.0), 1.0)
         self.network = SeerNetPredictor(seed=seed)
 
-    def fit(self, rows: Array, labels: Array) -> None:
-        self.network.fit(torch.from_numpy(rows / self.unit), torch.from_numpy(labels))
+    def fit(self, rows: Array, accuracies: Array) -> None:
+        self.network.fit(torch.from_numpy(rows / self.unit), torch.from_numpy(accuracies))
 
     def predict(self, rows: Array) -> Array:
         found: Array = self.network.predict(torch.from_numpy(rows / self.unit))[0].numpy()
@@ -58,17 +58,17 @@ class Published:
 
 
 class Standardised:
-    """The published network of as many units, given its chance: standardised inputs and labels, a mild rate, decay."""
+    """The published network of as many units, given its chance: standardised inputs and outputs, a mild rate, decay."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
-    def fit(self, rows: Array, labels: Array) -> None:
+    def fit(self, rows: Array, accuracies: Array) -> None:
         self.mean, self.unit = rows.mean(0), rows.std(0)
         self.unit[self.unit == 0] = 1.0
-        self.centre, self.spread = float(labels.mean()), float(labels.std()) or 1.0
+        self.centre, self.spread = float(accuracies.mean()), float(accuracies.std()) or 1.0
         self.network = untrained_network(rows.shape[1], HIDDEN, self.seed)
-        train_network(self.network, self._inputs(rows), self._tensor((labels - self.centre) / self.spread),
+        train_network(self.network, self._inputs(rows), self._tensor((accuracies - self.centre) / self.spread),
                       STEPS, RATE, DECAY)  # fmt: skip
 
     @torch.no_grad()
@@ -84,7 +84,7 @@ class Standardised:
         return torch.from_numpy(values).float()
 
 
-def baselines(bits: NDArray[np.bool_], most: float, seed: int) -> dict[str, Callable[[], Regression]]:
+def regressions(bits: NDArray[np.bool_], most: float, seed: int) -> dict[str, Callable[[], Regression]]:
     """The regressions by name, each built anew by a call.
 
     Args:
@@ -125,9 +125,9 @@ def baselines(bits: NDArray[np.bool_], most: float, seed: int) -> dict[str, Call
     }
 
 
-def predicted(regression: Regression, rows: Array, labels: Array, asked: Array) -> Array:
-    """Labels (b,) of the rows asked (b, d), by a regression fitted on rows (n, d) and labels (n,)."""
+def predicted(regression: Regression, rows: Array, accuracies: Array, asked: Array) -> Array:
+    """Accuracies (b,) of the rows asked (b, d), by a regression fitted on rows (n, d) and accuracies (n,)."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a process at a bound of its search says so; it is judged as it is
-        regression.fit(rows, labels)
+        regression.fit(rows, accuracies)
         return np.asarray(regression.predict(asked), dtype=np.float64)

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from statistics import mean
 from typing import Any
 
+from amc.bench.table import MISSING, Table
 from amc.job.recipe import Recipe
 from amc.job.rounding import measure_recipe
 
@@ -18,8 +19,8 @@ def bench_rounding(recipe: Recipe) -> dict[str, Any]:
 
 def rounding_text(rows: list[dict[str, Any]]) -> str:
     """A line a network: mean slowdown at each step, then the step chosen."""
-    lines = [f"{'model':<20}{'multiples of 8':>16}{'of 16':>9}{'step':>6}  layers"]
+    lines = []
     for row in rows:
-        eight, sixteen = (f"{mean(times):.2f}x" if times else "-" for times in row["slowdown"].values())
-        lines.append(f"{row['model']:<20}{eight:>16}{sixteen:>9}{row['step']:>6}  {', '.join(row['layers'])}")
-    return "\n".join(lines)
+        slowdown = (f"{mean(times):.2f}x" if times else MISSING for times in row["slowdown"].values())
+        lines.append([row["model"], *slowdown, str(row["step"]), ", ".join(row["layers"])])
+    return Table(["model", "multiples of 8", "of 16", "step", "layers"], lines).text

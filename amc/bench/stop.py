@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from amc.bench.table import Table
 from amc.job.dense import Dense, prepare
 from amc.job.recipe import Recipe
 from amc.study.search import measure_of, sampler_of
@@ -20,7 +21,7 @@ from amc.system.progress import Progress
 from amc.train.evaluation import evaluate
 from amc.zoo.data.splits import MemorySplit
 
-ARMS = ("whole", "stopped")
+KINDS = ("whole", "stopped")
 
 
 def bench_stop(recipe: Recipe, trials: int, seeds: int, progress: Progress) -> dict[str, Any]:
@@ -30,24 +31,24 @@ def bench_stop(recipe: Recipe, trials: int, seeds: int, progress: Progress) -> d
     nor BatchNorm have seen; the test split is not touched.
 
     Raises:
-        UsageError: the data are not held in memory, so that such pictures cannot be told apart.
+        UsageError: the data are not held in memory, so that such images cannot be told apart.
     """
     dense = prepare(recipe, None, progress)
     held_out = _unseen(dense)
     rows = []
     for seed in range(recipe.seed, recipe.seed + seeds):
         row: dict[str, Any] = {"seed": seed}
-        for arm in ARMS:
-            search = recipe.search.model_copy(update={"stop_early": arm == "stopped", "study": None, "trials": trials})
-            row[arm] = _searched(replace(dense, recipe=recipe.model_copy(update={"search": search, "seed": seed})),
+        for kind in KINDS:
+            search = recipe.search.model_copy(update={"stop_early": kind == "stopped", "study": None, "trials": trials})
+            row[kind] = _searched(replace(dense, recipe=recipe.model_copy(update={"search": search, "seed": seed})),
                                  held_out, progress)  # fmt: skip
         rows.append(row)
-    told = {"model": recipe.model.name, "budget": list(recipe.budget), "trials": trials, "rows": rows}
-    return {**told, "measure_pictures": len(dense.splits.validation), "held_out_pictures": len(held_out)}
+    found = {"model": recipe.model.name, "budget": list(recipe.budget), "trials": trials, "rows": rows}
+    return {**found, "validation_images": len(dense.splits.validation), "held_out_images": len(held_out)}
 
 
 def _unseen(dense: Dense) -> MemorySplit:
-    """The pictures of the train split that trials do not learn from."""
+    """The images of the train split that trials do not learn from."""
     train, recovery = dense.splits.train, dense.recipe.recovery
     if not isinstance(train, MemorySplit):
         raise UsageError(
@@ -77,7 +78,7 @@ def _searched(dense: Dense, held_out: MemorySplit, progress: Progress) -> dict[s
         "stopped": sum(trial.stopped for trial in found),
         "images": images / (len(found) * max(trial.images or 1 for trial in found)),
         "seconds": sum(sum(trial.seconds.values()) for trial in found),
-        "measure_accuracy": chosen.trial.accuracy,
+        "validation_accuracy": chosen.trial.accuracy,
         "held_out_accuracy": evaluate(
             dense.measure.realise(chosen.policy), held_out, dense.compute, task=dense.task
         ).accuracy,
@@ -87,20 +88,20 @@ def _searched(dense: Dense, held_out: MemorySplit, progress: Progress) -> dict[s
 
 def stop_text(found: dict[str, Any]) -> str:
     """Two lines a seed, then the means."""
-    lines = [
-        f"{found['model']} at most {', '.join(found['budget'])}, {found['trials']} trials a search; accuracy of the "
-        f"policy chosen on {found['measure_pictures']:,} measured and {found['held_out_pictures']:,} other pictures",
-        f"{'seed':>4}  {'trials':<8}{'stopped':>8}{'pictures':>10}{'seconds':>9}{'measure':>9}{'held out':>10}"
-        f"{'Kendall':>9}",
+    forms = {
+        "stopped": ".3g", "images": ".1%", "seconds": ".1f", "validation_accuracy": ".2%", "held_out_accuracy": ".2%",
+        "kendall": ".2f",
+    }  # fmt: skip
+    means = {kind: {key: mean(row[kind][key] for row in found["rows"]) for key in forms} for kind in KINDS}
+    rows = [
+        [str(row["seed"]), kind, *(f"{row[kind][key]:{form}}" for key, form in forms.items())]
+        for row in [*found["rows"], {"seed": "mean", **means}]
+        for kind in KINDS
     ]
-    keys = ("stopped", "images", "seconds", "measure_accuracy", "held_out_accuracy", "kendall")
-    means = {arm: {key: mean(row[arm][key] for row in found["rows"]) for key in keys} for arm in ARMS}
-    for row in [*found["rows"], {"seed": "mean", **means}]:
-        for arm in ARMS:
-            of = row[arm]
-            lines.append(
-                f"{row['seed']:>4}  {arm:<8}{of['stopped']:>8.3g}{of['images']:>10.1%}{of['seconds']:>9.1f}"
-                f"{of['measure_accuracy']:>9.2%}{of['held_out_accuracy']:>10.2%}{of['kendall']:>9.2f}"
-            )
+    title = (
+        f"{found['model']} at most {', '.join(found['budget'])}, {found['trials']} trials a search; accuracy of the "
+        f"policy chosen on {found['validation_images']:,} validation and {found['held_out_images']:,} other images"
+    )
+    heads = ["seed", "trials", "stopped", "images", "seconds", "validation", "held out", "Kendall"]
     saved = 1 - means["stopped"]["seconds"] / means["whole"]["seconds"]
-    return "\n".join([*lines, f"time saved in trials: {saved:.1%}"])
+    return f"{Table(heads, rows, title, texts=2).text}\ntime saved in trials: {saved:.1%}"

@@ -15,6 +15,7 @@ from torch import nn
 
 from amc.bench.machine import seconds
 from amc.bench.recovery import random_policy
+from amc.bench.table import Table
 from amc.job.dense import Dense, prepare
 from amc.job.recipe import Recipe, load_recipe
 from amc.study.trial import ORDER, Trial
@@ -24,16 +25,16 @@ from amc.system.eval_mode import evaluating
 from amc.system.progress import Progress
 
 NETWORKS = ("resnet20", "resnet18", "mobilenet_v2")
-PICTURES = "amc.bench.images:resized"
+IMAGES = "amc.bench.images:resized"
 ROUNDS = 3  # of each policy; the fastest counts, for what else runs on the machine adds only
 PARTS = ("cut", "fold", "batchnorm", "evaluate", "store")
 
 
 def trial_recipe(name: str, size: int, threads: int | None) -> Recipe:
-    """The quickstart for `resnet20`; for others random weights, on the embedded pictures at `size` pixels."""
+    """The quickstart for `resnet20`; for others random weights, on the embedded images at `size` pixels."""
     if name == "resnet20":
         return load_recipe("quickstart", {"threads": threads})
-    wanted = {"model.name": name, "model.weights": "none", "data.name": PICTURES, "data.size": size, "budget": ["50%"]}
+    wanted = {"model.name": name, "model.weights": "none", "data.name": IMAGES, "data.size": size, "budget": ["50%"]}
     return load_recipe(None, {**wanted, "threads": threads})
 
 
@@ -59,8 +60,8 @@ def bench_trial(recipe: Recipe, policies: int, progress: Progress) -> dict[str, 
             rows.append(_of_one(dense, study, random_policy(dense, float(share), recipe.seed + index)))
             stage.advance()
     middle = {key: median(row[key] for row in rows) for key in rows[0]}
-    told = {"model": recipe.model.name, "input_shape": list(dense.splits.input_shape), "compute": dense.compute.name}
-    return {**told, "threads": torch.get_num_threads(), "policies": policies, **middle}
+    found = {"model": recipe.model.name, "input_shape": list(dense.splits.input_shape), "compute": dense.compute.name}
+    return {**found, "threads": torch.get_num_threads(), "policies": policies, **middle}
 
 
 def _of_one(dense: Dense, study: Study, policy: NDArray[np.int64]) -> dict[str, float]:
@@ -99,11 +100,12 @@ def _forward(dense: Dense, small: nn.Module) -> None:
 
 def trial_text(rows: list[dict[str, Any]]) -> str:
     """A line a network: milliseconds, and the ratio."""
+    parts = (*PARTS, "whole", "bare")
     lines = [
-        "medians in milliseconds; ratio: the whole trial over the bare forward passes",
-        f"{'model':<16}{'input':>12}" + "".join(f"{part:>11}" for part in (*PARTS, "whole", "bare")) + f"{'ratio':>8}",
-    ]
-    for row in rows:
-        times = "".join(f"{1000 * row[part]:>11.1f}" for part in (*PARTS, "whole", "bare"))
-        lines.append(f"{row['model']:<16}{'x'.join(map(str, row['input_shape'])):>12}{times}{row['ratio']:>8.3f}")
-    return "\n".join(lines)
+        [
+            row["model"], "x".join(map(str, row["input_shape"])), *(f"{1000 * row[part]:.1f}" for part in parts),
+            f"{row['ratio']:.3f}",
+        ] for row in rows
+    ]  # fmt: skip
+    title = "medians in milliseconds; ratio: the whole trial over the bare forward passes"
+    return Table(["model", "input", *parts, "ratio"], lines, title).text

@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from amc.bench.table import Table
 from amc.job.dense import Dense, prepare
 from amc.job.folder import RECIPE
 from amc.job.recipe import Recipe, amended, resolved_toml
@@ -50,8 +51,8 @@ def _rate(dense: Dense, folder: Path, number: int, accuracy: float) -> float:
     """Policies a minute."""
     study = Study(None, folder, dense.protocol(), dense.space, alone=True)
     study.describe(resolved_toml(dense.recipe), accuracy)
-    with crew_of(dense.recipe, study, folder, number) as crew:
-        study.follow(dense.recipe.search.trials, Silent(), crew.tend)
+    with crew_of(dense.recipe, study, folder, number) as pool:
+        study.follow(dense.recipe.search.trials, Silent(), pool.tend)
     ends: dict[str | None, list[float]] = {}
     for trial in study.measured:
         if trial.datetime_complete:
@@ -62,8 +63,10 @@ def _rate(dense: Dense, folder: Path, number: int, accuracy: float) -> float:
 
 def workers_text(found: dict[str, Any]) -> str:
     """The rates side by side, and their ratio."""
-    lines = [f"{found['model']}, {found['trials']} policies a search, one thread a worker"]
-    for number, rates in found["per_minute"].items():
-        told = ", ".join(f"{rate:.1f}" for rate in rates)
-        lines.append(f"{number:>3} worker{'s' if number > 1 else ' '}  {median(rates):8.1f} a minute   ({told})")
-    return "\n".join([*lines, f"ratio        {found['ratio']:8.2f}"])
+    rows = [
+        [str(number), f"{median(rates):.1f}", ", ".join(f"{rate:.1f}" for rate in rates)]
+        for number, rates in found["per_minute"].items()
+    ]
+    title = f"{found['model']}, {found['trials']} policies a search, one thread a worker"
+    table = Table(["workers", "policies a minute", "each"], [*rows, ["ratio", f"{found['ratio']:.2f}", ""]], title)
+    return table.text

@@ -38,39 +38,39 @@ bench = typer.Typer(
 )
 
 
-ModelsOption = Annotated[list[str] | None, typer.Option("--model", "-m", help="Networks; left out: several.")]
+ModelsOption = Annotated[list[str] | None, typer.Option("--model", "-m", help="Networks; default: several.")]
 ThreadsOption = Annotated[int, typer.Option(min=1, help="Threads of torch.")]
 
 
 @bench.command(RECIPE)
-def bench_contest(
+def bench_methods(
     recipe: Annotated[
         str, typer.Argument(metavar="RECIPE", help="A built-in bench recipe (`amc recipes`) or a TOML file.")
     ],
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Left out: runs/bench/NAME.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: runs/bench/NAME.")] = None,
     minutes: Annotated[
-        float, typer.Option(min=0, callback=finite, help="Stop after so many, between two labels.")
+        float, typer.Option(min=0, callback=finite, help="Stop after so many, between two trials.")
     ] = 45.0,
     only: Annotated[
-        list[str] | None, typer.Option(help="A method of the recipe; may be repeated. Left out: all.", metavar="METHOD")
+        list[str] | None, typer.Option(help="A method of the recipe; may be repeated. Default: all.", metavar="METHOD")
     ] = None,
     report: Annotated[bool, typer.Option("--report", help="Measure nothing: the figures of what is there.")] = False,
     json_: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Compare methods of search with the same labels, recovery and fine-tune: `amc bench tiny`.
+    """Compare methods of search with the same trials, recovery and fine-tune: `amc bench tiny`.
 
     The same command goes on where the last one stopped.
     """
     from amc.bench.search_methods.bench_recipe import load_bench_recipe
-    from amc.bench.search_methods.flow import Wanted, contest
+    from amc.bench.search_methods.flow import Wanted, bench_methods
     from amc.bench.search_methods.tables import table_text
     from amc.system.progress import shown
 
     wanted = load_bench_recipe(recipe)
     folder = out or Path("runs/bench") / wanted.name
     with shown(quiet=quiet) as progress:
-        found = contest(wanted, folder, Wanted(minutes, tuple(only or ()), report), progress)
+        found = bench_methods(wanted, folder, Wanted(minutes, tuple(only or ()), report), progress)
     print_result(found if json_ else f"{table_text(found)}\n\n{folder}/plots.html, results.json, table.md")
 
 
@@ -79,7 +79,7 @@ def bench_cascade(
     recipe: Annotated[
         str, typer.Argument(metavar="RECIPE", help="A built-in cascade recipe (`amc recipes`) or a TOML file.")
     ],
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Left out: runs/bench/cascade/NAME.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: runs/bench/cascade/NAME.")] = None,
     runs: Annotated[
         Path, typer.Option(help="Where the runs are whose families are used; made there where missing.")
     ] = Path("runs/bench/cascade/runs"),
@@ -106,7 +106,7 @@ def bench_cascade(
 @bench.command("cut")
 def bench_cut(
     model: ModelsOption = None,
-    size: Annotated[int, typer.Option(min=16, help="Height and width of the pictures.")] = 224,
+    size: Annotated[int, typer.Option(min=16, help="Height and width of the images.")] = 224,
     json_: JsonOption = False,
 ) -> None:
     """Time tracing, cutting and counting, beside torch-pruning's build and step."""
@@ -120,7 +120,7 @@ def bench_cut(
 def bench_trial(
     model: ModelsOption = None,
     policies: Annotated[int, typer.Option(min=1, help="Random policies, at 30 to 80 % of the MACs.")] = 5,
-    size: Annotated[int, typer.Option(min=32, help="Height and width of the pictures, but for resnet20.")] = 64,
+    size: Annotated[int, typer.Option(min=32, help="Height and width of the images, but for resnet20.")] = 64,
     threads: ThreadsOption = 1,
     json_: JsonOption = False,
     quiet: QuietOption = False,
@@ -167,22 +167,22 @@ def bench_study(
     print_result(found if json_ else study_text(found))
 
 
-@bench.command("climb")
-def bench_climb(
+@bench.command("ascent")
+def bench_ascent(
     run: Annotated[Path, typer.Argument(help="A finished run.")],
     budget: Annotated[list[str] | None, typer.Option("--budget", "-b", help="May be repeated.")] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Climbs of each kind.")] = 3,
+    seeds: Annotated[int, typer.Option(min=1, help="Ascents of each kind.")] = 3,
     json_: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Compare the climb with climbs that lack a part, on a run's predictor and from nothing measured."""
-    from amc.bench.ascent import bench_climb, climb_text
+    """Compare the ascent with ascents that lack a part, on a run's predictor and from nothing measured."""
+    from amc.bench.ascent import ascent_text, bench_ascent
     from amc.job.run import Run
     from amc.system.progress import shown
 
     with shown(quiet=quiet) as progress:
-        found = bench_climb(Run.open(run), budget or ["10%", "20%", "30%", "50%", "70%"], seeds, progress)
-    print_result(found if json_ else climb_text(found))
+        found = bench_ascent(Run.open(run), budget or ["10%", "20%", "30%", "50%", "70%"], seeds, progress)
+    print_result(found if json_ else ascent_text(found))
 
 
 @bench.command("stop")
@@ -207,16 +207,16 @@ def bench_stop(
 def bench_predictor(
     policies: Annotated[Path, typer.Option(help=".npy, a row a policy; columns up to 1 are pruned fractions.")],
     accuracy: Annotated[Path, typer.Option(help=".npy, a number a policy, a fraction or in percent.")],
-    labels: Annotated[str, typer.Option(help="Counts to learn from, beside all.")] = "20,40,80,160",
+    trials: Annotated[str, typer.Option(help="How many policies to learn from, beside all.")] = "20,40,80,160",
     seeds: Annotated[int, typer.Option(min=1, help="Random 80/20 splits.")] = 20,
     json_: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Compare our predictor with usual regressions on measured policies."""
-    from amc.bench.predictor import asked_labels, bench_predictor, load_measured, predictor_text
+    from amc.bench.predictor import bench_predictor, counts_of, load_measured, predictor_text
     from amc.system.progress import shown
 
-    measured, counts = load_measured(policies, accuracy), asked_labels(labels)
+    measured, counts = load_measured(policies, accuracy), counts_of(trials)
     with shown(quiet=quiet) as progress:
         found = bench_predictor(measured, counts, seeds, progress)
     print_result(found if json_ else predictor_text(found))
@@ -249,42 +249,42 @@ def bench_recovery(
     print_result(found if json_ else recovery_text(found))
 
 
-@bench.command("labels")
-def bench_labels(
+@bench.command("objectives")
+def bench_objectives(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe or a bench recipe.")] = "quickstart",
     caps: Annotated[
-        str | None, typer.Option(help="Separated by commas, joined by + where all hold; left out: 15%,40%.")
+        str | None, typer.Option(help="Separated by commas, joined by + where all hold; default: 15%,40%.")
     ] = None,
     policies: Annotated[int, typer.Option(min=1, help="For each cap.")] = 24,
     kinds: Annotated[
         str,
         typer.Option(
-            help="Of cheap labels: none, batchnorm, fold; with steps of distillation, e.g. fold+20x64@0.1. The good "
-            "half of the policies is chosen by the labels fold and fold+20, which are taken besides."
+            help="Of trials: none, batchnorm, fold; with steps of distillation, e.g. fold+20x64@0.1. The good "
+            "half of the policies is chosen by the trials fold and fold+20, which are taken besides."
         ),
     ] = "none,batchnorm,fold,fold+20,fold+50,fold+100",
     epochs: Annotated[
-        float | None, typer.Option(callback=finite, help="Of the long fine-tune; left out: the recipe's.")
+        float | None, typer.Option(callback=finite, help="Of the long fine-tune; default: the recipe's.")
     ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Seeds of it, for a third of the policies or eight.")] = 2,
     minutes: Annotated[
         float, typer.Option(min=0, callback=finite, help="Then exit 130; the same command goes on.")
     ] = 45.0,
-    out: Annotated[str | None, typer.Option("--out", "-o", help="Left out: runs/labels/NAME.")] = None,
+    out: Annotated[str | None, typer.Option("--out", "-o", help="Default: runs/objectives/NAME.")] = None,
     set_: SetOption = None,
     json_: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Judge kinds of cheap labels by long fine-tunes of the same policies."""
-    from amc.bench.objectives.caps import asked_for
-    from amc.bench.objectives.flow import Wanted, bench_labels
-    from amc.bench.objectives.report import labels_text, write_report
+    """Judge kinds of trials by long fine-tunes of the same policies."""
+    from amc.bench.objectives.caps import recipe_and_caps
+    from amc.bench.objectives.flow import Wanted, bench_objectives
+    from amc.bench.objectives.report import objectives_text, write_report
     from amc.system.progress import shown
 
-    wanted, limits = asked_for(recipe, caps, settings_of(set_))
+    wanted, limits = recipe_and_caps(recipe, caps, settings_of(set_))
     asked = Wanted.of(limits, kinds, policies, wanted.finetune.epochs if epochs is None else epochs, repeats)
-    folder = Path(out or f"runs/labels/{wanted.name}")
+    folder = Path(out or f"runs/objectives/{wanted.name}")
     with shown(quiet=quiet) as progress:
-        found = bench_labels(wanted, asked, folder, minutes, progress)
+        found = bench_objectives(wanted, asked, folder, minutes, progress)
     write_report(found, folder)
-    print_result(found if json_ else labels_text(found))
+    print_result(found if json_ else objectives_text(found))

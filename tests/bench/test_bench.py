@@ -5,7 +5,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from amc.bench.ascent import climb_text
+from amc.bench.ascent import ascent_text
 from amc.bench.cut import bench_cut, cut_text
 from amc.bench.images import resized
 from amc.bench.rounding import bench_rounding, rounding_text
@@ -50,8 +50,8 @@ def test_a_trial_is_timed_in_parts(tiny: Recipe) -> None:
     assert len(trial_text([row, row]).splitlines()) == 4
 
 
-def test_every_network_has_pictures_of_its_own_kind() -> None:
-    """ResNet-20 is the quickstart; others get the pictures enlarged, in three channels, without the rest of them."""
+def test_every_network_has_images_of_its_own_kind() -> None:
+    """ResNet-20 is the quickstart; others get the images enlarged, in three channels, without the rest of them."""
     assert trial_recipe("resnet20", 64, 1).name == "quickstart"
     assert trial_recipe("resnet18", 48, 1).data.size == 48
     splits = resized(32)
@@ -61,11 +61,11 @@ def test_every_network_has_pictures_of_its_own_kind() -> None:
 
 
 def test_searches_with_and_without_stopping_are_compared(tiny: Recipe) -> None:
-    """Both kinds of search of each seed choose a policy; without stopping, every picture is seen."""
+    """Both kinds of search of each seed choose a policy; without stopping, every image is seen."""
     found = bench_stop(tiny, 12, 1, Silent())
     whole, stopped = found["rows"][0]["whole"], found["rows"][0]["stopped"]
     assert whole["stopped"] == 0 and whole["images"] == 1.0 and 0 < stopped["images"] <= 1.0
-    assert 0 <= stopped["held_out_accuracy"] <= 1 and found["held_out_pictures"] < 400
+    assert 0 <= stopped["held_out_accuracy"] <= 1 and found["held_out_images"] < 400
     assert "time saved" in stop_text(found)
 
 
@@ -75,14 +75,14 @@ def test_the_step_is_told_in_a_table(tiny: Recipe) -> None:
     assert row["step"] == 8 and "8" in rounding_text([row]).splitlines()[1]
 
 
-def test_no_climb_that_lacks_a_part_is_better(shallow_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The whole climb's bound is the highest under every budget, but for what its last moves leave to chance."""
-    monkeypatch.setattr(ascent, "ENUMERABLE", 0)  # so small a space is not climbed otherwise
-    command = ["bench", "climb", str(shallow_run.folder), "--quiet", "--budget"]
+def test_no_ascent_that_lacks_a_part_is_better(shallow_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole ascent's bound is the highest under every budget, but for what its last moves leave to chance."""
+    monkeypatch.setattr(ascent, "ENUMERABLE", 0)  # so small a space is not searched otherwise
+    command = ["bench", "ascent", str(shallow_run.folder), "--quiet", "--budget"]
     done = CliRunner().invoke(app, [*command, "20%", "--budget", "60%", "--seeds", "2", "--json"])
     found = json.loads(done.stdout)
     for budget in ("20%", "60%"):
-        bounds = {row["climb"]: row["bound"] for row in found["rows"] if row["budget"] == budget}
-        assert len(bounds) == 4 and bounds["the whole climb"] >= max(bounds.values()) - 0.002
-    assert [line.split()[0] for line in climb_text(found).splitlines()[2:]] == ["20%", "60%", "seconds"]
+        bounds = {row["ascent"]: row["bound"] for row in found["rows"] if row["budget"] == budget}
+        assert len(bounds) == 4 and bounds["the whole ascent"] >= max(bounds.values()) - 0.002
+    assert [line.split()[0] for line in ascent_text(found).splitlines()[2:]] == ["20%", "60%", "seconds"]
     assert isinstance(CliRunner().invoke(app, [*command, "0.001%"]).exception, BudgetUnreachable)

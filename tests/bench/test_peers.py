@@ -6,11 +6,11 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from amc.bench.search_methods.peers import peer_methods
 from torch import Tensor, nn
 
 from amc.bench.search_methods.fastnas import FastNAS
 from amc.bench.search_methods.magnitude import TorchPruning
-from amc.bench.search_methods.peers import peer_methods
 from amc.bench.search_methods.widths import PeerFailed, kept_fractions, policy_left
 from amc.job.dense import Dense, prepare
 from amc.job.recipe import load_recipe
@@ -94,17 +94,17 @@ def test_the_two_rankings_differ(large: Dense) -> None:
 
 
 def test_a_peer_is_measured_as_every_other_method(tiny: Dense) -> None:
-    """Its policies are in the problem with their labels, and the dense network is what it was."""
+    """Its policies are in the problem with their objective values, and the dense network is what it was."""
     before = {name: tensor.clone() for name, tensor in tiny.model.state_dict().items()}
     methods = peer_methods(tiny)
     assert list(methods) == ["tp-magnitude", "tp-isomorphic", "modelopt-fastnas"]
     problem = run(methods["tp-magnitude"], problem_of(tiny, macs=0.4))
-    policy, label = problem.best()
-    assert label == tiny.measure(policy).accuracy
+    policy, value = problem.best()
+    assert value == tiny.measure(policy).accuracy
     assert all(torch.equal(before[name], tensor) for name, tensor in tiny.model.state_dict().items())
 
 
-def test_labels_that_are_spent_end_a_peer(tiny: Dense) -> None:
+def test_trials_that_are_spent_end_a_peer(tiny: Dense) -> None:
     """With one trial, one of its policies is measured."""
     assert len(run(TorchPruning(tiny), problem_of(tiny, trials=1, macs=0.3)).policies) == 1
 
@@ -145,10 +145,10 @@ def test_an_error_inside_torch_pruning_is_told_in_one_line(tiny: Dense, monkeypa
         run(TorchPruning(tiny), problem_of(tiny, macs=0.5))
 
 
-def test_fastnas_asks_for_enough_labels_and_a_cap_that_it_knows(tiny: Dense) -> None:
+def test_fastnas_asks_for_enough_trials_and_a_cap_that_it_knows(tiny: Dense) -> None:
     """One width beside the whole for every group is the least it can choose from."""
     caps = caps_of(tiny, macs=0.5)
-    with pytest.raises(PeerFailed, match="needs at least 4 labels for 2 groups, but has 3"):
+    with pytest.raises(PeerFailed, match="needs at least 4 trials for 2 groups, but has 3"):
         FastNAS(tiny).policy(caps, trials=3)
     activations = Cap(tiny.activation_bytes, 1e9)
     with pytest.raises(PeerFailed, match="takes caps in macs, params, bytes"):
@@ -179,8 +179,8 @@ def test_a_cap_below_fastnas_smallest_network_is_told(tiny: Dense, monkeypatch: 
 
 
 @pytest.mark.slow  # its import alone takes ten seconds
-def test_fastnas_keeps_to_caps_and_labels(tiny: Dense) -> None:
-    """Its policy is under both caps; evaluations and label are no more than the trials; later caps need no more."""
+def test_fastnas_keeps_to_caps_and_trials(tiny: Dense) -> None:
+    """Its policy is under both caps; evaluations and trial are no more than the trials; later caps need no more."""
     pytest.importorskip("modelopt.torch.prune")
     method, problem = FastNAS(tiny), problem_of(tiny, trials=12, macs=0.6, params=0.9)
     policy, _ = run(method, problem).best()

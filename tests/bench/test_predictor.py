@@ -31,9 +31,9 @@ def briefly(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_predictor_is_judged_at_every_count(tmp_path: Path) -> None:
-    """Rows for each count of labels and predictor, in their ranges; ours alone has coverage."""
+    """Rows for each count of policies and predictor, in their ranges; ours alone has coverage."""
     found = bench_predictor(load_measured(*written(tmp_path)), (20, 160), 2, Silent())
-    assert [(row["labels"], row["predictor"]) for row in found["rows"]] == [
+    assert [(row["learned"], row["predictor"]) for row in found["rows"]] == [
         (n, p) for n in (20, 32) for p in PREDICTORS
     ]
     for row in found["rows"]:
@@ -41,19 +41,19 @@ def test_every_predictor_is_judged_at_every_count(tmp_path: Path) -> None:
         if row["constant"] < 2:
             assert -1 <= row["kendall"]["mean"] <= row["spearman"]["mean"] + 0.2 <= 1.2
         assert len(row["kendall"]["values"]) == 2 and ("coverage_90" in row) == row["predictor"].startswith("amc")
-    named = {row["predictor"]: row for row in found["rows"] if row["labels"] == 32}
+    named = {row["predictor"]: row for row in found["rows"] if row["learned"] == 32}
     assert named["amc"]["kendall"]["mean"] > 0.5 and named["MLP, standardised"]["kendall"]["mean"] > 0.3
     text = predictor_text(found).splitlines()
     assert len(text) == 4 + len(found["rows"]) and found["left_out"] == [160]
-    assert text[-1] == "--labels 160 left out: a split has 32 to learn from."
+    assert text[-1] == "--trials 160 left out: a split has 32 to learn from."
 
 
-def test_drifting_labels_are_told(tmp_path: Path) -> None:
-    """Labels that also hang on the place in the file are told to drift; labels of the policy alone are not."""
+def test_drifting_accuracies_are_reported(tmp_path: Path) -> None:
+    """Accuracies that also hang on the place in the file are said to drift; those of the policy alone are not."""
     policies, accuracy = written(tmp_path, count=120)
     steady = predictor_text(bench_predictor(load_measured(policies, accuracy), (), 4, Silent()))
-    labels = np.load(accuracy)
-    np.save(accuracy, labels - np.linspace(0, 3 * labels.std(), len(labels)))
+    values = np.load(accuracy)
+    np.save(accuracy, values - np.linspace(0, 3 * values.std(), len(values)))
     drifting = predictor_text(bench_predictor(load_measured(policies, accuracy), (), 4, Silent()))
     assert "drift" in drifting and "drift" not in steady
 
@@ -74,7 +74,7 @@ def test_what_one_split_or_a_constant_cannot_tell_is_a_dash(tmp_path: Path) -> N
 def test_the_same_command_gives_the_same_figures(tmp_path: Path) -> None:
     """Figures on stdout as JSON, progress on stderr, and twice the same."""
     policies, accuracy = map(str, written(tmp_path))
-    command = ["bench", "predictor", "--policies", policies, "--accuracy", accuracy, "--labels", "12", "--seeds", "1"]
+    command = ["bench", "predictor", "--policies", policies, "--accuracy", accuracy, "--trials", "12", "--seeds", "1"]
     first, second = (CliRunner().invoke(app, [*command, "--json"]) for _ in range(2))
     assert first.exit_code == 0 and json.loads(first.stdout) == json.loads(second.stdout)
     assert "Predictors" in first.stderr
@@ -85,11 +85,11 @@ def test_columns_and_units_are_told_from_their_values(tmp_path: Path) -> None:
     first = load_measured(*written(tmp_path))
     second = load_measured(*written(tmp_path, percent=False))
     assert first.bits.tolist() == [False] * LAYERS + [True] * LAYERS
-    np.testing.assert_allclose(first.labels, second.labels)
+    np.testing.assert_allclose(first.accuracy, second.accuracy)
 
 
 @pytest.mark.parametrize(
-    ("rows", "labels", "rule"),
+    ("rows", "values", "rule"),
     [
         (np.ones((20, 3, 2)), np.ones(20), r"must have the shape \(policies, columns\)"),
         (np.ones((0, 3)), np.ones(0), "not empty"),
@@ -106,11 +106,11 @@ def test_columns_and_units_are_told_from_their_values(tmp_path: Path) -> None:
     ],
 )
 def test_files_that_cannot_be_learned_from_are_refused(
-    tmp_path: Path, rows: np.ndarray, labels: np.ndarray, rule: str
+    tmp_path: Path, rows: np.ndarray, values: np.ndarray, rule: str
 ) -> None:
     """Wrong shapes, too few, NaN, values out of range and pickles: one line with the rule and the file."""
     np.save(tmp_path / "p.npy", rows, allow_pickle=True)
-    np.save(tmp_path / "a.npy", labels)
+    np.save(tmp_path / "a.npy", values)
     with pytest.raises(DataError, match=rule) as raised:
         load_measured(tmp_path / "p.npy", tmp_path / "a.npy")
     assert "\n" not in str(raised.value)
@@ -128,13 +128,13 @@ def test_what_is_no_array_is_refused(tmp_path: Path, content: bytes | None) -> N
     assert isinstance(done.exception, DataError) and str(broken) in str(done.exception)
 
 
-@pytest.mark.parametrize("labels", ["3", "ten", "20;40", "-20"])
-def test_impossible_counts_are_refused(tmp_path: Path, labels: str) -> None:
-    """Counts of labels must be whole numbers from 4."""
+@pytest.mark.parametrize("counts", ["3", "ten", "20;40", "-20"])
+def test_impossible_counts_are_refused(tmp_path: Path, counts: str) -> None:
+    """Counts of policies must be whole numbers from 4."""
     policies, accuracy = map(str, written(tmp_path))
-    command = ["bench", "predictor", "--policies", policies, "--accuracy", accuracy, "--labels", labels]
+    command = ["bench", "predictor", "--policies", policies, "--accuracy", accuracy, "--trials", counts]
     done = CliRunner().invoke(app, command)
-    assert isinstance(done.exception, UsageError) and labels in str(done.exception)
+    assert isinstance(done.exception, UsageError) and counts in str(done.exception)
 
 
 def test_without_scikit_learn_the_mend_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,1 +1,1 @@
-"""Are the labels worth learning? Cheap labels of policies against long fine-tunes of the same ones."""
+"""Are trials worth learning? Their objective values against long fine-tunes of the same policies."""

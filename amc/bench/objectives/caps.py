@@ -1,4 +1,4 @@
-"""What a comparison of labels is asked for: an ordinary recipe or that of a bench, and caps."""
+"""What a comparison of objectives is asked for: an ordinary recipe or that of a bench, and caps."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ CAPS = "15%,40%"
 Caps = dict[str, tuple[Budget, ...]]
 
 
-def asked_for(name: str, caps: str | None, overrides: Mapping[str, object]) -> tuple[Recipe, Caps]:
-    """The recipe and its caps by name; caps left out are those of the bench recipe, or `CAPS`.
+def recipe_and_caps(name: str, caps: str | None, overrides: Mapping[str, object]) -> tuple[Recipe, Caps]:
+    """The recipe and its caps by name; default: the caps of the bench recipe, or `CAPS`.
 
     Args:
         name: a recipe or a bench recipe, built in or a TOML file; an ordinary one comes first.

@@ -1,9 +1,9 @@
-"""Which policies the kinds of labels are judged on: some of any quality, and as many that a search would come to.
+"""Which policies the kinds of trials are judged on: some of any quality, and as many that a search would come to.
 
-A search chooses among good policies, and there an order is harder to tell than between good and wrecked ones. So half
-of the policies are uniform ratios and random ones, and the other half are the best of a pool that was bred for one
-generation. Best by the mean of their ranks under two kinds of labels, one without training and one with some: selection
-narrows the spread of the label it is made by, which would count against that kind alone.
+A search chooses among good policies, and there an order is harder to tell than between good and degenerate ones. So
+half of the policies are uniform ratios and random ones, and the other half are the best of a pool that was bred for one
+generation. Best by the mean of their ranks under two kinds of trials, one without training and one with some:
+selection narrows the spread of the value it is made by, which would count against that kind alone.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ CHANGE = 0.25  # half-width of a child's change of log(count)
 NEAR = (0.93, 1.0)  # of the tightest cap: where children land
 
 Policy = NDArray[np.int64]
-Judge = Callable[[Policy], NDArray[np.float64]]  # (n, d) policies -> (n,) merit, higher is better
+Judge = Callable[[Policy], NDArray[np.float64]]  # (n, d) policies -> (n,) score, higher is better
 
 
 def chosen_policies(
@@ -67,7 +67,7 @@ def _without(policies: Policy, others: Policy) -> Policy:
     return left
 
 
-def mean_ranks(*merits: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The mean of the ranks of each under several merits, all (n,); higher is better."""
-    ranks: NDArray[np.float64] = np.mean([(m[:, None] > m).sum(1) - (m[:, None] < m).sum(1) for m in merits], axis=0)
+def mean_ranks(*scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The mean of the ranks of each under several scores, all (n,); higher is better."""
+    ranks: NDArray[np.float64] = np.mean([(m[:, None] > m).sum(1) - (m[:, None] < m).sum(1) for m in scores], axis=0)
     return ranks

@@ -1,4 +1,4 @@
-"""What the labels of a comparison say: for each cap how far chance goes, for each kind of label how well it orders."""
+"""What a comparison says: for each cap how far chance goes, for each kind of trial how well it orders policies."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from amc.bench.objectives.fidelity import (
     spread_of,
 )
 from amc.bench.objectives.policies import GOOD
-from amc.study.objective import denoised
+from amc.study.objective import denoised as smoothed
 
 ENOUGH = 0.7  # of Kendall's tau
-LOSS, ACCURACY, DISTANCE, DENOISED = "loss", "accuracy", "distance", "denoised"
+LOSS, ACCURACY, SMOOTHED = "loss", "accuracy", "smoothed"
 WIDE = 0.5  # of Kendall's 95 % interval
 RULE = (
-    "At the caps where the policy matters: of the labels whose Kendall with the "
-    f"long label is at least {ENOUGH} at each of these, the one of the fewest seconds; if there is none, likewise of "
+    "At the caps where the policy matters: of the objectives whose Kendall with the "
+    f"long value is at least {ENOUGH} at each of these, the one of the fewest seconds; if there is none, likewise of "
     "those whose mean Kendall is below the best one's by no more than a standard error of the difference. Of one "
     f"kind's metrics, the best. No winner of fewer than {ENOUGH_FOR_TOP} policies, of a spread below {MATTERS:g} times "
-    f"the seeds' noise, with an interval of Kendall wider than {WIDE:g}, or where all labels are as near."
+    f"the seeds' noise, with an interval of Kendall wider than {WIDE:g}, or where all objectives are as near."
 )
 
-Row = dict[str, Any]  # of a policy: "origin", "long": records by seed, "cheap": records by kind
+Row = dict[str, Any]  # of a policy: "origin", "long": records by seed, "trials": records by kind
 Finding = dict[str, Any]
 
 
@@ -43,28 +43,28 @@ def found_for_cap(name: str, rows: list[Row]) -> Finding:
     """Spread, noise, and the fidelity of every kind and metric.
 
     Returns:
-        `truth`: which long label comes first, "loss" unless the task gives none; `spread`: of either long label, see
-        `Spread`; `labels`: one entry a kind and metric, with median seconds a label and, for the first long label and
-        for accuracy, Kendall and top-5 regret (None of too few
-        policies), and `kendall_good`: among the policies that are good by cheap labels;
+        `truth`: which long value comes first, "loss" unless the task gives none; `spread`: of either long value, see
+        `Spread`; `objectives`: one entry a kind and metric, with median seconds a trial and, for the first long
+        value and for accuracy, Kendall and top-5 regret (None of too few policies), and `kendall_good`: among the
+        policies that were chosen as good;
         `rows`: all that was measured.
     """
     truth = LOSS if any(record["loss"] for row in rows for record in row["long"]) else ACCURACY
     draws, good = drawn(len(rows)), np.array([row["origin"] == GOOD for row in rows])
-    first, accuracy = long_labels(rows, truth), long_labels(rows, ACCURACY)
-    labels = []
+    first, accuracy = long_values(rows, truth), long_values(rows, ACCURACY)
+    objectives = []
     judge_top = len(rows) >= ENOUGH_FOR_TOP
-    for kind in rows[0]["cheap"]:
-        for metric, cheap in cheap_labels(rows, kind).items():
-            labels.append({
+    for kind in rows[0]["trials"]:
+        for metric, values in trial_values(rows, kind).items():
+            objectives.append({
                 "kind": kind,
                 "metric": metric,
-                "seconds": median(row["cheap"][kind]["seconds"] for row in rows),
-                "kendall": asdict(estimated_kendall(cheap, first, draws)),
-                "regret": asdict(estimated_regret(cheap, first, draws)) if judge_top else None,
-                "kendall_accuracy": asdict(estimated_kendall(cheap, accuracy, draws)),
-                "regret_accuracy": asdict(estimated_regret(cheap, accuracy, draws)) if judge_top else None,
-                "kendall_good": kendall(cheap[good], first[good]) if good.sum() > 1 else None,
+                "seconds": median(row["trials"][kind]["seconds"] for row in rows),
+                "kendall": asdict(estimated_kendall(values, first, draws)),
+                "regret": asdict(estimated_regret(values, first, draws)) if judge_top else None,
+                "kendall_accuracy": asdict(estimated_kendall(values, accuracy, draws)),
+                "regret_accuracy": asdict(estimated_regret(values, accuracy, draws)) if judge_top else None,
+                "kendall_good": kendall(values[good], first[good]) if good.sum() > 1 else None,
             })  # fmt: skip
     return {
         "cap": name,
@@ -72,30 +72,28 @@ def found_for_cap(name: str, rows: list[Row]) -> Finding:
         "long_seconds": median(record["seconds"] for row in rows for record in row["long"]),
         "spread": {of: asdict(spread_of([_signed(row["long"], of) for row in rows])) for of in {truth, ACCURACY}},
         "good_std": float(first[good].std(ddof=1)) if good.sum() > 1 else None,
-        "labels": labels,
+        "objectives": objectives,
         "rows": rows,
     }
 
 
-def long_labels(rows: list[Row], metric: str) -> Reals:
+def long_values(rows: list[Row], metric: str) -> Reals:
     """(n,) the mean over the seeds that there are; higher is better."""
     return np.array([np.mean(_signed(row["long"], metric)) for row in rows])
 
 
-def cheap_labels(rows: list[Row], kind: str) -> dict[str, Reals]:
-    """Metric -> (n,) labels of a kind, higher is better; metrics that the task does not give are left out."""
-    records = [row["cheap"][kind] for row in rows]
+def trial_values(rows: list[Row], kind: str) -> dict[str, Reals]:
+    """Metric -> (n,) objective values of a kind, higher is better; metrics that the task does not give are left out."""
+    records = [row["trials"][kind] for row in rows]
     found = {ACCURACY: np.array(_signed(records, ACCURACY))}
     if any(record["loss"] for record in records):
         found[LOSS] = np.array(_signed(records, LOSS))
-        found[DENOISED] = denoised(found[ACCURACY], -found[LOSS])
-    if all(record["distance"] is not None for record in records):
-        found[DISTANCE] = np.array(_signed(records, DISTANCE))
+        found[SMOOTHED] = smoothed(found[ACCURACY], -found[LOSS])
     return found
 
 
 def verdict(caps: Sequence[Finding]) -> dict[str, Any]:
-    """The label that wins a second, by `RULE`.
+    """The objective that wins a second, by `RULE`.
 
     Returns:
         `kind`, `metric`, `seconds`, `kendall` (mean over `caps`, the names of those that count), `enough`: whether it
@@ -109,19 +107,22 @@ def verdict(caps: Sequence[Finding]) -> dict[str, Any]:
         return {**told, "reason": f"{fewest} policies a cap are too few; give --policies {ENOUGH_FOR_TOP} or more"}
     if not counted:
         return {**told, "reason": _why_nothing_counts(caps)}
-    names = [(label["kind"], label["metric"]) for label in counted[0]["labels"]]
+    names = [(one["kind"], one["metric"]) for one in counted[0]["objectives"]]
     each: Reals = np.array(
-        [[label["kendall"]["value"] for label in cap["labels"]] for cap in counted]
-    )  # (caps, labels)
-    seconds = np.array([[label["seconds"] for label in cap["labels"]] for cap in counted]).mean(0)
+        [[one["kendall"]["value"] for one in cap["objectives"]] for cap in counted]
+    )  # (caps, objectives)
+    seconds = np.array([[one["seconds"] for one in cap["objectives"]] for cap in counted]).mean(0)
     enough = each.min(0) >= ENOUGH
     allowed = enough if enough.any() else _near_best(counted, each.mean(0), names)
     if allowed.all() and not enough.any():
-        return {**told, "reason": "the labels' Kendalls differ by no more than a standard error; give more --policies"}
+        return {
+            **told,
+            "reason": "they differ by no more than a standard error of Kendall; give more --policies",
+        }
     cheapest = allowed & (seconds <= np.where(allowed, seconds, np.inf).min())
     place = int(np.argmax(np.where(cheapest, each.mean(0), -np.inf)))
     for cap in counted:
-        tau = cap["labels"][place]["kendall"]
+        tau = cap["objectives"][place]["kendall"]
         if tau["high"] - tau["low"] > WIDE:
             wide = f"the interval of its Kendall at {cap['cap']} is wide, {tau['low']:.2f} to {tau['high']:.2f}"
             return {**told, "reason": f"{' '.join(names[place])} comes first, but {wide}; give more --policies"}
@@ -136,7 +137,7 @@ def verdict(caps: Sequence[Finding]) -> dict[str, Any]:
 
 
 def _ratio(cap: Finding) -> float:
-    """Of the spread of a cap's long labels to their noise; 0 where noise is unknown."""
+    """Of the spread of a cap's long values to their noise; 0 where noise is unknown."""
     ratio = cap["spread"][cap["truth"]]["ratio"]
     return float(ratio["value"]) if ratio else 0.0
 
@@ -145,12 +146,12 @@ def _why_nothing_counts(caps: Sequence[Finding]) -> str:
     if all(cap["spread"][cap["truth"]]["ratio"] is None for cap in caps):
         return "no policy was fine-tuned twice, so that the spread cannot be held against chance; give --repeats 2"
     most = max(map(_ratio, caps))
-    return f"the long labels' spread is {most:.1f} times their seed noise at most, and must be {MATTERS:g} times"
+    return f"the long values' spread is {most:.1f} times their seed noise at most, and must be {MATTERS:g} times"
 
 
 def _near_best(caps: Sequence[Finding], means: Reals, names: list[tuple[str, str]]) -> NDArray[np.bool_]:
-    """(labels,) whether each is below the best by no more than a standard error of the difference, by bootstrap."""
-    drawn_means = np.mean([_drawn(cap, names) for cap in caps], axis=0)  # (labels, draws)
+    """(objectives,) whether each is below the best by no more than a standard error of the difference, by bootstrap."""
+    drawn_means = np.mean([_drawn(cap, names) for cap in caps], axis=0)  # (objectives, draws)
     best = int(means.argmax())
     errors = (drawn_means[best] - drawn_means).std(axis=1)
     near: NDArray[np.bool_] = means >= means[best] - errors
@@ -158,10 +159,10 @@ def _near_best(caps: Sequence[Finding], means: Reals, names: list[tuple[str, str
 
 
 def _drawn(cap: Finding, names: list[tuple[str, str]]) -> Reals:
-    """Kendall of each label of a cap over the draws of policies, (labels, draws)."""
+    """Kendall of each objective of a cap over the draws of policies, (objectives, draws)."""
     rows, draws = cap["rows"], drawn(len(cap["rows"]))
-    long = long_labels(rows, cap["truth"])
-    return np.array([drawn_kendall(cheap_labels(rows, kind)[metric], long, draws) for kind, metric in names])
+    long = long_values(rows, cap["truth"])
+    return np.array([drawn_kendall(trial_values(rows, kind)[metric], long, draws) for kind, metric in names])
 
 
 def _signed(records: Sequence[dict[str, Any]], metric: str) -> list[float]:

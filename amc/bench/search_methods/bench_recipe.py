@@ -1,4 +1,4 @@
-"""Bench recipes: which methods search which network, under which caps, with how many labels and seeds.
+"""Bench recipes: which methods search which network, under which caps, with how many trials and seeds.
 
 A TOML file that names an ordinary recipe for network, data, recovery and fine-tune, and changes keys of it under
 `[set]`.
@@ -21,7 +21,7 @@ from amc.system.settings import Settings
 
 OURS = "amc"  # the method that the others are compared with; its ablations are called amc-WITHOUT
 UNIFORM = "uniform"
-Label = Literal["likelihood", "accuracy"]
+Objective = Literal["likelihood", "accuracy"]
 
 
 def _as_list(value: object) -> object:
@@ -51,7 +51,7 @@ class FrontSection(Settings):
     """One study of ours for several caps, against studies made for each cap alone."""
 
     caps: Caps = Field(min_length=2, description="that one study of ours serves")
-    trials: int = Field(default=128, ge=16, description="labels of our one study, and of each study of the others")
+    trials: int = Field(default=128, ge=16, description="trials of our one study, and of each study of the others")
     seeds: int = Field(default=3, ge=1, description="of either")
     methods: Methods = Field(default=["tpe", "evolution"], description="that make a study for each cap alone")
 
@@ -64,15 +64,17 @@ class BenchRecipe(Settings):
     recipe: str = Field(min_length=1, description="an ordinary recipe: network, data, recovery, fine-tune")
     settings: dict[str, JsonValue] = Field(default={}, alias="set", description="keys of that recipe, changed")
     caps: Caps = Field(min_length=1, description="each a budget, or a list of budgets that all hold")
-    label: Label = Field(default="likelihood", description="likelihood (exp of minus the calibrated loss) or accuracy")
-    trials: int = Field(default=64, ge=1, description="labels of a search")
+    objective: Objective = Field(
+        default="likelihood", description="likelihood (exp of minus the calibrated loss) or accuracy"
+    )
+    trials: int = Field(default=64, ge=1, description="trials of a search")
     seeds: int = Field(default=5, ge=1, description="searches of each method under each cap")
     methods: Methods = Field(default=[OURS, "random"], min_length=1)
-    long: int = Field(default=256, ge=0, description="labels of a long search; 0: no long searches")
+    long: int = Field(default=256, ge=0, description="trials of a long search; 0: no long searches")
     long_seeds: int = Field(default=3, ge=1, description="long searches of each method under each cap")
-    long_methods: Methods = Field(default=[], description="left out: all of `methods`")
+    long_methods: Methods = Field(default=[], description="default: all of `methods`")
     finetune: bool | list[str] = Field(default=False, description="whether winners are fine-tuned, or whose")
-    finetune_judge: Label = Field(
+    finetune_judge: Objective = Field(
         default="accuracy", description="of the test split: what the fine-tuned are compared by"
     )
     finetune_seeds: int = Field(default=2, ge=1, description="orders of the data in which each is fine-tuned")

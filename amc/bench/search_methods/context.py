@@ -1,15 +1,19 @@
-"""The one network, its caps and its labels: what all methods of a contest share."""
+"""The one network, its caps and its measured policies: what all methods of a comparison share."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from time import perf_counter
 
+import numpy as np
+from numpy.typing import NDArray
+
 from amc.bench.deadline import Deadline
-from amc.bench.search_methods.bench_recipe import BenchRecipe, Label
-from amc.bench.search_methods.store import Labelled, LabelStore, Policy
+from amc.bench.search_methods.bench_recipe import BenchRecipe, Objective
+from amc.bench.store import Store
 from amc.job.dense import Dense
 from amc.study.selection import unreachable
 from amc.study.sensitivity import Curves, measure_curves
@@ -17,32 +21,54 @@ from amc.system.errors import ModelError, UsageError
 from amc_search import Cap, CapUnreachable
 from amc_search.repair import check_reachable
 
-WRECKED = 1e-9  # the label of what could not be measured: labels are above 0
+DEGENERATE = 1e-9  # the objective value of what could not be measured: all others are above 0
+POLICY = "policy"  # the kind of a measured policy's record
+
+Policy = NDArray[np.int64]
 
 
-def label_of(kind: Label, accuracy: float, loss: float) -> float:
+def objective_value(objective: Objective, accuracy: float, loss: float) -> float:
     """The number that a method sees, in (0, 1], from the accuracy and the calibrated loss (nats) of one trial."""
-    return max(math.exp(-loss) if kind == "likelihood" else accuracy, WRECKED)
+    return max(math.exp(-loss) if objective == "likelihood" else accuracy, DEGENERATE)
 
 
 @dataclass(frozen=True)
-class Sounding:
-    """What each group's cut alone does (`amc.study.sensitivity`), and the wall time that measuring it took."""
+class Measured:
+    """What measuring a policy gave.
+
+    Attributes:
+        accuracy: on the validation split.
+        loss: calibrated cross-entropy there, nats.
+        seconds: wall time of cut, recovery and evaluation.
+        costs: unit -> exact cost.
+        failure: why it could not be measured; accuracy is then 0 and loss infinite. Empty: it could.
+    """
+
+    accuracy: float
+    loss: float
+    seconds: float
+    costs: Mapping[str, float] = field(default_factory=dict)
+    failure: str = ""
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """What cutting each group alone does (`amc.study.sensitivity`), and the wall time that measuring it took."""
 
     curves: Curves
     seconds: float
 
 
-class Arena:
+class Context:
     """Measures policies, each once for all methods.
 
     Attributes:
         caps: by name, in units of the network's costs.
-        has_advanced: something was done that was not there before: until then known labels are given out past the
+        has_advanced: something was done that was not there before: until then known policies are given out past the
             deadline, so that every command comes further than the last, however long it takes to get there.
     """
 
-    def __init__(self, recipe: BenchRecipe, dense: Dense, store: LabelStore, deadline: Deadline) -> None:
+    def __init__(self, recipe: BenchRecipe, dense: Dense, store: Store, deadline: Deadline) -> None:
         """Raises `BudgetUnreachable` for a cap that no policy meets."""
         self.recipe, self.dense, self.store, self.deadline = recipe, dense, store, deadline
         self.has_advanced = False
@@ -54,48 +80,51 @@ class Arena:
             raise unreachable(error) from None
 
     @cached_property
-    def reference(self) -> Labelled:
+    def reference(self) -> Measured:
         """The dense network's own measurement.
 
         Raises:
-            UsageError: labels shall be likelihoods, but the task's metric gives no loss.
+            UsageError: objective values shall be likelihoods, but the task's metric gives no loss.
         """
         found = self.dense.measure.evaluate(self.dense.model)
-        if self.recipe.label == "likelihood" and self.dense.task.metric is not None and found.loss == 0:
-            raise UsageError('label = "likelihood" needs a loss, but this task\'s metric gives none; take "accuracy"')
-        return Labelled(found.accuracy, found.loss, found.seconds, self.dense.dense_costs())
+        if self.recipe.objective == "likelihood" and self.dense.task.metric is not None and found.loss == 0:
+            raise UsageError(
+                'objective = "likelihood" needs a loss, but this task\'s metric gives none; take "accuracy"'
+            )
+        return Measured(found.accuracy, found.loss, found.seconds, self.dense.dense_costs())
 
     @property
-    def dense_label(self) -> float:
-        return self.label_of(self.reference)
+    def dense_value(self) -> float:
+        """The dense network's objective value."""
+        return self.value_of(self.reference)
 
-    def label_of(self, found: Labelled) -> float:
+    def value_of(self, found: Measured) -> float:
         """The number that a method sees for a measured policy."""
-        return label_of(self.recipe.label, found.accuracy, found.loss)
+        return objective_value(self.recipe.objective, found.accuracy, found.loss)
 
     @cached_property
-    def sounding(self) -> Sounding:
-        """What each group's cut alone does."""
+    def sensitivity(self) -> Sensitivity:
+        """What cutting each group alone does."""
         start = perf_counter()
-        return Sounding(measure_curves(self.dense), perf_counter() - start)
+        return Sensitivity(measure_curves(self.dense), perf_counter() - start)
 
-    def measured(self, policy: Policy) -> Labelled:
+    def measured(self, policy: Policy) -> Measured:
         """What measuring a (d,) policy gives, from the store if it was measured before.
 
         Raises:
             Paused: the time is over; nothing was begun.
             StorageError: the result could not be kept.
         """
-        known = self.store.label(policy)
+        known = self.store.get(POLICY, *policy.tolist())
         if known is None or self.has_advanced:
             self.deadline.check()
         if known is not None:
-            return known
+            return Measured(**known)
         try:
             trial = self.dense.measure(policy)
-            found = Labelled(trial.accuracy, trial.loss, sum(trial.seconds.values()), dict(trial.costs))
+            found = Measured(trial.accuracy, trial.loss, sum(trial.seconds.values()), dict(trial.costs))
         except ModelError as error:  # outputs that are not finite: the policy is at fault, and the worst there is
-            found = Labelled(0.0, math.inf, 0.0, self.dense.costs_of(policy), str(error))
-        self.store.keep(policy, found)
+            found = Measured(0.0, math.inf, 0.0, self.dense.costs_of(policy), str(error))
+        self.store.put(POLICY, *policy.tolist(), value=asdict(found))
         self.has_advanced = True
         return found

@@ -45,8 +45,8 @@ CONSTRAINTS = {"macs": ("flops", 2.0), "params": ("params", 1.0), "bytes": ("par
 class FastNAS:
     """Pruning by the largest tolerable loss of one layer (nvidia-modelopt, `modelopt.torch.prune`, mode "fastnas").
 
-    Every call of its score function is a true evaluation on the validation split, and stands in no list of labels: so
-    many widths are on offer that calls and final label together are no more than the problem's trials. Losses are
+    Every call of its score function is a true evaluation on the validation split, and stands in no list of trials: so
+    many widths are on offer that calls and the final trial together are no more than the problem's trials. Losses are
     measured once for all caps. It takes one constraint: that of the first cap, made tighter until the legal policy
     nearest to the widths it leaves is under all caps. Layers that it cannot follow it leaves whole.
 
@@ -62,7 +62,7 @@ class FastNAS:
         """Measure the policy that it leaves.
 
         Raises:
-            PeerFailed: it fails on this network, knows no such cap, or needs more labels.
+            PeerFailed: it fails on this network, knows no such cap, or needs more trials.
             MissingExtra: nvidia-modelopt is not installed.
         """
         problem.measure(self.policy(problem.caps, problem.trials))
@@ -72,7 +72,7 @@ class FastNAS:
         widths = min(WIDTHS, 1 + (trials - 2) // len(self.dense.space))
         if widths < 2:
             raise PeerFailed(
-                f"FastNAS needs at least {len(self.dense.space) + 2} labels for {len(self.dense.space)} groups, but "
+                f"FastNAS needs at least {len(self.dense.space) + 2} trials for {len(self.dense.space)} groups, but "
                 f"has {trials}; allow more trials"
             )
         cap = caps[0]
@@ -93,15 +93,14 @@ class FastNAS:
                 from modelopt.torch.prune import prune
         except ImportError:  # of it, or of what it imports
             raise MissingExtra("modelopt-fastnas", "nvidia-modelopt") from None
-        twin = copy.deepcopy(self.dense.model).to(memory_format=torch.contiguous_format)  # it sorts no other order
+        copied = copy.deepcopy(self.dense.model).to(memory_format=torch.contiguous_format)  # it sorts no other order
         try:
-            with _quiet(), self._losses(widths) as checkpoint:
+            with _quiet(), self._losses(widths) as path:
                 settings = {
-                    "score_func": self._score, "forward_loop": self._calibrate, "checkpoint": checkpoint,
-                    "verbose": False,
+                    "score_func": self._score, "forward_loop": self._calibrate, "checkpoint": path, "verbose": False,
                 }  # fmt: skip
                 found: nn.Module = prune(
-                    twin, [("fastnas", self._rules(widths))], {unit: limit}, self._example, settings
+                    copied, [("fastnas", self._rules(widths))], {unit: limit}, self._example, settings
                 )[0]
         except Exception as error:  # in many ways
             if is_out_of_memory(error):

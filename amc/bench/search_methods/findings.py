@@ -1,4 +1,4 @@
-"""All that a contest has found so far, read back from its folder, and its figures as one JSON-able record."""
+"""All that a comparison has found so far, read back from its folder, and its figures as one JSON-able record."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from amc.bench.search_methods.bench_recipe import OURS, UNIFORM, BenchRecipe
-from amc.bench.search_methods.context import label_of
+from amc.bench.search_methods.context import objective_value
+from amc.bench.search_methods.finals import Final
 from amc.bench.search_methods.orders import Order
 from amc.bench.search_methods.searches import FRONT, Search, Spec, front_caps, specs_of
-from amc.bench.search_methods.store import Final
 from amc.bench.statistics import Interval, Sample, interval, paired, places, spread
 
 Row = dict[str, Any]
@@ -27,7 +27,7 @@ class Findings:
         searches: the finished ones.
         orders: of our predictor.
         finals: cap -> method -> seed of the search -> its winner's finals, one an order of the data.
-        strangers: cap -> one list a random policy, likewise.
+        drawn: cap -> one list a random policy, likewise.
         dense: the dense network on the test split.
         left_out: what cannot run.
         unjudged: fine-tunes still missing, of the winners and the random policies that there are.
@@ -37,7 +37,7 @@ class Findings:
     searches: list[Search]
     orders: list[Order] = field(default_factory=list)
     finals: dict[str, dict[str, dict[int, list[Final]]]] = field(default_factory=dict)
-    strangers: dict[str, list[list[Final]]] = field(default_factory=dict)
+    drawn: dict[str, list[list[Final]]] = field(default_factory=dict)
     dense: Final | None = None
     left_out: LeftOut = field(default_factory=dict)
     unjudged: int = 0
@@ -48,7 +48,7 @@ class Findings:
         return [spec for spec in specs_of(self.recipe) if spec.cap not in self.left_out.get(spec.method, {})]
 
     def bests(self, cap: str, trials: int) -> dict[str, Sample]:
-        """Method -> best label under a cap by seed, of the searches made for it."""
+        """Method -> best objective value under a cap by seed, of the searches made for it."""
         searches = self.of(cap, trials)
         return {
             method: _bests([one for one in searches if one.spec.method == method], cap)
@@ -60,7 +60,7 @@ class Findings:
         return [one for one in self.searches if (one.spec.cap, one.spec.trials) == (cap, trials)]
 
     def front_bests(self, cap: str) -> Sample:
-        """Best label under a cap by seed, of our studies that serve several."""
+        """Best objective value under a cap by seed, of our studies that serve several."""
         return _bests([one for one in self.searches if one.spec.cap == FRONT], cap)
 
 
@@ -100,8 +100,8 @@ def _search_rows(found: Findings, cap: str, trials: int) -> dict[str, Row]:
             "place": place[method],
             "best": {str(seed): best for seed, best in sample.by_seed.items()},
             "accuracy": float(np.mean([one.winner_accuracy() for one in runs])),
-            "labels": float(np.mean([one.price + len(one.labels) for one in runs])),
-            "label_seconds": float(np.mean([sum(one.label_seconds) for one in runs])),
+            "trials": float(np.mean([one.price + len(one.values) for one in runs])),
+            "trial_seconds": float(np.mean([sum(one.trial_seconds) for one in runs])),
             "own_seconds": float(np.mean([one.own_seconds[-1] for one in runs])),
             "ours_minus": _difference(bests, method),
         }
@@ -117,7 +117,7 @@ def _difference(bests: Mapping[str, Sample], method: str) -> Row | None:
 
 def _final_rows(found: Findings, cap: str) -> Row:
     """Scores on test by method: the mean over data orders of each winner, then over winners."""
-    policies, noise = spread(scores(found, found.strangers.get(cap, [])))
+    policies, noise = spread(scores(found, found.drawn.get(cap, [])))
     means = final_means(found, cap)
     rows: dict[str, Row] = {}
     for method, finals in found.finals[cap].items():
@@ -144,7 +144,7 @@ def final_means(found: Findings, cap: str) -> dict[str, Sample]:
 def scores(found: Findings, finals: Iterable[Sequence[Final]]) -> list[list[float]]:
     """What finals are compared by, higher is better, one list a policy."""
     judge = found.recipe.finetune_judge
-    return [[label_of(judge, final.test_accuracy, final.test_loss) for final in of] for of in finals]
+    return [[objective_value(judge, final.test_accuracy, final.test_loss) for final in of] for of in finals]
 
 
 def _mean_of(finals: Mapping[int, Sequence[Final]], what: str, fixed: bool) -> Row:
@@ -159,7 +159,7 @@ def _order_rows(orders: Sequence[Order]) -> Row:
         rows.setdefault(cap, {})[str(trials)] = {
             "kendall": _told(interval([one.kendall for one in mine])),
             "spearman": _told(interval([one.spearman for one in mine])),
-            "policies": float(np.mean([len(one.labels) for one in mine])),
+            "policies": float(np.mean([len(one.values) for one in mine])),
         }
     return rows
 

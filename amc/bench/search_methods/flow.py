@@ -1,6 +1,6 @@
 """The main flow of `amc bench RECIPE`: searches, then the order of fresh policies, then fine-tunes; resumed at will.
 
-In the folder: results.json, table.md and plots.html; under the protocol's hash labels.db, and under the kind of label
+In the folder: results.json, table.md and plots.html; under the protocol's hash measured.db, and under the objective
 searches/, orders/ and the checkpoint of a fine-tune at work. To search again with a method that has changed, delete its
 folder in searches/: what it measured stays.
 """
@@ -17,15 +17,15 @@ from typing import Any
 from amc.bench.deadline import Deadline, Paused, Unfinished
 from amc.bench.search_methods import finals
 from amc.bench.search_methods.bench_recipe import BenchRecipe
-from amc.bench.search_methods.charts import plots_page
-from amc.bench.search_methods.context import Arena
+from amc.bench.search_methods.context import Context
 from amc.bench.search_methods.findings import Findings, LeftOut
 from amc.bench.search_methods.orders import Order, is_ordered, order, read_order
+from amc.bench.search_methods.plots import plots_page
 from amc.bench.search_methods.results import results
 from amc.bench.search_methods.searches import FRONT, Search, Spec, front_caps, read_search, search, specs_of
 from amc.bench.search_methods.shared_study import front_method
-from amc.bench.search_methods.store import LabelStore
 from amc.bench.search_methods.tables import table_markdown
+from amc.bench.store import FILE, Store
 from amc.job.dense import Dense, prepare
 from amc.job.folder import read_json
 from amc.job.run import claimed
@@ -36,15 +36,14 @@ from amc_search.rivals.extra import MissingExtra
 from amc_search.rivals.problem import Method
 
 RESULTS, TABLE, PLOTS, LEFT_OUT = "results.json", "table.md", "plots.html", "left-out.json"
-LABELS = "labels.db"
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """How much of a contest a command shall do.
+    """How much of a comparison a command shall do.
 
     Attributes:
-        minutes: after which it stops between two labels.
+        minutes: after which it stops between two trials.
         only: methods to run; empty: all.
         report_only: measure nothing, and report what is there.
     """
@@ -54,7 +53,7 @@ class Wanted:
     report_only: bool = False
 
 
-def contest(
+def bench_methods(
     recipe: BenchRecipe,
     out: Path,
     wanted: Wanted | None = None,
@@ -63,7 +62,7 @@ def contest(
     methods: Callable[[Dense], Mapping[str, Method]] | None = None,
     deadline: Deadline | None = None,
 ) -> dict[str, Any]:
-    """Run a contest, or go on with it, and write what it found into `out`; returns what `results.json` holds.
+    """Run a comparison of search methods, or go on with it; returns what `results.json` in `out` holds.
 
     Args:
         recipe: what is compared.
@@ -88,19 +87,16 @@ def contest(
         folder = out / dense.protocol().digest
         if wanted.report_only:
             _check_begun(out, folder.name, recipe)
-        store = LabelStore(folder / LABELS)
-        try:
-            arena = Arena(recipe, dense, store, deadline)
+        with Store(folder) as store:
             known = {} if wanted.report_only else (methods or product_methods)(dense)
-            work = _Work(arena, folder / recipe.label, wanted, known, progress)
+            context = Context(recipe, dense, store, deadline)
+            work = _Work(context, folder / recipe.objective, wanted, known, progress)
             try:
                 work.run()
             except Paused:
                 left = work.report(out)["progress"]
                 raise Unfinished(_how_far(left, out, wanted)) from None
             return work.report(out)
-        finally:
-            store.close()
 
 
 def _check(recipe: BenchRecipe, wanted: Wanted) -> None:
@@ -116,28 +112,27 @@ def _check(recipe: BenchRecipe, wanted: Wanted) -> None:
 
 
 def _check_begun(out: Path, protocol: str, recipe: BenchRecipe) -> None:
-    if not any(out.glob(f"{protocol}/{LABELS}")):
+    if not any(out.glob(f"{protocol}/{FILE}")):
         raise RunError(
             f"--report needs a folder in which {recipe.origin} was begun, but {out} holds nothing of it; "
             "give its --out, or leave --report out"
         )
 
 
-def product_methods(dense: Dense) -> dict[str, Method]:
-    """All methods by name; peers get the network itself."""
-    from amc.bench.search_methods.ours import METHODS
-    from amc.bench.search_methods.peers import peer_methods
+def product_methods(dense: Dense) -> Mapping[str, Method]:
+    """All methods by name."""
+    from amc.bench.search_methods.methods import all_methods
 
-    return {**METHODS, **peer_methods(dense)}
+    return all_methods(dense)
 
 
 class _Work:
-    """One command's part of a contest."""
+    """One command's part of a comparison."""
 
     def __init__(
-        self, arena: Arena, folder: Path, wanted: Wanted, methods: Mapping[str, Method], progress: Progress
+        self, context: Context, folder: Path, wanted: Wanted, methods: Mapping[str, Method], progress: Progress
     ) -> None:
-        self.arena, self.recipe, self.folder, self.progress = arena, arena.recipe, folder, progress
+        self.context, self.recipe, self.folder, self.progress = context, context.recipe, folder, progress
         self.wanted, self.methods = wanted, methods
         self.specs = specs_of(self.recipe, list(wanted.only))
         self.left_out: LeftOut = read_json(folder / LEFT_OUT) if (folder / LEFT_OUT).is_file() else {}
@@ -152,14 +147,14 @@ class _Work:
         for one in found:
             if self.recipe.rank and is_ordered(one.spec) and self._order(one) is None:
                 self.progress.say(f"measure fresh policies: {one.spec.cap}, seed {one.spec.seed}")
-                order(one, self.arena, self.folder)
+                order(one, self.context, self.folder)
         if self.recipe.winners_of:
             self._finetune(found)
 
     def report(self, out: Path) -> dict[str, Any]:
         """Compute all figures from what is there and write them."""
         found = self._findings()
-        record = results(found, self.arena)
+        record = results(found, self.context)
         write_json(out / RESULTS, record)
         write_text(out / TABLE, table_markdown(record))
         write_text(out / PLOTS, plots_page(found, record))
@@ -176,7 +171,7 @@ class _Work:
         again = {spec.method for spec in self.specs}  # what did not run may run now
         self.left_out = {method: caps for method, caps in self.left_out.items() if method not in again}
         write_json(self.folder / LEFT_OUT, self.left_out)
-        stage = self.progress.stage("labels asked for", sum(spec.trials for spec in self.specs))
+        stage = self.progress.stage("trials asked for", sum(spec.trials for spec in self.specs))
         found = []
         for spec in self.specs:
             known = read_search(spec, self.folder)
@@ -191,28 +186,28 @@ class _Work:
     def _try(self, spec: Spec, asked: _Asked) -> Search | None:
         """One search; None where the method cannot run on this network under this cap, which is written down."""
         try:
-            found = search(spec, self._method(spec), self.arena, self.folder, asked)
+            found = search(spec, self._method(spec), self.context, self.folder, asked)
         except (ModelError, MissingExtra) as error:
             self.left_out.setdefault(spec.method, {})[spec.cap] = str(error)
             write_json(self.folder / LEFT_OUT, self.left_out)
             self.progress.say(f"{spec.method} is left out at {spec.cap}: {error}")
             return None
-        self.arena.has_advanced = True
+        self.context.has_advanced = True
         return found
 
     def _method(self, spec: Spec) -> Method:
         if spec.cap == FRONT:
-            return front_method([self.arena.caps[cap] for cap in front_caps(self.recipe)])
+            return front_method([self.context.caps[cap] for cap in front_caps(self.recipe)])
         return self.methods[spec.method]
 
     def _finetune(self, found: list[Search]) -> None:
-        finals.judge_dense(self.arena)
-        policies = finals.field(self.arena, found, self.wanted.only)
+        finals.evaluate_dense(self.context)
+        policies = finals.field(self.context, found, self.wanted.only)
         for data_seed in range(self.recipe.finetune_seeds):
             for number, policy in enumerate(policies, start=1):
-                if self.arena.store.final(policy, data_seed) is None:
+                if finals.known_final(self.context.store, policy, data_seed) is None:
                     self.progress.say(f"fine-tune {number} of {len(policies)}, order {data_seed} of the data")
-                    finals.judge(self.arena, policy, data_seed, self.folder, self.progress)
+                    finals.finetune(self.context, policy, data_seed, self.folder, self.progress)
 
     def _order(self, found: Search) -> Order | None:
         return read_order(found, self.folder, self.recipe.rank)
@@ -222,11 +217,11 @@ class _Work:
         read = [read_search(spec, self.folder) for spec in specs_of(self.recipe)]
         searches = [one for one in read if one is not None]
         orders = [self._order(one) for one in searches if is_ordered(one.spec)]
-        tuned, strangers = finals.read_finals(self.arena, searches)
+        tuned, drawn = finals.read_finals(self.context, searches)
         return Findings(
-            self.recipe, searches, [one for one in orders if one is not None], tuned, strangers,
-            self.arena.store.final(self.arena.dense.space.high, finals.UNTRAINED), self.left_out,
-            finals.missing(self.arena, searches),
+            self.recipe, searches, [one for one in orders if one is not None], tuned, drawn,
+            finals.known_final(self.context.store, self.context.dense.space.high, finals.UNTRAINED), self.left_out,
+            finals.missing(self.context, searches),
         )  # fmt: skip
 
 
@@ -244,6 +239,6 @@ class _Asked:
 def _how_far(progress: dict[str, Any], out: Path, wanted: Wanted) -> str:
     return (
         f"{wanted.minutes:g} minutes are over: {progress['searches']} of {progress['searches_wanted']} searches, "
-        f"{progress['labels']:,} labels and {progress['finals']} fine-tunes are done and kept in {out}; "
+        f"{progress['trials']:,} trials and {progress['finals']} fine-tunes are done and kept in {out}; "
         "the same command goes on"
     )

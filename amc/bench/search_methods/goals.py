@@ -12,7 +12,7 @@ from amc.bench.search_methods.searches import FRONT, Spec, front_caps
 from amc.bench.statistics import Interval, Sample, interval, paired, spread
 
 KENDALL = 0.8
-MARGIN = 0.005  # of the other's label: what "at least equal" allows; of a likelihood, 0.005 nats of loss
+MARGIN = 0.005  # of the other's objective value: what "at least equal" allows; of a likelihood, 0.005 nats of loss
 FEWEST = 3  # seeds that an interval must rest on
 Verdict = Literal["not met", "not measured", "cannot tell", "met"]
 WORST_FIRST: tuple[Verdict, ...] = ("not met", "not measured", "cannot tell", "met")
@@ -68,7 +68,7 @@ def held(found: Interval, least: float, *, strictly: bool = False) -> Verdict:
 
 def _short(found: Findings) -> Goal:
     trials = found.recipe.trials
-    claim = f"{trials} labels: ours better than every other with {trials}, under every cap"
+    claim = f"{trials} trials: ours better than every other with {trials}, under every cap"
     by_cap = {}
     for cap in found.recipe.cap_names:
         bests = found.bests(cap, trials)
@@ -79,7 +79,7 @@ def _short(found: Findings) -> Goal:
 def _long(found: Findings) -> Goal:
     recipe = found.recipe
     claim = (
-        f"ours with {recipe.trials} labels at least equal (less {MARGIN:.1%}) to the best other with {recipe.long}, "
+        f"ours with {recipe.trials} trials at least equal (less {MARGIN:.1%}) to the best other with {recipe.long}, "
         "under every cap"
     )
     by_cap = {
@@ -100,7 +100,7 @@ def _after_finetune(found: Findings) -> Goal:
     by_cap: dict[str, Held | None] = {}
     for cap in recipe.cap_names:
         means = final_means(found, cap) if cap in found.finals else {}
-        between, noise = spread(scores(found, found.strangers.get(cap, [])))
+        between, noise = spread(scores(found, found.drawn.get(cap, [])))
         if between is None or noise is None:
             told = _against_all(means.get(OURS), _others(means), 0.0)
             words = f"{told.words}; spread and noise are not measured" if told is not None else "no spread and noise"
@@ -119,8 +119,8 @@ def _front(found: Findings) -> Goal:
     assert found.recipe.front is not None
     front, caps = found.recipe.front, front_caps(found.recipe)
     claim = (
-        f"one study of {front.trials} labels for {len(caps)} caps, each at least as good (less {MARGIN:.1%}) as "
-        f"{front.trials} labels of the best other for that cap alone"
+        f"one study of {front.trials} trials for {len(caps)} caps, each at least as good (less {MARGIN:.1%}) as "
+        f"{front.trials} trials of the best other for that cap alone"
     )
     by_cap = {cap: _against_best(found.front_bests(cap), _others(found.bests(cap, front.trials))) for cap in caps}
     wanted = [s for s in found.wanted if s.cap == FRONT or (s.cap in caps and s.trials == front.trials)]
@@ -141,9 +141,9 @@ def _order(found: Findings) -> Goal:
 
 
 def _is_short(spec: Spec, found: Findings) -> bool:
-    """Whether a search is one of as many labels as ours has under the recipe's caps, and no part of ours."""
-    is_rival_or_ours = spec.method == OURS or not is_ours(spec.method)
-    return is_rival_or_ours and spec.cap in found.recipe.cap_names and spec.trials == found.recipe.trials
+    """Whether a search is one of as many trials as ours has under the recipe's caps, and no part of ours."""
+    is_whole = spec.method == OURS or not is_ours(spec.method)
+    return is_whole and spec.cap in found.recipe.cap_names and spec.trials == found.recipe.trials
 
 
 def _unsearched(found: Findings, wanted: Iterable[Spec]) -> str:

@@ -105,17 +105,17 @@ class TorchPruning:
     def _pruned(self, ratio: float, norm: int, round_to: int | None) -> nn.Module:
         import torch_pruning
 
-        twin = copy.deepcopy(self.dense.model).requires_grad_(True).eval()  # it overlooks layers that are frozen
-        modules = dict(twin.named_modules())
+        copied = copy.deepcopy(self.dense.model).requires_grad_(True).eval()  # it overlooks layers that are frozen
+        modules = dict(copied.named_modules())
         ignored = [modules[frozen.name] for frozen in self.dense.table.frozen if frozen.name in modules]
         pruner = torch_pruning.pruner.BasePruner(
-            twin, self.dense.example, forward_fn=_forward, global_pruning=True, isomorphic=self.isomorphic,
+            copied, self.dense.example, forward_fn=_forward, global_pruning=True, isomorphic=self.isomorphic,
             importance=torch_pruning.importance.GroupMagnitudeImportance(p=norm), pruning_ratio=ratio,
             round_to=round_to, ignored_layers=ignored, num_heads=self._heads(modules),
             in_channel_groups={}, out_channel_groups={},  # its defaults are shared by all pruners of a process
         )  # fmt: skip
         pruner.step()
-        return twin.requires_grad_(False)
+        return copied.requires_grad_(False)
 
     def _heads(self, modules: dict[str, nn.Module]) -> dict[nn.Module, int]:
         """Layers that produce heads, with their number: it is to be told, and prunes the width of all heads alike."""

@@ -1,4 +1,4 @@
-"""How well our predictor, fitted on the labels of one search, orders fresh random policies near the cap."""
+"""How well our predictor, fitted on one search, orders fresh random policies near the cap."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from amc.bench.search_methods.bench_recipe import OURS
-from amc.bench.search_methods.context import Arena
-from amc.bench.search_methods.ours import OURS as PARTS
+from amc.bench.search_methods.context import Context
+from amc.bench.search_methods.methods import OURS as PARTS
 from amc.bench.search_methods.searches import FRONT, Search, Spec
 from amc.system.errors import RunError
 from amc.system.files import write_json
@@ -23,11 +23,11 @@ from amc_search.design import distinct
 
 @dataclass(frozen=True)
 class Order:
-    """Predictions beside true labels of policies that the search had not seen.
+    """Predictions beside objective values of policies that the search had not seen.
 
     Attributes:
         basis: a hash of the search that the predictor was fitted on, and of how many policies were asked for.
-        labels: (n,) measured.
+        values: (n,) measured.
         predicted: (n,) means.
         stds: (n,) their standard deviations.
         kendall: tau-b of the two; spearman likewise.
@@ -35,7 +35,7 @@ class Order:
 
     spec: Spec
     basis: int
-    labels: list[float]
+    values: list[float]
     predicted: list[float]
     stds: list[float]
     kendall: float
@@ -69,30 +69,30 @@ def read_order(found: Search, folder: Path, count: int) -> Order | None:
     return known if known.basis == _basis(found, count) else None
 
 
-def order(found: Search, arena: Arena, folder: Path) -> Order:
+def order(found: Search, context: Context, folder: Path) -> Order:
     """Fit on one search, predict fresh policies, measure them truly, write both down. Raises `Paused`."""
-    space = arena.dense.space
+    space = context.dense.space
     seen = {tuple(policy) for policy in found.policies}
-    fresh = [policy for policy in fresh_policies(arena, found.spec.cap) if tuple(policy.tolist()) not in seen]
-    labels = torch.tensor([arena.label_of(arena.measured(policy)) for policy in fresh], dtype=torch.float64)
+    fresh = [policy for policy in fresh_policies(context, found.spec.cap) if tuple(policy.tolist()) not in seen]
+    values = torch.tensor([context.value_of(context.measured(policy)) for policy in fresh], dtype=torch.float64)
     known = np.array([*found.policies, space.high.tolist()], dtype=np.int64)
-    predictor = PARTS.informed(found.spec.seed, arena.sounding.curves)()
-    predictor.fit(space.fractions(known), torch.tensor([*found.labels, arena.dense_label]))
+    predictor = PARTS.informed(found.spec.seed, context.sensitivity.curves)()
+    predictor.fit(space.fractions(known), torch.tensor([*found.values, context.dense_value]))
     with torch.no_grad():
         mean, std = (part.double() for part in predictor.predict(space.fractions(np.array(fresh, dtype=np.int64))))
     judged = Order(
-        found.spec, _basis(found, arena.recipe.rank), labels.tolist(), mean.tolist(), std.tolist(),
-        kendall(mean, labels), spearman(mean, labels),
+        found.spec, _basis(found, context.recipe.rank), values.tolist(), mean.tolist(), std.tolist(),
+        kendall(mean, values), spearman(mean, values),
     )  # fmt: skip
     write_json(order_path(found.spec, folder), asdict(judged))
     return judged
 
 
-def fresh_policies(arena: Arena, cap: str) -> Policies:
+def fresh_policies(context: Context, cap: str) -> Policies:
     """Random feasible policies near a cap, the same for all searches under it; fewer where the grid has no more."""
-    count, rng = arena.recipe.rank, np.random.default_rng([7, crc32(cap.encode())])
-    return distinct(random_policies(arena.dense.space, arena.caps[cap], 4 * count, rng))[:count]
+    count, rng = context.recipe.rank, np.random.default_rng([7, crc32(cap.encode())])
+    return distinct(random_policies(context.dense.space, context.caps[cap], 4 * count, rng))[:count]
 
 
 def _basis(found: Search, count: int) -> int:
-    return crc32(json.dumps([found.policies, found.labels, count]).encode())
+    return crc32(json.dumps([found.policies, found.values, count]).encode())

@@ -6,35 +6,37 @@ from dataclasses import asdict
 from typing import Any
 
 from amc.bench.machine import machine
-from amc.bench.search_methods.context import Arena
+from amc.bench.search_methods.context import POLICY, Context
+from amc.bench.search_methods.finals import FINAL
 from amc.bench.search_methods.findings import Findings, figures
 from amc.bench.search_methods.goals import goals
 
-FORMAT = "amc-contest/1"
+FORMAT = "amc-bench-search/1"
 
 
-def results(found: Findings, arena: Arena) -> dict[str, Any]:
+def results(found: Findings, context: Context) -> dict[str, Any]:
     """The whole record, JSON-able."""
-    recipe, store = found.recipe, arena.store
+    recipe = found.recipe
+    trials, finals = context.store.all(POLICY), context.store.all(FINAL)
     return {
         "format": FORMAT,
         "name": recipe.name,
         "about": recipe.about,
-        "label": recipe.label,
+        "objective": recipe.objective,
         "methods": recipe.named_methods,
         "recipe": recipe.model_dump(by_alias=True, exclude_none=True),
         "machine": machine(),
-        "task": _task(found, arena),
+        "task": _task(found, context),
         "progress": {
             "searches": len(found.searches),
             "searches_wanted": len(found.wanted),
-            "labels": len(store),
-            "finals": sum(final.seconds > 0 for final in store.finals),
+            "trials": len(trials),
+            "finals": sum(final["seconds"] > 0 for final in finals),
         },
         "seconds": {
-            "labels": store.label_seconds,
+            "trials": sum(trial["seconds"] for trial in trials),
             "methods": sum(one.own_seconds[-1] for one in found.searches),
-            "finals": sum(final.seconds for final in store.finals),
+            "finals": sum(final["seconds"] for final in finals),
         },
         "left_out": found.left_out,
         "figures": figures(found),
@@ -42,9 +44,9 @@ def results(found: Findings, arena: Arena) -> dict[str, Any]:
     }
 
 
-def _task(found: Findings, arena: Arena) -> dict[str, Any]:
+def _task(found: Findings, context: Context) -> dict[str, Any]:
     """The network, its data, and what they score uncut."""
-    dense, reference = arena.dense, arena.reference
+    dense, reference = context.dense, context.reference
     return {
         "model": dense.recipe.model.name,
         "data": dense.splits.name,
@@ -54,7 +56,7 @@ def _task(found: Findings, arena: Arena) -> dict[str, Any]:
         "dense": {
             "accuracy": reference.accuracy,
             "loss": reference.loss,
-            "label": arena.dense_label,
+            "objective": context.dense_value,
             "costs": dict(reference.costs),
             "test_accuracy": found.dense.test_accuracy if found.dense else None,
             "test_loss": found.dense.test_loss if found.dense else None,

@@ -1,7 +1,7 @@
 """One search of one method: run or replayed, and written down when it is finished.
 
 A search that was cut off is run again from its beginning: methods are deterministic, so it asks for the same policies,
-whose labels stand in the store, and goes on with the first one that does not.
+which stand in the store, and goes on with the first one that does not.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from amc.bench.search_methods.bench_recipe import OURS, BenchRecipe, cap_name
-from amc.bench.search_methods.context import Arena
-from amc.bench.search_methods.store import Policy
+from amc.bench.search_methods.context import Context, Policy
 from amc.study.sensitivity import Curves, price
 from amc.system.errors import RunError
 from amc.system.files import write_json
@@ -47,35 +46,35 @@ class Search:
 
     Attributes:
         policies: in the order they were measured, n of them.
-        labels: (n,) theirs.
-        accuracies: (n,) measured with them.
-        label_seconds: (n,) what each took when it was measured, by whatever method asked first.
-        price: labels of its budget that the search gave for what is no label, before its first one.
-        own_seconds: (n + 1,) wall time of the method itself before each label and at the end.
+        values: (n,) their objective values.
+        accuracies: (n,) theirs.
+        trial_seconds: (n,) what each took when it was measured, by whatever method asked first.
+        price: trials of its budget that the search gave for the sensitivity, before its first one.
+        own_seconds: (n + 1,) wall time of the method itself before each trial and at the end.
         fits: cap -> (n,) whether each policy is under it.
     """
 
     spec: Spec
     policies: list[list[int]]
-    labels: list[float]
+    values: list[float]
     accuracies: list[float]
-    label_seconds: list[float]
+    trial_seconds: list[float]
     own_seconds: list[float]
     fits: dict[str, list[bool]]
     price: int = 0
 
     def best_so_far(self, cap: str | None = None) -> NDArray[np.float64]:
-        """(n,) the best label under a cap after each measurement; 0 before there is one under it."""
+        """(n,) the best objective value under a cap after each trial; 0 before there is one under it."""
         fits = np.array(self.fits[cap or self.spec.cap], dtype=np.bool_)
-        best: NDArray[np.float64] = np.maximum.accumulate(np.where(fits, self.labels, 0.0))
+        best: NDArray[np.float64] = np.maximum.accumulate(np.where(fits, self.values, 0.0))
         return best
 
     def best(self, cap: str | None = None) -> float:
-        """The best label under a cap; 0 where no policy is."""
-        return float(self.best_so_far(cap)[-1]) if self.labels else 0.0
+        """The best objective value under a cap; 0 where no policy is."""
+        return float(self.best_so_far(cap)[-1]) if self.values else 0.0
 
     def winner(self, cap: str | None = None) -> Policy | None:
-        """The first policy (d,) with that label; None where no policy is under the cap."""
+        """The first policy (d,) with that value; None where no policy is under the cap."""
         place = self._place(cap or self.spec.cap)
         return None if place is None else np.array(self.policies[place], dtype=np.int64)
 
@@ -86,12 +85,12 @@ class Search:
 
     def _place(self, cap: str) -> int | None:
         fits = self.fits[cap]
-        return int(np.argmax(np.where(fits, self.labels, -1.0))) if any(fits) else None
+        return int(np.argmax(np.where(fits, self.values, -1.0))) if any(fits) else None
 
     @property
     def seconds(self) -> NDArray[np.float64]:
-        """(n,) wall time from the start until each label is there: the method's own, and its labels'."""
-        whole: NDArray[np.float64] = np.cumsum(self.label_seconds) + np.array(self.own_seconds[:-1])
+        """(n,) wall time from the start until the end of each trial: the method's own, and the trials'."""
+        whole: NDArray[np.float64] = np.cumsum(self.trial_seconds) + np.array(self.own_seconds[:-1])
         return whole
 
 
@@ -109,12 +108,12 @@ def read_search(spec: Spec, folder: Path) -> Search | None:
 
 @dataclass
 class _Recorder:
-    """The label that a search sees, with the times of both sides."""
+    """The objective value that a search sees, with the times of both sides."""
 
-    arena: Arena
+    context: Context
     tell: Callable[[], None]
     accuracies: list[float] = field(default_factory=list)
-    label_seconds: list[float] = field(default_factory=list)
+    trial_seconds: list[float] = field(default_factory=list)
     own_seconds: list[float] = field(default_factory=list)
     started: float = field(default_factory=perf_counter)
     elsewhere: float = 0.0
@@ -122,17 +121,17 @@ class _Recorder:
     def __call__(self, policy: Policy) -> float:
         before = perf_counter()
         self.own_seconds.append(before - self.started - self.elsewhere)
-        found = self.arena.measured(policy)
+        found = self.context.measured(policy)
         self.accuracies.append(found.accuracy)
-        self.label_seconds.append(found.seconds)
+        self.trial_seconds.append(found.seconds)
         self.tell()
         self.elsewhere += perf_counter() - before
-        return self.arena.label_of(found)
+        return self.context.value_of(found)
 
     def curves(self) -> Curves:
-        """The arena's, measured for whoever asks first; every search is told their time as its own."""
+        """Of each group cut alone, measured for whoever asks first; every search is told their time as its own."""
         before = perf_counter()
-        found = self.arena.sounding
+        found = self.context.sensitivity
         self.started -= found.seconds - (perf_counter() - before)
         return found.curves
 
@@ -140,26 +139,28 @@ class _Recorder:
         self.own_seconds.append(perf_counter() - self.started - self.elsewhere)
 
 
-def search(spec: Spec, method: Method, arena: Arena, folder: Path, tell: Callable[[], None] = lambda: None) -> Search:
-    """Run one search to its end and write it down; `tell` is called after each label.
+def search(
+    spec: Spec, method: Method, context: Context, folder: Path, tell: Callable[[], None] = lambda: None
+) -> Search:
+    """Run one search to its end and write it down; `tell` is called after each trial.
 
     Raises:
-        Paused: the time is over; the labels so far are in the store.
+        Paused: the time is over; the trials so far are in the store.
     """
-    names = [spec.cap] if spec.cap != FRONT else front_caps(arena.recipe)
-    recorder = _Recorder(arena, tell)
+    names = [spec.cap] if spec.cap != FRONT else front_caps(context.recipe)
+    recorder = _Recorder(context, tell)
     problem = Problem(
-        arena.dense.space, loosest([arena.caps[name] for name in names]), recorder,
-        trials=spec.trials, seed=spec.seed, dense_label=arena.dense_label,
-        curves=recorder.curves, price=price(arena.dense),
+        context.dense.space, loosest([context.caps[name] for name in names]), recorder,
+        trials=spec.trials, seed=spec.seed, dense_label=context.dense_value,
+        curves=recorder.curves, price=price(context.dense),
     )  # fmt: skip
     run(method, problem)
     recorder.finish()
     policies = problem.policies
     found = Search(
-        spec, policies.tolist(), problem.labels.tolist(), recorder.accuracies, recorder.label_seconds,
+        spec, policies.tolist(), problem.labels.tolist(), recorder.accuracies, recorder.trial_seconds,
         recorder.own_seconds,
-        {name: is_feasible(policies, arena.caps[name]).tolist() for name in names},
+        {name: is_feasible(policies, context.caps[name]).tolist() for name in names},
         problem.spent,
     )  # fmt: skip
     write_json(spec.path(folder), asdict(found))

@@ -1,7 +1,7 @@
 """One study of ours that serves several caps.
 
-The arms, the predictor and the closing rounds are those of `amc compress`; the caps take turns. Each batch of proposals
-is for one of them, what is learned from is every label, and what counts as usual is what costs about as much.
+The acquisition functions, the predictor and the closing rounds are those of `amc compress`; the caps take turns. Each
+batch of proposals is for one of them, all trials are learned from, and usual is what costs about as much.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from itertools import cycle
 import numpy as np
 from numpy.typing import NDArray
 
-from amc.bench.search_methods.ours import CLOSING, Make
-from amc.bench.search_methods.ours import OURS as PARTS
+from amc.bench.search_methods.methods import CLOSING, Make
+from amc.bench.search_methods.methods import OURS as PARTS
 from amc.study.selection import KAPPA
 from amc_search import Cap, Learned, close, propose, starting_policies
 from amc_search.design import distinct, usual_start
@@ -22,7 +22,7 @@ from amc_search.rivals.problem import Method, Problem
 from amc_search.space import Policies
 
 BATCH = 8  # proposals between two fits
-FEWEST = 8  # labels of a starting design
+FEWEST = 8  # trials of a starting design
 NEAR = 1.5  # policies of this use of a cap and less are compared with those under it
 
 
@@ -52,10 +52,10 @@ def _start(problem: Problem, several: Sequence[tuple[Cap, ...]]) -> None:
 
 def _propose(problem: Problem, make: Make, caps: tuple[Cap, ...], count: int, turn: int) -> int:
     """Measure a batch of informative policies under a cap; returns how many there were."""
-    policies, labels, far = _apart(problem, caps)
+    policies, values, far = _apart(problem, caps)
     batch = propose(
-        problem.space, caps, policies, labels, far,
-        predictor=PARTS.fitted(make, problem), count=count, arms=PARTS.arms, seed=(problem.seed, turn),
+        problem.space, caps, policies, values, far,
+        predictor=PARTS.fitted(make, problem), count=count, arms=PARTS.acquisition, seed=(problem.seed, turn),
     )  # fmt: skip
     problem.measure_all(batch)
     return len(batch)
@@ -65,8 +65,8 @@ def _close(problem: Problem, make: Make, caps: tuple[Cap, ...], count: int) -> N
     """Measure at most `count` of the best policies by prediction under a cap, in rounds."""
 
     def learn() -> Learned:
-        policies, labels, _ = _apart(problem, caps)
-        return Learned(policies, labels, PARTS.fitted(make, problem))
+        policies, values, _ = _apart(problem, caps)
+        return Learned(policies, values, PARTS.fitted(make, problem))
 
     if count:
         close(
@@ -75,7 +75,7 @@ def _close(problem: Problem, make: Make, caps: tuple[Cap, ...], count: int) -> N
 
 
 def _apart(problem: Problem, caps: tuple[Cap, ...]) -> tuple[Policies, NDArray[np.float64], Policies]:
-    """Known policies that cost about as much as a cap or less, their labels, and the other policies."""
-    policies, labels = problem.known
+    """Known policies that cost about as much as a cap or less, their objective values, and the other policies."""
+    policies, values = problem.known
     near = use_of(policies, caps) <= NEAR
-    return policies[near], labels[near], policies[~near]
+    return policies[near], values[near], policies[~near]

@@ -1,40 +1,11 @@
-"""The outcome of a contest as tables: Markdown for a file, aligned columns for a terminal."""
+"""The outcome of a comparison as tables and lines, for a file and for a terminal."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
-Rows = list[list[str]]
-MISSING = "-"
-
-
-@dataclass(frozen=True)
-class Table:
-    """A title, heads, and a row a method."""
-
-    title: str
-    heads: list[str]
-    rows: Rows
-
-    @property
-    def markdown(self) -> str:
-        line = "|".join(["", " --- ", *(" ---: " for _ in self.heads[1:]), ""])
-        body = ["| " + " | ".join(cells) + " |" for cells in [self.heads, *self.rows]]
-        return "\n".join([f"**{self.title}**", "", body[0], line, *body[1:]])
-
-    @property
-    def text(self) -> str:
-        widths = [max(len(row[column]) for row in [self.heads, *self.rows]) for column in range(len(self.heads))]
-        lines = [
-            "  ".join(
-                cell.ljust(width) if column == 0 else cell.rjust(width)
-                for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-            )
-            for row in [self.heads, *self.rows]
-        ]
-        return "\n".join([self.title, *lines])
+from amc.bench.table import MISSING, Table
 
 
 def tables(results: dict[str, Any]) -> list[Table]:
@@ -47,11 +18,12 @@ def headline(results: dict[str, Any]) -> list[str]:
     """What was compared, on what, and how far it has come."""
     task, done = results["task"], results["progress"]
     machine, seconds = results["machine"], results["seconds"]
+    meaning = "exp(-calibrated loss)" if results["objective"] == "likelihood" else "accuracy"
     lines = [
-        f"{results['name']}: {task['model']} on {task['data']}; a label is {_meaning(results['label'])}; "
-        f"dense {task['dense']['label']:.4f}",
+        f"{results['name']}: {task['model']} on {task['data']}; the objective is {meaning}; "
+        f"dense {task['dense']['objective']:.4f}",
         f"{machine['cpu']}, {machine['cores']} cores, {machine['torch_threads']} torch threads; "
-        f"{done['labels']:,} policies measured in {seconds['labels']:,.0f} s, "
+        f"{done['trials']:,} policies measured in {seconds['trials']:,.0f} s, "
         f"{done['finals']:,} fine-tuned in {seconds['finals']:,.0f} s",
     ]
     if done["searches"] < done["searches_wanted"]:
@@ -89,14 +61,15 @@ def goal_lines(results: dict[str, Any]) -> list[str]:
 def _searches(results: dict[str, Any]) -> Table:
     found = results["figures"]["searches"]
     columns = [(cap, trials) for cap, of in found.items() for trials in of if of[trials]]
-    heads = ["method", *(f"{cap}, {trials}" for cap, trials in columns), "own s", "label s"]
+    heads = ["method", *(f"{cap}, {trials}" for cap, trials in columns), "own s", "trials s"]
     rows = []
     for method in _methods(results, [found[cap][trials] for cap, trials in columns]):
         cells = [found[cap][trials].get(method) for cap, trials in columns]
         known = [cell for cell in cells if cell]
-        own, labels = (sum(cell[key] for cell in known) / len(known) for key in ("own_seconds", "label_seconds"))
-        rows.append([method, *map(_placed, cells), f"{own:.1f}", f"{labels:.1f}"])
-    return Table("Best label under each cap ± 95 % (place), by number of labels; seconds of one search", heads, rows)
+        seconds = (sum(cell[key] for cell in known) / len(known) for key in ("own_seconds", "trial_seconds"))
+        rows.append([method, *map(_placed, cells), *(f"{value:.1f}" for value in seconds)])
+    title = "Best objective value under each cap ± 95 % (place), by number of trials; seconds of one search"
+    return Table(heads, rows, title)
 
 
 def _finals(results: dict[str, Any]) -> Table:
@@ -112,17 +85,17 @@ def _finals(results: dict[str, Any]) -> Table:
         for name, key in (("spread of random policies", "spread_of_random_policies"), ("noise", "noise_of_data_order")):
             numbers = [MISSING if of[key] is None else f"{of[key]:.4f}" for of in found.values()]
             rows.append([f"{name}, {judge}", *(text for number in numbers for text in (number, ""))])
-    return Table("Test split after an equal fine-tune ± 95 %", heads, rows)
+    return Table(heads, rows, "Test split after an equal fine-tune ± 95 %")
 
 
 def _front(results: dict[str, Any]) -> Table:
     found = results["figures"]["front"]
-    rows: Rows = []
+    rows: list[list[str]] = []
     if any(of["ours"] for of in found.values()):
         rows.append(["amc, one study for all", *(_value(of["ours"]) for of in found.values())])
     for method in dict.fromkeys(method for of in found.values() for method in of["others"]):
         rows.append([f"{method}, a study each", *(_value(of["others"].get(method)) for of in found.values())])
-    return Table("Best label under each cap of a front ± 95 %", ["study", *found], rows)
+    return Table(["study", *found], rows, "Best objective value under each cap of a front ± 95 %")
 
 
 def _orders(results: dict[str, Any]) -> Table:
@@ -132,8 +105,8 @@ def _orders(results: dict[str, Any]) -> Table:
         for cap, by_trials in found.items()
         for trials, of in by_trials.items()
     ]
-    heads = ["cap", "labels", "Kendall", "Spearman", "policies"]
-    return Table("Our predictor's order of fresh random policies near each cap ± 95 %", heads, rows)
+    heads = ["cap", "trials", "Kendall", "Spearman", "policies"]
+    return Table(heads, rows, "Our predictor's order of fresh random policies near each cap ± 95 %")
 
 
 def _methods(results: dict[str, Any], groups: Sequence[dict[str, Any]]) -> list[str]:
@@ -147,19 +120,12 @@ def _placed(cell: dict[str, Any] | None) -> str:
     return MISSING if cell is None else f"{_value(cell)} ({cell['place']})"
 
 
-def _value(cell: dict[str, Any] | None, digits: int = 4) -> str:
+def _value(cell: dict[str, Any] | None, digits: int = 4, scale: float = 1.0) -> str:
     if cell is None:
         return MISSING
-    half = MISSING if cell["high"] is None else f"{cell['high'] - cell['mean']:.{digits}f}"
-    return f"{cell['mean']:.{digits}f} ± {half}"
+    half = MISSING if cell["high"] is None else f"{scale * (cell['high'] - cell['mean']):.{digits}f}"
+    return f"{scale * cell['mean']:.{digits}f} ± {half}"
 
 
 def _percent(cell: dict[str, Any] | None) -> str:
-    if cell is None:
-        return MISSING
-    half = MISSING if cell["high"] is None else f"{100 * (cell['high'] - cell['mean']):.2f}"
-    return f"{100 * cell['mean']:.2f} ± {half} %"
-
-
-def _meaning(label: str) -> str:
-    return "exp(-calibrated loss)" if label == "likelihood" else "accuracy"
+    return MISSING if cell is None else f"{_value(cell, 2, 100)} %"

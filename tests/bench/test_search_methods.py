@@ -18,11 +18,12 @@ from filelock import FileLock
 from amc.bench.deadline import Deadline, Unfinished
 from amc.bench.search_methods import flow
 from amc.bench.search_methods.bench_recipe import BenchRecipe, list_bench_recipes, load_bench_recipe
-from amc.bench.search_methods.flow import Wanted, contest
+from amc.bench.search_methods.context import POLICY
+from amc.bench.search_methods.flow import Wanted, bench_methods
 from amc.bench.search_methods.orders import read_order
 from amc.bench.search_methods.searches import Spec, read_search, specs_of
-from amc.bench.search_methods.store import Final, Labelled, LabelStore
 from amc.bench.search_methods.tables import table_markdown, table_text
+from amc.bench.store import Store
 from amc.job.dense import Dense
 from amc.job.recipe import recipes_folder
 from amc.study.trial import Measure
@@ -71,7 +72,7 @@ batch_size = 50
 
 
 def drawn(offset: int) -> Method:
-    """A method that measures random policies, one by one, with a draw that depends on the labels so far."""
+    """A method that measures random policies, one by one, with a draw that depends on the values so far."""
 
     def search(problem: Problem) -> None:
         for turn in range(1000):
@@ -95,7 +96,7 @@ def void(_: float) -> None:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    home = tmp_path_factory.mktemp("contest")
+    home = tmp_path_factory.mktemp("bench")
     trained_weights(home / "dense.safetensors")
     (home / "ordinary.toml").write_text(ORDINARY.format(weights=home / "dense.safetensors"))
     (home / "small.toml").write_text(RECIPE.format(ordinary=home / "ordinary.toml"))
@@ -109,8 +110,8 @@ def recipe(home: Path) -> BenchRecipe:
 
 @pytest.fixture(scope="module")
 def finished(home: Path, recipe: BenchRecipe) -> Path:
-    """The folder of a contest that ran to its end without a stop. Shared: read it only."""
-    contest(recipe, home / "finished", methods=methods)
+    """The folder of a comparison that ran to its end without a stop. Shared: read it only."""
+    bench_methods(recipe, home / "finished", methods=methods)
     return home / "finished"
 
 
@@ -129,7 +130,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
 
 
 def outcome(folder: Path) -> dict[str, Any]:
-    """What must be the same however often a contest was stopped: all but seconds."""
+    """What must be the same however often a comparison was stopped: all but seconds."""
 
     def timeless(value: Any) -> Any:
         if isinstance(value, dict):
@@ -148,7 +149,7 @@ def test_all_searches_stand_in_breadth_first_order(recipe: BenchRecipe) -> None:
     assert {spec.method for spec in specs_of(recipe, ["other"])} == {"other"}
 
 
-def test_a_contest_fills_its_folder(finished: Path, recipe: BenchRecipe) -> None:
+def test_a_comparison_fills_its_folder(finished: Path, recipe: BenchRecipe) -> None:
     """Every search, order and final of the recipe is there, with its figures, its goals and its machine."""
     found = outcome(finished)
     assert found["progress"]["searches"] == found["progress"]["searches_wanted"] == 14
@@ -166,29 +167,29 @@ def test_a_contest_fills_its_folder(finished: Path, recipe: BenchRecipe) -> None
     assert (plain["n"], plain["low"], plain["deterministic"], plain["ours_minus"]["n"]) == (1, None, True, 2)
     assert found["machine"]["cores"] and found["machine"]["versions"]["torch"]
     page = (finished / "plots.html").read_text()
-    assert "Plotly" in page and 'src="http' not in page and 'id="trials-1"' in page
+    assert "Plotly" in page and 'src="http' not in page and page.count("Plotly.newPlot(") >= 6
 
 
 def test_no_policy_is_measured_twice(home: Path, recipe: BenchRecipe, counted: list[tuple[int, ...]]) -> None:
-    """Methods, seeds and caps share every label, and each counts the seconds it took."""
-    contest(recipe, home / "counted", methods=methods)
+    """Methods, seeds and caps share every trial, and each counts the seconds it took."""
+    bench_methods(recipe, home / "counted", methods=methods)
     assert len(counted) == len(set(counted)) > 10
     searches = [json.loads(path.read_text()) for path in (home / "counted").rglob("searches/uniform/40%-4-*.json")]
-    assert len(searches) == 2 and searches[0]["label_seconds"] == searches[1]["label_seconds"] != [0.0]
+    assert len(searches) == 2 and searches[0]["trial_seconds"] == searches[1]["trial_seconds"] != [0.0]
     before = len(counted)
-    contest(recipe, home / "counted", methods=methods)
+    bench_methods(recipe, home / "counted", methods=methods)
     assert len(counted) == before
 
 
-def test_a_contest_stopped_anywhere_ends_with_the_same_results(
+def test_a_comparison_stopped_anywhere_ends_with_the_same_results(
     home: Path, recipe: BenchRecipe, finished: Path, counted: list[tuple[int, ...]]
 ) -> None:
-    """Stopped again and again between labels and epochs, it measures nothing twice and finds the same."""
+    """Stopped again and again between trials and epochs, it measures nothing twice and finds the same."""
     folder, stops = home / "stopped", 0
     while stops < 12:
         ticks = iter([0.0] * 24 + [1e9] * 10_000)
         try:
-            contest(recipe, folder, methods=methods, deadline=Deadline(1, lambda ticks=ticks: next(ticks)))
+            bench_methods(recipe, folder, methods=methods, deadline=Deadline(1, lambda ticks=ticks: next(ticks)))
             break
         except Unfinished as error:
             assert error.exit_code == 130 and "the same command goes on" in str(error)
@@ -200,7 +201,7 @@ def test_a_contest_stopped_anywhere_ends_with_the_same_results(
 def test_the_test_split_is_touched_once_a_network(
     home: Path, recipe: BenchRecipe, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each fine-tuned network, and the dense one, is tested once, and never again when the contest goes on."""
+    """Each fine-tuned network, and the dense one, is tested once, and never again when the comparison goes on."""
     tested: list[int] = []
     honest = Dense.evaluate
 
@@ -210,11 +211,11 @@ def test_the_test_split_is_touched_once_a_network(
         return honest(self, model, split)
 
     monkeypatch.setattr(Dense, "evaluate", count)
-    contest(recipe, home / "tested", methods=methods)
+    bench_methods(recipe, home / "tested", methods=methods)
     policies = outcome(home / "tested")["progress"]["finals"]
     assert len(tested) == policies + 1 and set(tested) == {100}
-    contest(recipe, home / "tested", methods=methods)
-    contest(recipe, finished, Wanted(report_only=True))
+    bench_methods(recipe, home / "tested", methods=methods)
+    bench_methods(recipe, finished, Wanted(report_only=True))
     assert len(tested) == policies + 1
 
 
@@ -224,14 +225,14 @@ def test_an_order_belongs_to_one_very_search(finished: Path) -> None:
     found = read_search(Spec("amc", "40%", 4, 0), folder)
     assert found is not None and read_order(found, folder, 5) is not None
     assert read_order(found, folder, 6) is None
-    assert read_order(replace(found, labels=[0.5, *found.labels[1:]]), folder, 5) is None
+    assert read_order(replace(found, values=[0.5, *found.values[1:]]), folder, 5) is None
 
 
 def test_a_report_measures_nothing(home: Path, recipe: BenchRecipe, counted: list[tuple[int, ...]]) -> None:
     """Of a bench just begun it says that no goal was measured."""
     with pytest.raises(Unfinished):
-        contest(recipe, home / "begun", Wanted(minutes=0), methods=methods)
-    found = contest(recipe, home / "begun", Wanted(report_only=True))
+        bench_methods(recipe, home / "begun", Wanted(minutes=0), methods=methods)
+    found = bench_methods(recipe, home / "begun", Wanted(report_only=True))
     assert not counted and found["progress"]["searches"] == 0
     assert {goal["verdict"] for goal in found["goals"]} == {"not measured"}
     text = table_text(found)
@@ -246,44 +247,44 @@ def test_a_report_of_another_folder_is_refused(
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "recipe.toml").write_text("")
     (tmp_path / "other" / "0123").mkdir(parents=True)
-    (tmp_path / "other" / "0123" / "labels.db").touch()
+    (tmp_path / "other" / "0123" / "measured.db").touch()
     before = sorted(tmp_path.rglob("*"))
     with monkeypatch.context() as patch:
         patch.setattr(flow, "prepare", None)
         for name in ("none", "empty", "run"):
             with pytest.raises(RunError, match="holds nothing of it") as caught:
-                contest(recipe, tmp_path / name, Wanted(report_only=True))
+                bench_methods(recipe, tmp_path / name, Wanted(report_only=True))
             assert caught.value.exit_code == 2 and "\n" not in str(caught.value)
     with pytest.raises(RunError, match="holds nothing of it"):
-        contest(recipe, tmp_path / "other", Wanted(report_only=True))
+        bench_methods(recipe, tmp_path / "other", Wanted(report_only=True))
     assert sorted(path for path in tmp_path.rglob("*") if path.name != ".lock") == before
 
 
 def test_only_some_methods_run(home: Path, recipe: BenchRecipe) -> None:
     """`only` runs what it names, and the figures hold what there is."""
-    found = contest(recipe, home / "some", Wanted(only=("other",)), methods=methods)
+    found = bench_methods(recipe, home / "some", Wanted(only=("other",)), methods=methods)
     assert set(found["figures"]["searches"]["40%"]["4"]) == {"other"}
     with pytest.raises(UsageError, match="did you mean other"):
-        contest(recipe, home / "some", Wanted(only=("othr",)), methods=methods)
+        bench_methods(recipe, home / "some", Wanted(only=("othr",)), methods=methods)
     with pytest.raises(UsageError, match="'tpe' is none of amc, other, uniform"):
-        contest(recipe, home / "some", Wanted(only=("tpe",)), methods=methods)
+        bench_methods(recipe, home / "some", Wanted(only=("tpe",)), methods=methods)
     with pytest.raises(UsageError, match="--only cannot go with it"):
-        contest(recipe, home / "some", Wanted(only=("other",), report_only=True))
+        bench_methods(recipe, home / "some", Wanted(only=("other",), report_only=True))
 
 
 def test_only_some_winners_are_fine_tuned(recipe: BenchRecipe, tmp_path: Path) -> None:
     """`only` fine-tunes the winners of what it names: none where they are none of the recipe's."""
     small = recipe.model_copy(update={"long": 0, "rank": 0})
-    contest(small, tmp_path, Wanted(only=("uniform",)), methods=methods)
-    kept = contest(small, tmp_path, Wanted(only=("other",)), methods=methods)["progress"]["finals"]
+    bench_methods(small, tmp_path, Wanted(only=("uniform",)), methods=methods)
+    kept = bench_methods(small, tmp_path, Wanted(only=("other",)), methods=methods)["progress"]["finals"]
     assert 0 < kept <= 2 * 2 * small.finetune_seeds  # under each cap uniform ratios and one winner
-    found = contest(small, tmp_path, Wanted(report_only=True))
+    found = bench_methods(small, tmp_path, Wanted(report_only=True))
     assert set(found["figures"]["finals"]["40%"]["methods"]) == {"uniform", "other"}
     assert found["figures"]["finals"]["40%"]["spread_of_random_policies"] is None
 
 
 def test_a_method_that_does_not_run_is_left_out(home: Path, recipe: BenchRecipe) -> None:
-    """Its reason is told, the others go on, and it is tried again when the contest goes on."""
+    """Its reason is told, the others go on, and it is tried again when the comparison goes on."""
 
     def broken(dense: Dense) -> Mapping[str, Method]:
         def fail(problem: Problem) -> None:
@@ -291,25 +292,25 @@ def test_a_method_that_does_not_run_is_left_out(home: Path, recipe: BenchRecipe)
 
         return {**methods(dense), "other": fail}
 
-    found = contest(recipe, home / "left", Wanted(only=("other", "uniform")), methods=broken)
+    found = bench_methods(recipe, home / "left", Wanted(only=("other", "uniform")), methods=broken)
     assert set(found["left_out"]["other"]) == {"40%", "60%+70%params"}
     assert "other is left out at 40%, 60%+70%params: the method other needs" in table_text(found)
-    assert contest(recipe, home / "left", Wanted(report_only=True))["left_out"] == found["left_out"]
-    assert not contest(recipe, home / "left", Wanted(only=("other",)), methods=methods)["left_out"]
+    assert bench_methods(recipe, home / "left", Wanted(report_only=True))["left_out"] == found["left_out"]
+    assert not bench_methods(recipe, home / "left", Wanted(only=("other",)), methods=methods)["left_out"]
 
 
 def test_what_cannot_be_compared_is_refused(home: Path, recipe: BenchRecipe, tmp_path: Path) -> None:
     """A method that is none, a cap that no policy meets, a folder in other hands: one line each."""
     strange = recipe.model_copy(update={"methods": ["amc", "rndom"]})
     with pytest.raises(UsageError, match=r"'rndom' is not; "):
-        contest(strange, tmp_path / "a", methods=methods)
+        bench_methods(strange, tmp_path / "a", methods=methods)
     with pytest.raises(UsageError, match=r"small\.toml: a method"):
-        contest(strange, tmp_path / "a", methods=methods)
+        bench_methods(strange, tmp_path / "a", methods=methods)
     with pytest.raises(BudgetUnreachable, match="must be reachable"):
-        contest(recipe.model_copy(update={"caps": [["0.01%"]]}), tmp_path / "b", methods=methods)
+        bench_methods(recipe.model_copy(update={"caps": [["0.01%"]]}), tmp_path / "b", methods=methods)
     (tmp_path / "c").mkdir()
     with FileLock(tmp_path / "c" / ".lock"), pytest.raises(RunError, match="one process"):
-        contest(recipe, tmp_path / "c", methods=methods)
+        bench_methods(recipe, tmp_path / "c", methods=methods)
 
 
 @pytest.mark.parametrize(
@@ -324,7 +325,7 @@ def test_what_cannot_be_compared_is_refused(home: Path, recipe: BenchRecipe, tmp
         ('recipe = "quickstart"\ncaps = ["40%"]\nmethods = ["amc", "tpe", "tpe"]', "tpe stands twice"),
         ('recipe = "quickstart"\ncaps = ["40%"]\nfinetune = ["amc", "amc"]', "amc stands twice"),
         ('recipe = "quickstart"\ncaps = ["40%"]\n[front]\ncaps = ["40%", "9"]', "broken.toml: a budget needs a unit"),
-        ('recipe = "quickstart"\ncaps = ["40%"]\nlabel = "loss"', "likelihood"),
+        ('recipe = "quickstart"\ncaps = ["40%"]\nobjective = "loss"', "likelihood"),
         ('recipe = "quickstart"\ncaps = ["40%"]\n[front]\ncaps = ["40%"]', "front.caps"),
         ('recipe = "quickstart"\ncaps = ["40%"]\n[front]\ncap = ["40%"]', "[front] has no key 'cap'"),
         ("recipe = ", "TOML"),
@@ -365,47 +366,52 @@ def test_changes_to_the_recipe_may_be_nested_or_dotted(home: Path) -> None:
     assert (job.finetune.epochs, job.search.batch_size) == (2, 7)
 
 
-def test_a_killed_process_loses_no_label(home: Path, recipe: BenchRecipe, finished: Path) -> None:
-    """Killed in the middle of a search, the contest goes on from its labels and finds the same."""
+def test_a_killed_process_loses_no_trial(home: Path, recipe: BenchRecipe, finished: Path) -> None:
+    """Killed in the middle of a search, the comparison goes on from its trials and finds the same."""
     folder = home / "killed"
     code = (
         "import os, signal, sys; sys.path.insert(0, '.')\n"
-        "from amc.bench.search_methods.flow import contest\n"
+        "from amc.bench.search_methods.flow import bench_methods\n"
         "from amc.bench.search_methods.bench_recipe import load_bench_recipe\n"
         "from amc.study.trial import Measure\n"
-        "from tests.bench.test_contest import methods\n"
+        "from tests.bench.test_search_methods import methods\n"
         "honest, done = Measure.__call__, []\n"
         "def dying(self, policy, *a, **k):\n"
         "    if len(done) == 6: os.kill(os.getpid(), signal.SIGKILL)\n"
         "    done.append(1)\n"
         "    return honest(self, policy, *a, **k)\n"
         "Measure.__call__ = dying\n"
-        f"contest(load_bench_recipe({str(home / 'small.toml')!r}), __import__('pathlib').Path({str(folder)!r}), "
+        f"bench_methods(load_bench_recipe({str(home / 'small.toml')!r}), __import__('pathlib').Path({str(folder)!r}), "
         "methods=methods)\n"
     )
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
     assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()
-    (path,) = folder.glob("*/labels.db")
-    store = LabelStore(path)
-    assert len(store) == 6
-    store.close()
-    contest(recipe, folder, methods=methods)
+    (path,) = folder.glob("*/measured.db")
+    with Store(path.parent) as store:
+        assert len(store.all(POLICY)) == 6
+    bench_methods(recipe, folder, methods=methods)
     assert outcome(folder) == outcome(finished)
 
 
 def test_a_store_gives_back_what_it_was_given(tmp_path: Path) -> None:
-    """Labels and finals survive closing, exactly, wrecked policies included."""
-    store, policy = LabelStore(tmp_path / "labels.db"), np.array([8, 16], dtype=np.int64)
-    found, wrecked = Labelled(0.5, 1 / 3, 0.1, {"macs": 7.0}), Labelled(0.0, math.inf, 0.0, {}, "not finite")
-    store.keep(policy, found)
-    store.keep(policy + 1, wrecked)
-    store.keep_final(policy, 1, Final(0.9, 0.2, 0.8, 3.0))
-    store.close()
-    store = LabelStore(tmp_path / "labels.db")
-    assert (store.label(policy), store.label(policy + 1), store.label(policy + 2)) == (found, wrecked, None)
-    assert store.final(policy, 1) == Final(0.9, 0.2, 0.8, 3.0) and store.final(policy, 0) is None and len(store) == 2
-    store.close()
+    """Records survive closing, exactly, infinities included; a later one takes an earlier one's place."""
+    with Store(tmp_path) as store:
+        store.put("policy", 8, 16, value={"accuracy": 1 / 3, "loss": math.inf})
+        store.put("final", [8, 16], 1, value=1)
+        store.put("final", [8, 16], 1, value=2)
+    with Store(tmp_path) as store:
+        assert store.get("policy", 8, 16) == {"accuracy": 1 / 3, "loss": math.inf} and store.get("policy", 8) is None
+        assert store.get("final", [8, 16], 1) == 2 and store.get("final", [8, 16], 0) is None
+        assert store.all("final") == [2] and len(store.all("policy")) == 1
+
+
+def test_a_folder_of_an_older_version_is_named_as_such(tmp_path: Path) -> None:
+    """One line, and nothing is written."""
+    (tmp_path / "labels.db").touch()
+    with pytest.raises(RunError, match="older version.*--out"):
+        Store(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["labels.db"]
 
 
 def test_tables_have_a_row_a_method_and_a_column_a_cap(finished: Path) -> None:
@@ -420,20 +426,20 @@ def test_tables_have_a_row_a_method_and_a_column_a_cap(finished: Path) -> None:
 
 
 def test_one_study_of_ours_serves_several_caps(home: Path) -> None:
-    """Its best under each cap stands beside studies made for that cap alone; no label beyond what was asked for."""
+    """Its best under each cap stands beside studies made for that cap alone; no trial beyond what was allowed."""
     path = home / "front.toml"
     text = RECIPE.format(ordinary=home / "ordinary.toml").partition("long = 6")[0]
     path.write_text(
         f'{text}long = 0\n[front]\ncaps = ["40%", "70%"]\ntrials = 20\nseeds = 1\nmethods = ["other"]\n'
         "[set]\nsearch.batch_size = 50\n"
     )
-    found = contest(load_bench_recipe(path), home / "front", methods=methods)
+    found = bench_methods(load_bench_recipe(path), home / "front", methods=methods)
     rows = found["figures"]["front"]
     assert set(rows) == {"40%", "70%"} and rows["70%"]["others"]["other"]["ours_minus"]["n"] == 1
     assert 0 < rows["40%"]["ours"]["mean"] <= rows["70%"]["ours"]["mean"]
     (study,) = (home / "front").rglob("searches/amc/front-20-0.json")
     study_record = json.loads(study.read_text())
-    assert len(study_record["labels"]) + study_record["price"] == 20 > study_record["price"] > 0
+    assert len(study_record["values"]) + study_record["price"] == 20 > study_record["price"] > 0
     assert found["goals"][-2]["verdict"] == "cannot tell" and "One study" in (home / "front" / "plots.html").read_text()
 
 
@@ -457,9 +463,9 @@ def test_the_command_line_takes_a_bench_recipe_for_a_command(
 
     recipe = str(home / "small.toml")
     code, out, _ = amc(recipe, "--out", str(finished), "--quiet")
-    assert code == 0 and "Best label under each cap" in out and "plots.html" in out
+    assert code == 0 and "Best objective value under each cap" in out and "plots.html" in out
     code, out, _ = amc(recipe, "--out", str(finished), "--quiet", "--json", "--report")
-    assert code == 0 and json.loads(out)["format"] == "amc-contest/1"
+    assert code == 0 and json.loads(out)["format"] == "amc-bench-search/1"
     code, out, err = amc(recipe, "--out", str(home / "late"), "--quiet", "--minutes", "0")
     assert code == 130 and err.count("\n") == 1 and "0 of 14 searches" in err and not out
     code, _, err = amc("tinny")

@@ -1,8 +1,12 @@
-"""The methods of a contest: ours, ours with one part taken out, and the rivals.
+"""The methods compared: ours, ours with one part taken out, the baselines, and other pruning tools.
 
 Ours is what `amc compress` does, by the same parts: the groups' sensitivity, the sampler on an Optuna study (here in
-memory), the ensemble predictor, and the closing rounds of climbs whose best policies are measured. Every label counts
-against the budget, and the sensitivity as many labels as pass as many pictures.
+memory), the ensemble predictor, and the closing rounds of ascents whose best policies are measured. Every trial counts
+against the budget, and the sensitivity as many trials as pass as many images.
+
+Other tools run by themselves on the dense network. Each is asked for its own pruned network under the caps; the widths
+it leaves are read as a policy of ours, which is measured as every other method's: the policy is theirs, the channels
+kept inside a group, recovery and evaluation are the same for all.
 """
 
 from __future__ import annotations
@@ -17,17 +21,20 @@ import optuna
 import torch
 from numpy.typing import NDArray
 
+from amc.bench.search_methods.fastnas import FastNAS
+from amc.bench.search_methods.magnitude import TorchPruning
+from amc.job.dense import Dense
 from amc.study.selection import KAPPA
 from amc_predictor import EnsemblePredictor, SeerNetPredictor, Sensitivity
 from amc_predictor.networks import Training
 from amc_search import ACQUISITIONS, EvolutionarySampler, Learned, Parts, close
-from amc_search.rivals import METHODS as RIVALS
+from amc_search.rivals import METHODS as BASELINES
 from amc_search.rivals.problem import Curves, Method, Problem
 from amc_search.rivals.seernet import seernet
 
-# Of the labels, what the closing rounds get; the sampler's trials get the rest.
+# Of the trials, what the closing rounds get; the sampler gets the rest.
 CLOSING = 0.125
-ARMS = ACQUISITIONS["informative"]
+ACQUISITION = ACQUISITIONS["informative"]
 
 Make = Callable[[], EnsemblePredictor]
 
@@ -39,13 +46,13 @@ class Switches:
     Attributes:
         ensemble: networks on what the predictor's process leaves over.
         sensitivity: groups are cut alone first, and the predictor is told.
-        arms: of the sampler, name -> share.
+        acquisition: functions of the sampler, name -> share.
         closing: parts of the closing rounds.
     """
 
     ensemble: bool = True
     sensitivity: bool = True
-    arms: Mapping[str, float] = field(default_factory=lambda: dict(ARMS))
+    acquisition: Mapping[str, float] = field(default_factory=lambda: dict(ACQUISITION))
     closing: Parts = field(default_factory=Parts)
 
     def maker(self, problem: Problem) -> Make:
@@ -62,21 +69,21 @@ class Switches:
     @staticmethod
     def fitted(make: Make, problem: Problem) -> EnsemblePredictor:
         """A predictor of all that is known."""
-        policies, labels = problem.known
+        policies, values = problem.known
         predictor = make()
-        predictor.fit(problem.space.fractions(policies), torch.as_tensor(labels).float())
+        predictor.fit(problem.space.fractions(policies), torch.as_tensor(values).float())
         return predictor
 
 
 def amc(problem: Problem, switches: Switches) -> None:
-    """Ours: informative trials by the evolutionary sampler, then rounds of climbs, as `amc compress` does.
+    """Ours: informative trials by the evolutionary sampler, then rounds of ascents, as `amc compress` does.
 
     Source: this project; after Wang et al., arXiv 2304.06393 (predict accuracy from policy, sample actively, climb).
     """
     make = switches.maker(problem)
     sampler = EvolutionarySampler(
-        problem.space, problem.caps, make, seed=problem.seed, arms=switches.arms, dense_accuracy=problem.dense_label,
-        is_informed=make().sensitivity is not None,
+        problem.space, problem.caps, make, seed=problem.seed, arms=switches.acquisition,
+        dense_accuracy=problem.dense_label, is_informed=make().sensitivity is not None,
     )  # fmt: skip
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(direction="maximize", sampler=sampler)
@@ -97,8 +104,8 @@ def _policy_of(params: dict[str, Any], problem: Problem) -> NDArray[np.int64]:
     return np.array([params[name] for name in problem.space.names], dtype=np.int64)
 
 
-def _without(arm: str) -> dict[str, float]:
-    return {name: share for name, share in ARMS.items() if name != arm}
+def _without(function: str) -> dict[str, float]:
+    return {name: share for name, share in ACQUISITION.items() if name != function}
 
 
 def _published(problem: Problem) -> None:
@@ -112,15 +119,25 @@ OURS = Switches()
 ABLATIONS: dict[str, Switches] = {
     "amc-no-ensemble": replace(OURS, ensemble=False),
     "amc-no-sensitivity": replace(OURS, sensitivity=False),
-    **{f"amc-no-{arm}": replace(OURS, arms=_without(arm)) for arm in ("improvement", "random")},
-    "amc-merit": replace(OURS, arms={**_without("improvement"), "merit": ARMS["improvement"]}),
-    "amc-exploring": replace(OURS, arms=ACQUISITIONS["exploring"]),
+    **{f"amc-no-{function}": replace(OURS, acquisition=_without(function)) for function in ("improvement", "random")},
+    "amc-merit": replace(OURS, acquisition={**_without("improvement"), "merit": ACQUISITION["improvement"]}),
+    "amc-exploring": replace(OURS, acquisition=ACQUISITIONS["exploring"]),
     "amc-no-barrier": replace(OURS, closing=Parts(barrier=False)),
     "amc-no-repair": replace(OURS, closing=Parts(polish=False)),
 }
 METHODS: dict[str, Method] = {
-    **RIVALS,
+    **BASELINES,
     "seernet": _published,
     "amc": partial(amc, switches=OURS),
     **{name: partial(amc, switches=switches) for name, switches in ABLATIONS.items()},
 }
+
+
+def all_methods(dense: Dense) -> dict[str, Method]:
+    """All methods by name; each other tool raises `widths.PeerFailed` where it does not run on this network."""
+    return {
+        **METHODS,
+        "tp-magnitude": TorchPruning(dense),
+        "tp-isomorphic": TorchPruning(dense, isomorphic=True),
+        "modelopt-fastnas": FastNAS(dense),
+    }

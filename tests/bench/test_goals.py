@@ -1,4 +1,4 @@
-"""What a contest says of its searches: intervals, places, goals."""
+"""What a comparison says of its searches: intervals, places, goals."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from amc.bench.search_methods.bench_recipe import BenchRecipe
+from amc.bench.search_methods.finals import Final
 from amc.bench.search_methods.findings import Findings, figures
 from amc.bench.search_methods.goals import goals, held
 from amc.bench.search_methods.orders import Order
 from amc.bench.search_methods.searches import Search, Spec
-from amc.bench.search_methods.store import Final
 from amc.bench.statistics import Interval, Sample, interval, paired, places, spread
 
 
@@ -52,11 +52,11 @@ def test_spread_of_means_stands_beside_the_noise_within() -> None:
     assert spread([[1.0]]) == (None, None)
 
 
-def made(method: str, seed: int, labels: list[float], trials: int = 4, cap: str = "40%") -> Search:
-    n = len(labels)
+def made(method: str, seed: int, values: list[float], trials: int = 4, cap: str = "40%") -> Search:
+    n = len(values)
     fits = {cap: [True] * n}
     spec = Spec(method, cap, trials, seed)
-    return Search(spec, [[seed, i] for i in range(n)], labels, labels, [1.0] * n, [0.5] * (n + 1), fits)
+    return Search(spec, [[seed, i] for i in range(n)], values, values, [1.0] * n, [0.5] * (n + 1), fits)
 
 
 def small(**more: Any) -> BenchRecipe:
@@ -129,14 +129,14 @@ def test_a_fine_tune_without_spread_and_noise_is_not_measured() -> None:
         for method, at in (("amc", 0.9), ("tpe", 0.8), ("uniform", 0.7))
     }
     tuned["amc"][0] = [Final(0.91, 0.1, 0.5, 1.0)] * 2
-    strangers = {"40%": [[Final(a, 0.1, 0.5, 1.0), Final(a + 0.01, 0.1, 0.5, 1.0)] for a in (0.5, 0.6)]}
+    drawn = {"40%": [[Final(a, 0.1, 0.5, 1.0), Final(a + 0.01, 0.1, 0.5, 1.0)] for a in (0.5, 0.6)]}
     assert goals(Findings(recipe, searches, [], {"40%": tuned}))[-1].verdict == "not measured"
-    assert goals(Findings(recipe, searches, [], {"40%": tuned}, strangers))[-1].verdict == "met"
-    late = goals(Findings(recipe, searches, [], {"40%": tuned}, strangers, unjudged=2))[-1]
+    assert goals(Findings(recipe, searches, [], {"40%": tuned}, drawn))[-1].verdict == "met"
+    late = goals(Findings(recipe, searches, [], {"40%": tuned}, drawn, unjudged=2))[-1]
     assert (late.verdict, late.missing) == ("not measured", "2 fine-tunes are missing")
 
 
-def test_parts_of_ours_are_no_rivals() -> None:
+def test_parts_of_ours_are_no_other_methods() -> None:
     """A goal is about other methods: an ablation of ours may be better and changes nothing."""
     searches = of_seeds("amc", [0.50, 0.51, 0.52]) + of_seeds("amc-no-merit", [0.9] * 3) + of_seeds("tpe", [0.4] * 3)
     recipe = small(seeds=3, long=0, methods=["amc", "amc-no-merit", "tpe"])
@@ -144,7 +144,7 @@ def test_parts_of_ours_are_no_rivals() -> None:
 
 
 def test_a_search_without_a_feasible_policy_found_nothing() -> None:
-    """Its best label is 0, and it has no winner."""
+    """Its best objective value is 0, and it has no winner."""
     lost = Search(Spec("tpe", "40%", 4, 0), [[1]], [0.9], [0.9], [1.0], [0.0, 0.0], {"40%": [False]})
     assert lost.best() == 0 and lost.winner() is None and lost.winner_accuracy() == 0
 
@@ -154,4 +154,4 @@ def test_figures_follow_from_the_searches() -> None:
     searches = [made("amc", 0, [0.5, 0.6]), made("amc", 1, [0.7]), made("tpe", 0, [0.1]), made("tpe", 1, [0.4])]
     rows = figures(Findings(small(long=0), searches))["searches"]["40%"]["4"]
     assert rows["amc"]["mean"] == pytest.approx(0.65) and rows["amc"]["place"] == 1 and rows["tpe"]["place"] == 2
-    assert rows["tpe"]["ours_minus"]["mean"] == pytest.approx(0.4) and rows["amc"]["label_seconds"] == 1.5
+    assert rows["tpe"]["ours_minus"]["mean"] == pytest.approx(0.4) and rows["amc"]["trial_seconds"] == 1.5

@@ -11,14 +11,14 @@ from typer.testing import CliRunner
 
 from amc.bench.deadline import Deadline, Paused, Unfinished
 from amc.bench.objectives import flow as bench_module
-from amc.bench.objectives.caps import asked_for
+from amc.bench.objectives.caps import recipe_and_caps
 from amc.bench.objectives.fidelity import drawn, drawn_kendall, kendall, regret, spread_of
-from amc.bench.objectives.flow import Wanted, bench_labels
-from amc.bench.objectives.kinds import Distance, Labeller, parse_kinds
+from amc.bench.objectives.flow import Wanted, bench_objectives
+from amc.bench.objectives.kinds import measure_of, parse_kinds
 from amc.bench.objectives.policies import chosen_policies
-from amc.bench.objectives.report import labels_text, write_report
-from amc.bench.objectives.store import LabelStore
-from amc.bench.objectives.verdict import cheap_labels, found_for_cap, long_labels, verdict
+from amc.bench.objectives.report import objectives_text, write_report
+from amc.bench.objectives.verdict import found_for_cap, long_values, trial_values, verdict
+from amc.bench.store import Store
 from amc.cli import app
 from amc.cost.budget import parse_budgets
 from amc.job.dense import Dense, prepare
@@ -34,7 +34,7 @@ CAP = {"40%": parse_budgets(["40%"])}
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
-    weights = trained_weights(tmp_path_factory.mktemp("labels") / "dense.safetensors")
+    weights = trained_weights(tmp_path_factory.mktemp("objectives") / "dense.safetensors")
     return load_recipe(
         None,
         {
@@ -70,19 +70,12 @@ def test_a_kind_that_is_none_is_told(text: str) -> None:
         parse_kinds(text)
 
 
-def test_labels_are_those_of_trials(dense: Dense) -> None:
-    """The kind of the recipe's own recovery gives accuracy and loss of `amc compress`; the dense network is at no
-    distance from itself.
-    """
+def test_a_kind_is_measured_as_a_trial_is(dense: Dense) -> None:
+    """The kind of the recipe's own recovery gives accuracy and loss of `amc compress`."""
     policy = dense.space.nearest(dense.space.high / 2)
-    distance = Distance(dense)
     (fold,) = parse_kinds("fold")
-    label, trial = Labeller(dense, fold.recovery(dense.recipe.recovery), distance)(policy), dense.measure(policy)
-    assert (label["accuracy"], label["loss"]) == (trial.accuracy, trial.loss) and label["seconds"] > 0
-    labeller = Labeller(dense, parse_kinds("none")[0].recovery(dense.recipe.recovery), distance)
-    itself = labeller(dense.space.high)
-    assert itself["distance"] == pytest.approx(0, abs=1e-3) and itself["distance"] < label["distance"]
-    assert itself["accuracy"] == pytest.approx(distance.reference.accuracy)
+    ours, theirs = measure_of(dense, fold.recovery(dense.recipe.recovery))(policy), dense.measure(policy)
+    assert (ours.accuracy, ours.loss) == (theirs.accuracy, theirs.loss)
 
 
 def test_half_of_the_policies_are_good_ones(dense: Dense) -> None:
@@ -102,7 +95,7 @@ def test_half_of_the_policies_are_good_ones(dense: Dense) -> None:
 
 
 def test_order_is_judged_by_kendall_and_regret() -> None:
-    """A label in the long label's order has Kendall 1 and no regret; reversed, -1 and all that five can miss."""
+    """In the order of the long values Kendall is 1 and there is no regret; reversed, -1 and all that five can miss."""
     long = np.arange(10.0)
     assert kendall(long**3, long) == pytest.approx(1) and regret(long**3, long) == 0
     assert kendall(-long, long) == pytest.approx(-1) and regret(-long, long) == 5
@@ -113,8 +106,8 @@ def test_order_is_judged_by_kendall_and_regret() -> None:
 def test_spread_is_held_against_seed_noise() -> None:
     """Noise is the deviation between seeds of one policy, whatever the policies differ by."""
     rng = np.random.default_rng(0)
-    labels = [[mean + noise for noise in rng.normal(0, 0.1, 2)] for mean in rng.normal(0, 1, 200)]
-    found = spread_of(labels)
+    values = [[mean + noise for noise in rng.normal(0, 0.1, 2)] for mean in rng.normal(0, 1, 200)]
+    found = spread_of(values)
     assert found.noise == pytest.approx(0.1, rel=0.15) and found.ratio is not None and found.kendall is not None
     assert found.ratio.low < 10 < found.ratio.high and found.word == "the policy matters" and found.kendall > 0.8
     assert spread_of([[value] for value in rng.normal(0, 1, 5)]).ratio is None
@@ -122,43 +115,43 @@ def test_spread_is_held_against_seed_noise() -> None:
 
 
 def rows_of(truth: NDArray[np.float64], noise: dict[str, tuple[float, float]]) -> list[dict[str, object]]:
-    """Policies whose cheap labels are the truth and (noise, seconds) by kind."""
+    """Policies whose trials are the truth and (noise, seconds) by kind."""
     rng = np.random.default_rng(1)
 
     def record(loss: float, seconds: float) -> dict[str, float]:
-        return {"accuracy": float(np.exp(-loss)), "loss": float(loss), "distance": float(loss), "seconds": seconds}
+        return {"accuracy": float(np.exp(-loss)), "loss": float(loss), "seconds": seconds}
 
     return [
         {
             "origin": "good" if index % 2 else "random",
             "long": [record(value + rng.normal(0, 0.01), 60.0) for _ in range(2)],
-            "cheap": {kind: record(value + rng.normal(0, of), seconds) for kind, (of, seconds) in noise.items()},
+            "trials": {kind: record(value + rng.normal(0, of), seconds) for kind, (of, seconds) in noise.items()},
         }
         for index, value in enumerate(truth)
     ]
 
 
-def test_the_cheapest_label_that_orders_well_enough_wins() -> None:
-    """Of labels with Kendall 0.7 the one of the fewest seconds; if none has it, the cheapest of the near best."""
+def test_the_cheapest_trial_that_orders_well_enough_wins() -> None:
+    """Of trials with Kendall 0.7 the one of the fewest seconds; if none has it, the cheapest of the near best."""
     truth = np.linspace(0.5, 1.5, 24)
     good = found_for_cap("a", rows_of(truth, {"bad": (1.0, 0.1), "fair": (0.1, 1.0), "fine": (0.01, 9.0)}))  # type: ignore[arg-type]
     won = verdict([good])
     assert (won["kind"], won["enough"], won["caps"], won["seconds"]) == ("fair", True, ["a"], 1.0)
     rows = rows_of(np.linspace(0.5, 1.5, 60), {"bad": (9.0, 0.1), "fair": (0.4, 1.0)})
     for row in rows:
-        row["cheap"]["fine"] = {**row["cheap"]["fair"], "seconds": 9.0}  # type: ignore[index]
+        row["trials"]["fine"] = {**row["trials"]["fair"], "seconds": 9.0}  # type: ignore[index]
     won = verdict([found_for_cap("b", rows)])  # type: ignore[arg-type]
     assert won["kind"] == "fair" and won["enough"] is False and won["reason"] is None
 
 
 def test_no_winner_is_named_where_none_can_be_told() -> None:
-    """Few policies, a spread that chance explains, wide intervals and equal labels: the reason, and no label."""
+    """Few policies, a spread that chance explains, wide intervals and equal objectives: the reason, and no winner."""
     one_seed = rows_of(np.linspace(0.5, 1.5, 24), {"fold": (0.1, 1.0)})
     for row in one_seed:
         row["long"] = row["long"][:1]  # type: ignore[index]
     equal = rows_of(np.linspace(0.5, 1.5, 24), {"fold": (0.5, 1.0), "none": (0.5, 1.0)})
     for row in equal:
-        row["cheap"]["none"] = row["cheap"]["fold"]  # type: ignore[index]
+        row["trials"]["none"] = row["trials"]["fold"]  # type: ignore[index]
     cases = {
         "8 policies a cap are too few": rows_of(np.linspace(0.5, 1.5, 8), {"fold": (0.01, 1.0)}),
         "times their seed noise at most": rows_of(np.full(24, 1.0), {"fold": (0.01, 1.0)}),
@@ -174,18 +167,18 @@ def test_no_winner_is_named_where_none_can_be_told() -> None:
 def test_a_top_of_most_policies_has_no_regret() -> None:
     """Regret of the five best is told from ten policies on."""
     few, enough = (found_for_cap("a", rows_of(np.linspace(0, 1, n), {"fold": (0.1, 1.0)})) for n in (9, 10))  # type: ignore[arg-type]
-    assert all(label["regret"] is None and label["regret_accuracy"] is None for label in few["labels"])
-    assert all(label["regret"]["value"] >= 0 for label in enough["labels"])
+    assert all(one["regret"] is None and one["regret_accuracy"] is None for one in few["objectives"])
+    assert all(one["regret"]["value"] >= 0 for one in enough["objectives"])
 
 
 def test_a_task_without_losses_is_judged_by_accuracy() -> None:
     """Metrics that are not given do not appear."""
     rows = rows_of(np.linspace(0.5, 1.5, 8), {"fold": (0.1, 1.0)})
     for row in rows:
-        for record in [*row["long"], *row["cheap"].values()]:  # type: ignore[misc, attr-defined]
-            record.update(loss=0.0, distance=None)
+        for record in [*row["long"], *row["trials"].values()]:  # type: ignore[misc, attr-defined]
+            record.update(loss=0.0)
     found = found_for_cap("a", rows)  # type: ignore[arg-type]
-    assert found["truth"] == "accuracy" and [label["metric"] for label in found["labels"]] == ["accuracy"]
+    assert found["truth"] == "accuracy" and [one["metric"] for one in found["objectives"]] == ["accuracy"]
 
 
 def test_a_comparison_stops_at_its_deadline_and_goes_on(
@@ -193,29 +186,29 @@ def test_a_comparison_stops_at_its_deadline_and_goes_on(
 ) -> None:
     """What was taken is never taken again, and the result is that of a comparison that was not stopped."""
     few = wanted(policies=6, kinds="none,fold+2")
-    whole = bench_labels(tiny, few, tmp_path / "whole", 60, Silent())
+    whole = bench_objectives(tiny, few, tmp_path / "whole", 60, Silent())
     taken, fuse = [], [25]
-    keep = LabelStore.keep
+    put = Store.put
 
-    def counted(self: LabelStore, policy: NDArray[np.int64], kind: str, record: object, seed: int = 0) -> None:
-        taken.append((tuple(policy.tolist()), kind, seed))
-        keep(self, policy, kind, record, seed)  # type: ignore[arg-type]
+    def counted(self: Store, kind: str, *key: object, value: object) -> None:
+        taken.append((kind, str(key)))
+        put(self, kind, *key, value=value)
 
     def check(self: Deadline) -> None:
         fuse[0] -= 1
         if fuse[0] == 0:
             raise Paused
 
-    monkeypatch.setattr(LabelStore, "keep", counted)
+    monkeypatch.setattr(Store, "put", counted)
     monkeypatch.setattr(Deadline, "check", check)
     stops = before = 0
     while True:
         try:
-            found = bench_labels(tiny, few, tmp_path / "parts", 60, Silent())
+            found = bench_objectives(tiny, few, tmp_path / "parts", 60, Silent())
             break
         except Unfinished as error:
             assert error.exit_code == 130 and "goes on" in str(error) and "\n" not in str(error)
-            done, total = map(int, re.findall(r"(\d+) of (\d+) labels are done", str(error))[0])
+            done, total = map(int, re.findall(r"(\d+) of (\d+) networks are measured", str(error))[0])
             assert before <= done < total == 6 * 2 + 6 * 2
             before = done
             stops, fuse[0] = stops + 1, 25
@@ -227,44 +220,44 @@ def test_a_comparison_stops_at_its_deadline_and_goes_on(
 
 def test_a_comparison_is_told_in_full(tiny: Recipe, tmp_path: Path) -> None:
     """Every kind and metric has its line; JSON, Markdown and page stand in the folder."""
-    found = bench_labels(tiny, wanted(kinds="none,fold"), tmp_path, 60, Silent())
+    found = bench_objectives(tiny, wanted(kinds="none,fold"), tmp_path, 60, Silent())
     write_report(found, tmp_path)
     cap = found["caps"]["40%"]
-    assert len(cap["labels"]) == 8 and {label["kind"] for label in cap["labels"]} == {"none", "fold"}
+    assert len(cap["objectives"]) == 6 and {one["kind"] for one in cap["objectives"]} == {"none", "fold"}
     assert sum(len(row["long"]) > 1 for row in cap["rows"]) == 8 and cap["spread"]["loss"]["ratio"]["value"] > 0
     assert all(0 < row["shares"]["macs"] <= 0.4 for row in cap["rows"])
-    text = labels_text(found)
-    assert "No winner can be told: 8 policies" in text and "Of the good: " in text and "Denoised: " in text
+    text = objectives_text(found)
+    assert "No winner can be told: 8 policies" in text and "Of the good: " in text and "Smoothed: " in text
     mine = [line.split() for line in text.splitlines() if line.startswith("fold")]
-    assert len(mine) == 4 and all(line[-5:-3] == ["-", "-"] for line in mine)  # regret of eight policies
-    again = json.loads((tmp_path / "labels.json").read_text())
+    assert len(mine) == 3 and all(line[-5:-3] == ["-", "-"] for line in mine)  # regret of eight policies
+    again = json.loads((tmp_path / "objectives.json").read_text())
     assert again["winner"] == found["winner"] and again["machine"]["cores"] >= 1
-    assert "| fold | loss |" in (tmp_path / "labels.md").read_text()
-    page = (tmp_path / "labels.html").read_text()
-    assert page.count('id="cap0"') == 1 and "good by cheap labels" in page
-    labels = cheap_labels(cap["rows"], "fold")["loss"], long_labels(cap["rows"], "loss")
-    assert kendall(*labels) == next(
-        of["kendall"]["value"] for of in cap["labels"] if (of["kind"], of["metric"]) == ("fold", "loss")
+    assert "| fold | loss |" in (tmp_path / "objectives.md").read_text()
+    page = (tmp_path / "objectives.html").read_text()
+    assert page.count("Plotly.newPlot(") >= 1 and "chosen as good" in page
+    values = trial_values(cap["rows"], "fold")["loss"], long_values(cap["rows"], "loss")
+    assert kendall(*values) == next(
+        of["kendall"]["value"] for of in cap["objectives"] if (of["kind"], of["metric"]) == ("fold", "loss")
     )
 
 
-def test_labels_taken_otherwise_are_not_mixed(tiny: Recipe, dense: Dense, tmp_path: Path) -> None:
+def test_networks_measured_otherwise_are_not_mixed(tiny: Recipe, dense: Dense, tmp_path: Path) -> None:
     """Another recovery or fine-tune needs another folder."""
-    bench_labels(tiny, wanted(kinds="none", repeats=1, epochs=0.1), tmp_path, 60, Silent())
+    bench_objectives(tiny, wanted(kinds="none", repeats=1, epochs=0.1), tmp_path, 60, Silent())
     other = tiny.model_copy(update={"finetune": tiny.finetune.model_copy(update={"lr": 0.5})})
     with pytest.raises(RunError, match=r"finetune.*--out"):
-        bench_labels(other, wanted(kinds="none"), tmp_path, 60, Silent())
+        bench_objectives(other, wanted(kinds="none"), tmp_path, 60, Silent())
 
 
 def test_recipes_of_both_sorts_are_understood(tmp_path: Path) -> None:
     """A bench recipe brings its caps and its changes; given caps come first."""
     path = tmp_path / "mine.toml"
     path.write_text('recipe = "quickstart"\ncaps = ["25%", ["20%", "30%params"]]\n[set]\nsearch.batch_size = 99\n')
-    recipe, caps = asked_for(str(path), None, {"seed": 3})
+    recipe, caps = recipe_and_caps(str(path), None, {"seed": 3})
     assert (recipe.search.batch_size, recipe.seed, list(caps)) == (99, 3, ["25%", "20%+30%params"])
-    recipe, caps = asked_for("quickstart", None, {})
+    recipe, caps = recipe_and_caps("quickstart", None, {})
     assert recipe.name == "quickstart" and list(caps) == ["15%", "40%"]
-    assert list(asked_for(str(path), "10%+30%params,50%", {})[1]) == ["10%+30%params", "50%"]
+    assert list(recipe_and_caps(str(path), "10%+30%params,50%", {})[1]) == ["10%+30%params", "50%"]
 
 
 def test_too_few_policies_are_refused() -> None:
@@ -279,28 +272,28 @@ def test_too_few_policies_are_refused() -> None:
 @pytest.mark.parametrize(("flag", "value"), [("--epochs", "nan"), ("--epochs", "inf"), ("--minutes", "inf")])
 def test_numbers_that_are_none_are_refused_at_the_door(flag: str, value: str) -> None:
     """One line with the flag and the value."""
-    done = CliRunner().invoke(app, ["bench", "labels", "quickstart", flag, value])
+    done = CliRunner().invoke(app, ["bench", "objectives", "quickstart", flag, value])
     assert isinstance(done.exception, UsageError)
     assert str(done.exception) == f"{flag} must be a finite number, but is {value}"
 
 
 def test_minutes_that_are_no_number_are_refused() -> None:
     """NaN is in no range: exit code 2."""
-    assert CliRunner().invoke(app, ["bench", "labels", "quickstart", "--minutes", "nan"]).exit_code == 2
+    assert CliRunner().invoke(app, ["bench", "objectives", "quickstart", "--minutes", "nan"]).exit_code == 2
 
 
 def test_a_cap_below_all_policies_is_told_in_the_units_of_costs(tiny: Recipe, tmp_path: Path) -> None:
     """What the cap asks for and the smallest policy, as people read costs."""
     low = Wanted.of({"1MACs": parse_budgets(["1MACs"])}, "none", 6, 0.1, 1)
     with pytest.raises(BudgetUnreachable, match=r"1 MACs is below the smallest policy's [\d.]+ k?M?MACs"):
-        bench_labels(tiny, low, tmp_path, 60, Silent())
+        bench_objectives(tiny, low, tmp_path, 60, Silent())
 
 
-def test_a_wrecked_network_stands_behind_all_others(tiny: Recipe, tmp_path: Path) -> None:
+def test_a_degenerate_network_stands_behind_all_others(tiny: Recipe, tmp_path: Path) -> None:
     """A kind that cannot be measured is told as such, and the comparison goes on."""
     kinds = "fold,fold+40x10@100"
-    found = bench_labels(tiny, wanted(policies=6, kinds=kinds, repeats=1, epochs=0.1), tmp_path, 60, Silent())
-    taken = [row["cheap"]["fold+40x10@100"] for row in found["caps"]["40%"]["rows"]]
+    found = bench_objectives(tiny, wanted(policies=6, kinds=kinds, repeats=1, epochs=0.1), tmp_path, 60, Silent())
+    taken = [row["trials"]["fold+40x10@100"] for row in found["caps"]["40%"]["rows"]]
     failed = [record for record in taken if "failure" in record]
     assert failed and all("finite" in record["failure"] and record["accuracy"] == 0 for record in failed)
     assert found["winner"]["reason"]
