@@ -18,7 +18,7 @@ from amc.system.progress import Silent
 from amc_predictor import SeerNetPredictor, seernet
 from tests.predictor.measured import LAYERS, published, sigmoid_network, written
 
-PREDICTORS = ["amc", "amc, place told", "mean", "ridge", "physics ridge", "gaussian process", "boosted trees",
+PREDICTORS = ["amc", "amc, with place", "mean", "ridge", "physics ridge", "gaussian process", "boosted trees",
               "published MLP", "MLP, standardised"]  # fmt: skip
 
 
@@ -66,7 +66,7 @@ def test_what_one_split_or_a_constant_cannot_tell_is_a_dash(tmp_path: Path) -> N
         "mean": None, "spread": None, "values": [None],
     }  # fmt: skip
     assert mean["rmse"]["spread"] is None
-    line = next(line for line in predictor_text(found).splitlines() if "  mean " in line)
+    line = next(line for line in predictor_text(found).splitlines() if line.startswith("mean "))
     assert line.split()[2:7] == [f"{100 * mean['rmse']['mean']:.3f}", "+-", "-", "-", "-"]
     assert line.endswith("constant on 1 of 1")
 

@@ -409,7 +409,7 @@ def test_a_store_gives_back_what_it_was_given(tmp_path: Path) -> None:
 def test_a_folder_of_an_older_version_is_named_as_such(tmp_path: Path) -> None:
     """One line, and nothing is written."""
     (tmp_path / "labels.db").touch()
-    with pytest.raises(RunError, match="older version.*--out"):
+    with pytest.raises(RunError, match=r"older version.*--out"):
         Store(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["labels.db"]
 
