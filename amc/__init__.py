@@ -1,30 +1,111 @@
 """AMC makes a trained network fit a device.
 
 import amc
-run = amc.compress("resnet50", data="imagefolder:/data/imagenet", budget="1.2GFLOPs")
-run.model                                   # nn.Module under the cap, fine-tuned
-run.retarget("800MFLOPs").save("small/")    # no new search
-model = amc.load("small/")                  # no pickle, no torch-pruning, no tracing
-amc.load_cascade("runs/phone/cascade/budget-30%")  # easy inputs leave early: .run(inputs) gives answers, stages, costs
+space = amc.trace(model, example)                                # groups, exact costs, why a layer is left alone
+measure = amc.Measure(space, train=loader, validation=loader)    # any iterable of batches
+study = amc.search(space, measure, "50%", trials=64)             # an Optuna study underneath
+policy = amc.optimize(study, "50%")                              # seconds; again for every other budget
+small = amc.cut(space, policy, recover=measure)                  # an nn.Module
+
+run = amc.compress(model, train=..., validation=..., test=..., budget="50%", out="runs/x")  # all of it, resumable
+model = amc.load("runs/x")                                       # no pickle, no tracing
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from amc.cascade.archive import load_cascade as load_cascade
+    from amc.cost.budget import Budget as Budget
+    from amc.cost.budget import parse_budgets as parse_budgets
+    from amc.cost.trace import Trace as Trace
+    from amc.cost.trace import trace as trace
     from amc.job.api import compress as compress
-    from amc.job.api import load as load
-    from amc.job.api import load_cascade as load_cascade
     from amc.job.api import open_run as open_run
+    from amc.job.job import Job as Job
+    from amc.job.job import open_job as open_job
+    from amc.job.recipe import Recipe as Recipe
+    from amc.job.recipe import load_recipe as load_recipe
+    from amc.job.run import Run as Run
+    from amc.release.archive import load_network as load  # noqa: F401 - listed in __all__
+    from amc.study.measure import Measure as Measure
+    from amc.study.measure import MeasureSettings as MeasureSettings
+    from amc.study.optimize import optimize as optimize
+    from amc.study.policy import Policy as Policy
+    from amc.study.policy import cut as cut
+    from amc.study.search import search as search
+    from amc.study.settings import SearchSettings as SearchSettings
+    from amc.study.trial import Protocol as Protocol
+    from amc.study.trial import Trial as Trial
+    from amc.study.trials import Study as Study
+    from amc.system.errors import AmcError as AmcError
+    from amc.system.errors import BudgetUnreachable as BudgetUnreachable
+    from amc.system.errors import DataError as DataError
+    from amc.system.errors import GateFailed as GateFailed
+    from amc.system.errors import ModelError as ModelError
+    from amc.system.errors import RunError as RunError
+    from amc.system.errors import StorageError as StorageError
+    from amc.system.errors import UsageError as UsageError
+    from amc.system.progress import Progress as Progress
+    from amc.system.progress import Silent as Silent
+    from amc.system.progress import shown as shown
+    from amc.train.evaluation import Evaluation as Evaluation
+    from amc.train.evaluation import evaluate as evaluate
+    from amc.train.settings import FinetuneSchedule as FinetuneSchedule
+    from amc.train.settings import RecoverySettings as RecoverySettings
+    from amc.zoo.data.sources import load_splits as load_splits
+    from amc.zoo.data.splits import MemorySplit as MemorySplit
+    from amc.zoo.data.splits import Splits as Splits
 
-__all__ = ["compress", "load", "load_cascade", "open_run"]
+# Where each public name lives; it is imported when it is first asked for, so that `amc --help` stays fast.
+_HOMES = {
+    "amc.cascade.archive": ("load_cascade",),
+    "amc.cost.budget": ("Budget", "parse_budgets"),
+    "amc.cost.trace": ("Trace", "trace"),
+    "amc.job.api": ("compress", "open_run"),
+    "amc.job.job": ("Job", "open_job"),
+    "amc.job.recipe": ("Recipe", "load_recipe"),
+    "amc.job.run": ("Run",),
+    "amc.release.archive": ("load",),
+    "amc.study.measure": ("Measure", "MeasureSettings"),
+    "amc.study.optimize": ("optimize",),
+    "amc.study.policy": ("Policy", "cut"),
+    "amc.study.search": ("search",),
+    "amc.study.settings": ("SearchSettings",),
+    "amc.study.trial": ("Protocol", "Trial"),
+    "amc.study.trials": ("Study",),
+    "amc.system.errors": (
+        "AmcError",
+        "BudgetUnreachable",
+        "DataError",
+        "GateFailed",
+        "ModelError",
+        "RunError",
+        "StorageError",
+        "UsageError",
+    ),
+    "amc.system.progress": ("Progress", "Silent", "shown"),
+    "amc.train.evaluation": ("Evaluation", "evaluate"),
+    "amc.train.settings": ("FinetuneSchedule", "RecoverySettings"),
+    "amc.zoo.data.sources": ("load_splits",),
+    "amc.zoo.data.splits": ("MemorySplit", "Splits"),
+}
+_PUBLIC = {name: home for home, names in _HOMES.items() for name in names}
+_RENAMED = {"load": "load_network"}  # the face's name -> its home's
+
+__all__ = sorted(_PUBLIC)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:
-    """Import torch only when something is asked for: `amc --help` stays fast."""
-    if name not in __all__:
+    """Import a public name when it is first asked for."""
+    if name not in _PUBLIC:
         raise AttributeError(f"module 'amc' has no attribute {name!r}")
-    from amc.job import api
+    found = getattr(import_module(_PUBLIC[name]), _RENAMED.get(name, name))
+    globals()[name] = found
+    return found
 
-    return getattr(api, name)
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PUBLIC})

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,6 +20,7 @@ WORKERS = 8  # at most: every one of them imports torch
 def pytest_configure() -> None:
     """One thread in every process that is started from here: workers, and what the tests start themselves."""
     os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"))
+    os.environ["XDG_DATA_HOME"] = tempfile.mkdtemp(prefix="amc-tests-")  # where studies are kept by default
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
@@ -59,6 +61,7 @@ def finished_run(home: Path, factory: Callable[[], nn.Module], budget: str, **mo
         "data.name": "tests.tiny:pictures",
         "budget": [budget],
         "out": str(home / "run"),
+        "search.study": "run",
         "search.trials": 10,
         "search.candidates": 2,
         "search.batch_size": 50,

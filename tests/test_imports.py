@@ -43,5 +43,5 @@ def test_torch_pruning_is_met_by_the_benchmarks_alone() -> None:
 
 def test_cuts_and_costs_need_no_tracer() -> None:
     """Everything but tracing itself works without torch-pruning."""
-    modules = ("amc.surgery.cutting", "amc.surgery.folding", "amc.cost.counts", "amc.cost.activations", "amc.job.dense")
+    modules = ("amc.surgery.cutting", "amc.surgery.folding", "amc.cost.counts", "amc.cost.activations", "amc.job.job")
     assert "torch_pruning" not in imported(f"import {', '.join(modules)}")

@@ -5,15 +5,28 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from amc.job.recipe import resolved_toml
+from amc.job.run import Run
+from amc.release.evidence import Evidence
+from amc.study.optimize import Fit
 from amc.zoo.data.sources import load_splits
 from amc.zoo.data.splits import MemorySplit, Splits
 from amc.zoo.networks.msdnet import MSDNet, Sizes
+
+
+def evidence_of(run: Run, metrics: dict[str, Any] | None = None, recipe: str = "") -> Evidence:
+    """What the report and the card of a finished run are made from, with other metrics or another recipe."""
+    learned = len(run.predictor.ranks.accuracy) - 1  # beside the dense network; candidates were measured later
+    job, fit = run.job, Fit(run.predictor, tuple(run.study.trials[:learned]))
+    recipe = recipe or resolved_toml(run.recipe)
+    return Evidence(job.measure, job.data, run.study, fit, metrics or run.metrics, run.policy, recipe)
 
 
 class TinyNet(nn.Module):

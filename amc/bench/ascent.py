@@ -13,7 +13,7 @@ from typing import Any
 from amc.bench.table import Table
 from amc.cost.budget import parse_budgets
 from amc.job.run import Run
-from amc.study.selection import KAPPA, unreachable
+from amc.study.optimize import KAPPA, unreachable
 from amc.system.progress import Progress
 from amc_search import CapUnreachable, climb
 
@@ -32,8 +32,8 @@ def bench_ascent(run: Run, budgets: Sequence[str], seeds: int, progress: Progres
         BudgetUnreachable: no legal policy fits.
         UsageError: a budget is malformed.
     """
-    space, predictor = run.dense.space, run.predictor
-    wanted = {text: run.dense.caps(parse_budgets([text])) for text in budgets}
+    space, predictor = run.job.space, run.predictor
+    wanted = {text: run.job.trace.caps(parse_budgets([text])) for text in budgets}
     stage = progress.stage("ascents", len(wanted) * len(WITHOUT) * seeds)
     rows = []
     for text, caps in wanted.items():

@@ -14,7 +14,7 @@ from torch import nn
 from amc.bench.machine import seconds
 from amc.bench.table import Table
 from amc.cost.counts import count_macs
-from amc.job.dense import load_model
+from amc.job.job import load_model
 from amc.job.recipe import Recipe
 from amc.surgery.channel_table import ChannelTable, kept_channels
 from amc.surgery.folding import Cutter

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from amc.bench.table import Table
-from amc.job.dense import Dense, prepare
+from amc.job.job import Job, open_job
 from amc.job.recipe import Recipe
 from amc.surgery.channel_table import kept_channels
 from amc.surgery.folding import cut_and_fold
@@ -26,37 +26,39 @@ def bench_recovery(recipe: Recipe, policies: int, epochs: float, progress: Progr
 
     The policies are random, at 25 to 80 % of the dense network's MACs; the test split is not touched.
     """
-    dense = prepare(recipe, None, progress)
+    dense = open_job(recipe, None, progress)
     shares = np.linspace(0.3, 0.8, policies)
     chosen = [random_policy(dense, float(share), recipe.seed + index) for index, share in enumerate(shares)]
     stage = progress.stage("cut, recover, measure, fine-tune", 3 * policies)
     rows = []
     for policy in chosen:
-        row: dict[str, Any] = {"macs_share": dense.costs_of(policy)["macs"] / dense.dense_costs()["macs"]}
+        row: dict[str, Any] = {"macs_share": dense.trace.costs_of(policy)["macs"] / dense.trace.dense_costs()["macs"]}
         for kind in KINDS:
             model = recovered(dense, policy, kind)
-            before = evaluate(model, dense.splits.validation, dense.compute, task=dense.task).accuracy
+            before = evaluate(model, dense.data.validation, dense.compute, task=dense.task).accuracy
             schedule = recipe.finetune.model_copy(update={"epochs": epochs})
-            train(model, dense.splits, schedule, dense.compute, seed=recipe.seed, teacher=dense.model, task=dense.task)
-            after = evaluate(model, dense.splits.validation, dense.compute, task=dense.task).accuracy
+            train(model, dense.data, schedule, dense.compute, seed=recipe.seed, teacher=dense.model, task=dense.task)
+            after = evaluate(model, dense.data.validation, dense.compute, task=dense.task).accuracy
             row[kind] = {"before": before, "after": after}
             stage.advance()
         rows.append(row)
-    reference = evaluate(dense.model, dense.splits.validation, dense.compute, task=dense.task).accuracy
+    reference = evaluate(dense.model, dense.data.validation, dense.compute, task=dense.task).accuracy
     return {"dense": reference, "epochs": epochs, "rows": rows}
 
 
-def random_policy(dense: Dense, share: float, seed: int) -> NDArray[np.int64]:
+def random_policy(dense: Job, share: float, seed: int) -> NDArray[np.int64]:
     """A policy of random proportions at 85 to 100 % of `share` of the dense MACs."""
-    cap = Cap(dense.costs["macs"], share * dense.dense_costs()["macs"])
+    cap = Cap(dense.trace.costs["macs"], share * dense.trace.dense_costs()["macs"])
     policy: NDArray[np.int64] = random_policies(dense.space, (cap,), 1, np.random.default_rng(seed))[0]
     return policy
 
 
-def recovered(dense: Dense, policy: NDArray[np.int64], kind: str) -> nn.Module:
+def recovered(dense: Job, policy: NDArray[np.int64], kind: str) -> nn.Module:
     """The network of a policy after one kind of recovery: "none", "batchnorm" or "fold_batchnorm"."""
-    moments = dense.moments if kind == "fold_batchnorm" else None
-    model = cut_and_fold(dense.model, dense.table, kept_channels(dense.table, dense.place, policy), moments)
+    moments = dense.measure.moments if kind == "fold_batchnorm" else None
+    model = cut_and_fold(
+        dense.model, dense.trace.table, kept_channels(dense.trace.table, dense.measure.ranks, policy), moments
+    )
     if kind != "none":
         dense.measure.settle(model)
     return model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean
@@ -11,10 +12,10 @@ from typing import Any
 import torch
 
 from amc.bench.table import Table
-from amc.job.dense import Dense, prepare
+from amc.job.job import Job, open_job
 from amc.job.recipe import Recipe
-from amc.study.search import measure_of, sampler_of
-from amc.study.selection import fit_predictor, select
+from amc.study.optimize import learn, select
+from amc.study.search import run_search
 from amc.study.trials import Study
 from amc.system.errors import UsageError
 from amc.system.progress import Progress
@@ -33,26 +34,30 @@ def bench_stop(recipe: Recipe, trials: int, seeds: int, progress: Progress) -> d
     Raises:
         UsageError: the data are not held in memory, so that such images cannot be told apart.
     """
-    dense = prepare(recipe, None, progress)
+    dense = open_job(recipe, None, progress)
     held_out = _unseen(dense)
     rows = []
     for seed in range(recipe.seed, recipe.seed + seeds):
         row: dict[str, Any] = {"seed": seed}
         for kind in KINDS:
-            search = recipe.search.model_copy(update={"stop_early": kind == "stopped", "study": None, "trials": trials})
-            row[kind] = _searched(replace(dense, recipe=recipe.model_copy(update={"search": search, "seed": seed})),
-                                 held_out, progress)  # fmt: skip
+            search = recipe.search.model_copy(
+                update={"sensitivity_images": 0, "stop_early": kind == "stopped", "trials": trials}
+            )
+            measure = copy.copy(dense.measure)
+            measure.seed = seed
+            asked = recipe.model_copy(update={"search": search, "seed": seed})
+            row[kind] = _searched(replace(dense, recipe=asked, measure=measure), held_out, progress)
         rows.append(row)
     found = {"model": recipe.model.name, "budget": list(recipe.budget), "trials": trials, "rows": rows}
-    return {**found, "validation_images": len(dense.splits.validation), "held_out_images": len(held_out)}
+    return {**found, "validation_images": len(dense.data.validation), "held_out_images": len(held_out)}
 
 
-def _unseen(dense: Dense) -> MemorySplit:
+def _unseen(dense: Job) -> MemorySplit:
     """The images of the train split that trials do not learn from."""
-    train, recovery = dense.splits.train, dense.recipe.recovery
+    train, recovery = dense.data.train, dense.recipe.recovery
     if not isinstance(train, MemorySplit):
         raise UsageError(
-            f"this benchmark needs data held in memory, but {dense.splits.name!r} is not; take fashion-mnist-10k"
+            f"this benchmark needs data held in memory, but {dense.data.name!r} is not; take fashion-mnist-10k"
         )
     unseen = torch.ones(len(train), dtype=torch.bool)
     for seed, images in ((0, recovery.moment_images), (1, recovery.batchnorm_images)):
@@ -61,18 +66,16 @@ def _unseen(dense: Dense) -> MemorySplit:
     return replace(train, images=train.images[unseen], labels=train.labels[unseen])
 
 
-def _searched(dense: Dense, held_out: MemorySplit, progress: Progress) -> dict[str, float]:
+def _searched(dense: Job, held_out: MemorySplit, progress: Progress) -> dict[str, float]:
     """One search, and what it chose."""
-    recipe, caps = dense.recipe, dense.caps(dense.recipe.budgets)
-    reference = dense.measure.evaluate(dense.model).accuracy
+    recipe = dense.recipe
     with TemporaryDirectory() as folder:
-        study = Study(None, Path(folder), dense.protocol(), dense.space, alone=True)
-        sampler = sampler_of(dense, caps, reference, study)
-        study.run(measure_of(dense, study), sampler, recipe.search.trials, progress)
+        study = Study.of(dense.measure, folder=Path(folder), alone=True)
+        run_search(study, dense.caps, recipe.search, progress)
         found = study.trials
-        predictor = fit_predictor(dense.space, found, reference, recipe.seed)
-        chosen = select(study, dense.measure, predictor, caps, recipe.search.candidates, recipe.seed, reference)
-    images = sum(trial.images or len(dense.splits.validation) for trial in found)
+        predictor = learn(dense.space, found, study.dense_accuracy, recipe.seed).predictor
+        chosen = select(study, predictor, dense.caps, recipe.search.candidates)
+    images = sum(trial.images or len(dense.data.validation) for trial in found)
     assert predictor.ranks is not None
     return {
         "stopped": sum(trial.stopped for trial in found),

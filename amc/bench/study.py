@@ -23,7 +23,7 @@ from sqlalchemy.orm import Session
 from torch import Tensor
 
 from amc.study.database import Database
-from amc.study.selection import best_candidates, fit_predictor
+from amc.study.optimize import best_candidates, learn
 from amc.study.trial import Protocol, Trial
 from amc.study.trials import Study
 from amc.system.progress import Silent
@@ -92,7 +92,7 @@ def judge(place: str, trials: int, groups: int) -> None:
     known = study.trials
     opened, held = perf_counter() - start, _memory_mb("VmRSS") - bare
     start = perf_counter()
-    predictor = fit_predictor(world.space, known, 0.9, 0)
+    predictor = learn(world.space, known, 0.9, 0).predictor
     fitted = perf_counter() - start
     fresh = random_policies(world.space, world.caps, FRESH, np.random.default_rng(1))
     truth = torch.tensor([world.measure(policy).accuracy for policy in fresh], dtype=torch.float64)

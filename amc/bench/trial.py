@@ -16,9 +16,10 @@ from torch import nn
 from amc.bench.machine import seconds
 from amc.bench.recovery import random_policy
 from amc.bench.table import Table
-from amc.job.dense import Dense, prepare
+from amc.job.job import Job, open_job
 from amc.job.recipe import Recipe, load_recipe
-from amc.study.trial import ORDER, Trial
+from amc.study.measure import ORDER
+from amc.study.trial import Trial
 from amc.study.trials import Study
 from amc.surgery.layers import BATCH_NORMS
 from amc.system.eval_mode import evaluating
@@ -48,23 +49,23 @@ def bench_trial(recipe: Recipe, policies: int, progress: Progress) -> dict[str, 
         Medians over the policies, in seconds: the parts of a trial, the whole, the bare forward passes; and of the
         ratio of the last two.
     """
-    dense = prepare(recipe, None, progress)
+    dense = open_job(recipe, None, progress)
     shares = np.linspace(0.3, 0.8, policies)
     stage = progress.stage(f"trials of {recipe.model.name}", policies)
     rows: list[dict[str, float]] = []
     with TemporaryDirectory() as folder:
-        study = Study(None, Path(folder), dense.protocol(), dense.space, alone=True)
+        study = Study(None, Path(folder), dense.measure.protocol(), dense.space, alone=True)
         dense.measure(random_policy(dense, 0.5, recipe.seed))  # batches are made once a study
         study.measure_one(dense.space.high, dense.measure)
         for index, share in enumerate(shares):
             rows.append(_of_one(dense, study, random_policy(dense, float(share), recipe.seed + index)))
             stage.advance()
     middle = {key: median(row[key] for row in rows) for key in rows[0]}
-    found = {"model": recipe.model.name, "input_shape": list(dense.splits.input_shape), "compute": dense.compute.name}
+    found = {"model": recipe.model.name, "input_shape": list(dense.data.input_shape), "compute": dense.compute.name}
     return {**found, "threads": torch.get_num_threads(), "policies": policies, **middle}
 
 
-def _of_one(dense: Dense, study: Study, policy: NDArray[np.int64]) -> dict[str, float]:
+def _of_one(dense: Job, study: Study, policy: NDArray[np.int64]) -> dict[str, float]:
     """The fastest of `ROUNDS` trials of one policy, and of its bare forward passes between them."""
     small = dense.measure.realise(policy)
     best: dict[str, float] = {}
@@ -82,7 +83,7 @@ def _of_one(dense: Dense, study: Study, policy: NDArray[np.int64]) -> dict[str, 
 
 
 @torch.inference_mode()
-def _forward(dense: Dense, small: nn.Module) -> None:
+def _forward(dense: Job, small: nn.Module) -> None:
     """The forward passes of a trial and nothing else."""
     measure, size = dense.measure, dense.recipe.search.batch_size
     images = dense.recipe.recovery.batchnorm_images
@@ -94,7 +95,7 @@ def _forward(dense: Dense, small: nn.Module) -> None:
             dense.task.call(batch).to(dense.compute.device).on(small)
         for norm in norms:
             norm.eval()
-        for batch in measure.pictures.batches(size, seed=ORDER, limit=dense.recipe.search.measure_images):
+        for batch in measure.validation.batches(size, seed=ORDER, limit=dense.recipe.search.measure_images):
             dense.task.call(batch).to(dense.compute.device).on(small)
 
 

@@ -9,11 +9,11 @@ from statistics import median
 from typing import Any
 
 from amc.bench.table import Table
-from amc.job.dense import Dense, prepare
 from amc.job.folder import RECIPE
+from amc.job.job import Job, open_job
 from amc.job.recipe import Recipe, amended, resolved_toml
+from amc.job.workers import worker_pool
 from amc.study.heartbeat import measured_by
-from amc.study.search import crew_of
 from amc.study.trials import Study
 from amc.system.files import write_text
 from amc.system.progress import Progress, Silent
@@ -34,8 +34,8 @@ def bench_workers(recipe: Recipe, workers: int, trials: int, repeats: int, progr
     with tempfile.TemporaryDirectory(prefix="amc-bench-") as place:
         home = Path(place) / "dense"
         home.mkdir()
-        dense = prepare(recipe, home, Silent())
-        accuracy = dense.evaluate(dense.model, dense.splits.validation).accuracy
+        dense = open_job(recipe, home, Silent())
+        accuracy = dense.measure.evaluate_whole(dense.model, dense.data.validation).accuracy
         for repeat in range(repeats):
             for number in rates:
                 folder = Path(place) / f"{number}-{repeat}"
@@ -47,11 +47,11 @@ def bench_workers(recipe: Recipe, workers: int, trials: int, repeats: int, progr
     return {"model": recipe.model.name, "trials": trials, "workers": workers, "per_minute": rates, "ratio": ratio}
 
 
-def _rate(dense: Dense, folder: Path, number: int, accuracy: float) -> float:
+def _rate(dense: Job, folder: Path, number: int, accuracy: float) -> float:
     """Policies a minute."""
-    study = Study(None, folder, dense.protocol(), dense.space, alone=True)
+    study = Study.of(dense.measure, folder=folder, alone=True)
     study.describe(resolved_toml(dense.recipe), accuracy)
-    with crew_of(dense.recipe, study, folder, number) as pool:
+    with worker_pool(study, folder, number, dense.recipe.threads or 1) as pool:
         study.follow(dense.recipe.search.trials, Silent(), pool.tend)
     ends: dict[str | None, list[float]] = {}
     for trial in study.measured:

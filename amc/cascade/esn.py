@@ -24,7 +24,7 @@ from amc.cascade.exit_sequence import ExitSequence, SequenceSize, pool
 from amc.cascade.part import Member, macs_of
 from amc.cascade.segments import Cuttable
 from amc.cascade.stage import ExitStage, StageCost
-from amc.job.dense import digest_tensors
+from amc.cost.trace import digest_tensors
 from amc.release.archive import load_network, read_architecture
 from amc.surgery.flop_counter import count_cut_macs
 from amc.system.errors import ModelError, RunError

@@ -25,14 +25,13 @@ from amc.cascade.part import Member, Part, macs_of, recorded
 from amc.cascade.records import Records
 from amc.cascade.terms import Limits
 from amc.cost.budget import format_macs, parse_budget
-from amc.job.dense import example_call
 from amc.job.folder import POLICY, read_json
+from amc.job.job import example_call
 from amc.job.run import Run, policy_table, save_release
 from amc.release.archive import WEIGHTS, load_network
 from amc.system.errors import BudgetUnreachable, UsageError
 from amc.system.files import write_json
 from amc.system.progress import Progress, Silent
-from amc.train.training import train
 from amc.zoo.data.part import PartSplit
 from amc.zoo.data.splits import Splits, groups_of
 
@@ -56,7 +55,7 @@ class Family:
     progress: Progress = field(default_factory=Silent)
 
     def __post_init__(self) -> None:
-        task = self.run.dense.task
+        task = self.run.job.task
         if task.metric is not None or task.batch is not None:
             raise UsageError(
                 f"a cascade classifies single inputs, but the run's task is {task.metric_name}"
@@ -74,13 +73,13 @@ class Family:
     @cached_property
     def dense(self) -> Member:
         """The network that the run started from."""
-        dense = self.run.dense
+        dense = self.run.job
         return self._member("dense", dense.model.eval(), "dense")
 
     @cached_property
     def released(self) -> Member:
         """The network that the run released."""
-        return self._member("released", self.run.dense.compute.place(self.run.model), "released")
+        return self._member("released", self.run.job.compute.place(self.run.model), "released")
 
     @cached_property
     def trained(self) -> list[Member]:
@@ -109,7 +108,7 @@ class Family:
 
     def missing(self, limits: Limits) -> list[float]:
         """Caps for which a network would have to be trained, the most useful first."""
-        smallest = self.run.dense.costs_of(self.run.dense.space.low)["macs"]
+        smallest = self.run.job.trace.costs_of(self.run.job.space.low)["macs"]
         wanted = ladder(limits, self.dense.macs)
         return [cap for cap, exact in wanted if cap >= smallest and self.standing_for(cap, exact) is None]
 
@@ -144,26 +143,26 @@ class Family:
         Raises:
             DataError: the split is of one group, which cannot be divided.
         """
-        validation = self.run.dense.splits.validation
+        validation = self.run.job.data.validation
         fit, risk = parts_of(len(validation), self.run.recipe.seed, groups=groups_of(validation))
         return PartSplit(validation, fit), PartSplit(validation, risk)
 
     @cached_property
     def splits(self) -> Splits:
         """What anything is trained with: the validation split is its policy-fit half."""
-        return replace(self.run.dense.splits, validation=self.halves[0])
+        return replace(self.run.job.data, validation=self.halves[0])
 
     def records(self, part: Part) -> tuple[Records, Records]:
         """What its stages say of the policy-fit and the risk-test half; made once, kept in the run."""
-        dense = self.run.dense
+        dense = self.run.job
         size = self.run.recipe.search.batch_size
-        found = recorded(part, dense.splits.validation, dense.compute, self.folder / RECORDS, size)
+        found = recorded(part, dense.data.validation, dense.compute, self.folder / RECORDS, size)
         return found.parted(self.seed)
 
     def test_records(self, part: Part) -> Records:
         """What its stages say of the test split: asked for once, at the end."""
-        dense = self.run.dense
-        return recorded(part, dense.splits.test, dense.compute, None, self.run.recipe.search.batch_size)
+        dense = self.run.job
+        return recorded(part, dense.data.test, dense.compute, None, self.run.recipe.search.batch_size)
 
     def _entries(self) -> list[Path]:
         if not self.folder.is_dir():
@@ -181,36 +180,35 @@ class Family:
         return bool(read_json(folder / POLICY).get(HALF, half.digest if half.groups is None else None) == half.digest)
 
     def _member(self, name: str, model: torch.nn.Module, origin: str) -> Member:
-        dense = self.run.dense
-        example = example_call(dense.task, dense.splits).to(dense.compute.device)
-        mean, std = (getattr(dense.splits.validation, key, None) for key in ("mean", "std"))
+        dense = self.run.job
+        example = example_call(dense.task, dense.data).to(dense.compute.device)
+        mean, std = (getattr(dense.data.validation, key, None) for key in ("mean", "std"))
         normalisation = {"mean": list(mean), "std": list(std)} if mean and std else None
         macs = macs_of(model, example)
-        return Member(name, model, macs, dense.source, tuple(dense.splits.input_shape), origin, normalisation)
+        return Member(name, model, macs, dense.source, tuple(dense.data.input_shape), origin, normalisation)
 
     def _kept(self, name: str) -> Member:
-        return self._member(name, self.run.dense.compute.place(load_network(self.folder / name)), "retarget")
+        return self._member(name, self.run.job.compute.place(load_network(self.folder / name)), "retarget")
 
     def _train(self, name: str) -> None:
         """Find the policy of a cap, train its network and put it in place, going on where an earlier try ended."""
-        run, dense = self.run, self.run.dense
+        run, dense = self.run, self.run.job
         working = self.folder / f".{name}"
         policy = self._policy(name, working)
         model = dense.measure.realise(policy).eval()
-        start = dense.evaluate(model, self.splits.validation).accuracy
-        done = train(
-            model, self.splits, run.recipe.finetune, dense.compute,
-            seed=run.recipe.seed, teacher=dense.model, checkpoint=working / CHECKPOINT, title=f"fine-tune {name}",
-            progress=self.progress, task=dense.task, start=start,
+        start = dense.measure.evaluate_whole(model, self.splits.validation).accuracy
+        done = dense.finetune(
+            model, start=start, data=self.splits, checkpoint=working / CHECKPOINT, title=f"fine-tune {name}",
+            progress=self.progress,
         )  # fmt: skip
         save_release(working, model, dense)
         after = done.best_accuracy if done.accuracies else start
-        costs, cap = dense.costs_of(policy), parse_budget(name).limit(dense.dense_costs())
+        costs = dense.trace.costs_of(policy)
         record: dict[str, Any] = {
             "run": os.path.relpath(run.folder, self.folder / name),
             "policy": policy_table(dense.space.names, policy),
             "costs": costs,
-            "budgets": [{"budget": name, "unit": "macs", "limit": cap, "used": costs["macs"]}],
+            "budgets": dense.trace.held((parse_budget(name),), policy),
             "fit_accuracy_before_finetune": start,
             "fit_accuracy": after,
             HALF: self.halves[0].digest,
@@ -224,17 +222,16 @@ class Family:
 
     def _policy(self, name: str, working: Path) -> NDArray[np.int64]:
         """The (d,) policy of a cap; the one of an earlier try, so that its checkpoint still fits."""
-        space = self.run.dense.space
+        space = self.run.job.space
         if self._is_of_this_half(working):
             kept = read_json(working / POLICY).get("policy", {})
             if set(kept) == set(space.names):
                 return np.array([kept[each] for each in space.names], dtype=np.int64)
         shutil.rmtree(working, ignore_errors=True)
-        found = self.run.retarget(name)
         self.progress.stage(f"measure the best candidates for {name}", 1)
-        found.measure()
-        write_json(working / POLICY, {"policy": found.named_policy, HALF: self.halves[0].digest})
-        return found.policy
+        policy = self.run.retarget(name).policy
+        write_json(working / POLICY, {"policy": policy.kept, HALF: self.halves[0].digest})
+        return policy.array
 
 
 def ladder(limits: Limits, dense_macs: float) -> list[tuple[float, bool]]:

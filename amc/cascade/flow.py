@@ -90,7 +90,7 @@ def cascade(
             **_planned(plan, goal),
             **_tested(family, plan, progress),
             "members": [_member(member, single) for member, single in zip(members, singles, strict=True)],
-            "digests": run.dense.digests,
+            "digests": run.job.digests,
             "seconds": perf_counter() - start,
         }
         save_cascade(target, plan.option.candidate, plan.option.policy, _about(run, terms, plan.option, record))
@@ -100,7 +100,7 @@ def cascade(
 def _about(run: Run, terms: Terms, option: Option, record: dict[str, Any]) -> dict[str, Any]:
     """What a cascade's own record tells beside stages and policy: enough to serve and to watch it."""
     return {
-        "input_shape": list(run.dense.splits.input_shape),
+        "input_shape": list(run.job.data.input_shape),
         "terms": terms.to_json(),
         "monitor": Monitor.on(option.candidate.risk, option.policy).to_json(),
         "report": record,
@@ -113,7 +113,7 @@ def _with_strangers(family: Family, strangers: Sequence[str]) -> list[Member]:
     for text in strangers:
         written = text if "@" in text else text.replace("=", "@", 1)
         taken = {member.name for member in members}
-        members.append(independent_network(written, family.run.dense.splits, family.run.dense.compute, taken))
+        members.append(independent_network(written, family.run.job.data, family.run.job.compute, taken))
     return members
 
 
@@ -162,8 +162,8 @@ def _tested(family: Family, plan: Plan, progress: Progress) -> dict[str, Any]:
     """The one look at the test split: the plan and the best static network, side by side."""
     options = {"plan": plan.option} | ({"static": plan.static} if plan.static is not None else {})
     stage = progress.stage("measure on the test split, once", len(options))
-    found, evaluations, dense = {}, {}, family.run.dense
-    inputs = next(iter(dense.splits.validation.batches(BATCHES[-1])))[0]
+    found, evaluations, dense = {}, {}, family.run.job
+    inputs = next(iter(dense.data.validation.batches(BATCHES[-1])))[0]
     for name, option in options.items():
         candidate = option.candidate
         whole = joined([family.test_records(part) for part in candidate.parts])

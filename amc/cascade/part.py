@@ -16,7 +16,7 @@ from torch import nn
 from amc.cascade.recording import record
 from amc.cascade.records import Records
 from amc.cascade.stage import NetworkStage, Stage, StageCost
-from amc.job.dense import digest_tensors
+from amc.cost.trace import digest_tensors
 from amc.release.archive import save_network
 from amc.surgery.flop_counter import count_cut_macs
 from amc.system.device import Compute

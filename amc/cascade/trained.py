@@ -27,7 +27,8 @@ from amc.cascade.family import Family
 from amc.cascade.part import Member
 from amc.cascade.stage import Stage
 from amc.cascade.students import WithTrained, small_students
-from amc.job.dense import digest_tensors, example_call
+from amc.cost.trace import digest_tensors
+from amc.job.job import example_call
 from amc.system.errors import UsageError
 
 NETWORK, EXITS = "network", "exits"
@@ -97,8 +98,8 @@ def exits_of(family: Family, member: Member, joint: bool = False) -> ExitsPart:
         UsageError: `joint`, but the run's recipe does not fine-tune.
     """
     run = family.run
-    compute, splits = run.dense.compute, family.splits
-    example = example_call(run.dense.task, splits).to(compute.device).args[0]
+    compute, splits = run.job.compute, family.splits
+    example = example_call(run.job.task, splits).to(compute.device).args[0]
     own = isinstance(member.model, OwnExits)
     if own and not joint:
         return ExitsPart(member, every_own_exit(member.model, example, member.name))
@@ -142,13 +143,13 @@ def sequence_of(family: Family, saver: Member, base: Member) -> SequencePart:
 
     def make(folder: Path) -> None:
         part = train_sequence(
-            pair_networks(saver, base), family.splits.train, run.dense.compute,
+            pair_networks(saver, base), family.splits.train, run.job.compute,
             seed=run.recipe.seed, progress=family.progress,
         )  # fmt: skip
         part.save(folder)
 
     folder = kept_once(family.folder / f"esn-{saver.name}-{base.name}-{saver.digest}-{base.digest}", make)
-    return _on_device(load_sequence(folder), run.dense.compute.device)
+    return _on_device(load_sequence(folder), run.job.compute.device)
 
 
 def students_of(family: Family, teacher: Member) -> StudentsPart:
@@ -160,12 +161,12 @@ def students_of(family: Family, teacher: Member) -> StudentsPart:
     """
     run = family.run
     pruned = [member for member in family.members if member.macs < teacher.macs]
-    example = example_call(run.dense.task, family.splits).to(run.dense.compute.device).args[0]
+    example = example_call(run.job.task, family.splits).to(run.job.compute.device).args[0]
 
     def make(folder: Path) -> None:
         classes = teacher.model(example).shape[-1]
         found = distil(
-            teacher.model, family.splits, run.dense.compute,
+            teacher.model, family.splits, run.job.compute,
             students=WithTrained(
                 small_students(teacher.macs, example, classes),
                 {member.name: (member.model, member.source) for member in pruned}, example,

@@ -156,22 +156,24 @@ def parse_budget(text: str) -> Budget:
     return Budget(unit, float(value * scale))
 
 
-def parse_budgets(texts: Iterable[str]) -> tuple[Budget, ...]:
-    """Read several budgets that must all hold; one text may hold several, comma between them.
+def parse_budgets(given: str | Budget | Iterable[str | Budget]) -> tuple[Budget, ...]:
+    """Read one budget or several that must all hold; a text may hold several, comma between them.
 
     Raises:
         UsageError: no budget at all, a malformed one, or two of one unit (which of them holds would be a guess).
     """
-    budgets = tuple(parse_budget(part) for text in texts for part in text.split(","))
-    if not budgets:
+    parts: list[Budget] = []
+    for each in (given,) if isinstance(given, (str, Budget)) else given:
+        parts += [each] if isinstance(each, Budget) else [parse_budget(part) for part in each.split(",")]
+    if not parts:
         raise UsageError(f"at least one budget must be given, but there is none; give e.g. {GRAMMAR}")
-    for index, budget in enumerate(budgets):
-        same = next((other for other in budgets[:index] if other.unit == budget.unit), None)
+    for index, budget in enumerate(parts):
+        same = next((other for other in parts[:index] if other.unit == budget.unit), None)
         if same is not None:
             raise UsageError(
                 f"each unit can have one budget, but {same} and {budget} both cap {budget.unit}; keep the tighter one"
             )
-    return budgets
+    return tuple(parts)
 
 
 def flops_2x(macs: float) -> float:

@@ -12,7 +12,7 @@ from amc.job.recipe import Recipe, parse_recipe
 from amc.system.errors import RunError, UsageError
 
 RECIPE, METRICS, POLICY = "recipe.toml", "metrics.json", "policy.json"
-PREDICTOR, REPORT, CARD = "predictor.safetensors", "report.html", "README.md"
+PREDICTOR = "predictor.safetensors"
 
 
 @dataclass

@@ -52,7 +52,7 @@ class Point:
 
 
 def front(folder: Path, points: int) -> dict[str, Any]:
-    """Climb a finished run's predictor under `points` caps on the unit of its first budget, and plot what is found.
+    """The best policies by a finished run's predictor under `points` caps on the unit of its first budget.
 
     Writes `front.html` into the run.
 
@@ -66,11 +66,11 @@ def front(folder: Path, points: int) -> dict[str, Any]:
         StorageError: the page cannot be written.
     """
     run = Run.open(folder)
-    space, unit = run.dense.space, run.recipe.budgets[0].unit
+    space, unit = run.job.space, run.recipe.budgets[0].unit
     smallest, dense = (_costs(run, unit, counts[None])[0] for counts in (space.low, space.high))
     limits = sorted({min(floor(dense), ceil(limit)) for limit in np.linspace(smallest, dense, points)})
-    kept = undominated([_climb(run, unit, limit) for limit in limits])
-    trials = [trial for trial in run.trials if not trial.stopped]  # what was stopped early has no accuracy to compare
+    kept = undominated([_best_at(run, unit, limit) for limit in limits])
+    trials = [trial for trial in run.study.trials if not trial.stopped]  # those have no accuracy to compare
     policies = np.array([trial.policy for trial in trials], dtype=np.int64).reshape(-1, len(space))
     costs, accuracies = _costs(run, unit, policies), [trial.accuracy for trial in trials]
     measured = [
@@ -97,23 +97,21 @@ def undominated(points: Sequence[Point]) -> list[Point]:
     return [ordered[i] for i in non_dominated([p.cost for p in ordered], [p.mean for p in ordered])]
 
 
-def _climb(run: Run, unit: Unit, limit: float) -> Point:
-    found = run.retarget(Budget(unit, limit))
-    policy = found.policy
-    low, high = run.predictor.interval(run.dense.space.fractions(policy[None]), COVERAGE)
-    mean, std = min(max(float(found.candidates.mean[0]), 0.0), 1.0), float(found.candidates.std[0])
-    ends = float(low[0].detach()), float(high[0].detach())
-    return Point(float(limit), _costs(run, unit, policy[None])[0], mean, std, *ends, _named(run, policy.tolist()))
+def _best_at(run: Run, unit: Unit, limit: float) -> Point:
+    policy = run.retarget(Budget(unit, limit), candidates=0).policy
+    low, high = run.predictor.interval(run.job.space.fractions(policy.array[None]), COVERAGE)
+    ends, cost = (float(low[0].detach()), float(high[0].detach())), _costs(run, unit, policy.array[None])[0]
+    return Point(float(limit), cost, min(max(policy.mean, 0.0), 1.0), policy.std, *ends, policy.kept)
 
 
 def _costs(run: Run, unit: Unit, policies: np.ndarray[Any, np.dtype[np.int64]]) -> list[float]:
     """(b, d) -> b exact costs."""
-    costs: list[float] = run.dense.cost(unit)(torch.from_numpy(policies).double()).tolist()
+    costs: list[float] = run.job.trace.cost(unit)(torch.from_numpy(policies).double()).tolist()
     return costs
 
 
 def _named(run: Run, counts: list[int]) -> dict[str, int]:
-    return dict(zip(run.dense.space.names, counts, strict=True))
+    return dict(zip(run.job.space.names, counts, strict=True))
 
 
 def front_text(found: dict[str, Any]) -> str:
@@ -152,8 +150,8 @@ def _table(found: dict[str, Any]) -> list[list[str]]:
 
 
 def _page(run: Run, found: dict[str, Any], costs: list[float], accuracies: list[float]) -> str:
-    unit, space, metrics = found["unit"], run.dense.space, run.metrics
-    plain = uniform(space, run.dense.caps(run.recipe.budgets))
+    unit, space, metrics = found["unit"], run.job.space, run.metrics
+    plain = uniform(space, run.job.caps)
     released = np.array([run.policy[name] for name in space.names], dtype=np.int64)
     marked = _costs(run, unit, np.stack([released, plain]))
     marks = marks_of(metrics, found["dense_cost"], *marked)

@@ -6,26 +6,26 @@ Keys may be added within one schema number; none is removed or changes its meani
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from amc.job.dense import Dense
-from amc.job.recipe import Recipe
+from amc.job.job import Job
 from amc.release.sentences import removed_groups
-from amc.study.selection import Selection, warn_if_poor
+from amc.study.optimize import Fit, Selection, warn_if_poor
 from amc.study.trial import Trial
 from amc.study.trials import Study
 from amc.train.evaluation import Evaluation, paired_difference
-from amc_predictor import EnsemblePredictor
 
 FORMAT = "amc-metrics/1"
 
 METRICS = {
     "format": "amc-metrics/1",
-    "recipe, model, data": "what was asked for",
+    "recipe, model, weights, data": "what was asked for",
     "metric": "what every *_accuracy is: accuracy, or the name of the user's metric; always a mean of scores in 0..1",
     "budgets": "list of {budget, unit, limit, used}: `used` is the released network's exact cost, never above `limit`",
     "trials, failed_trials": "measured policies, those stopped early included; policies that could not be measured",
+    "asked_trials": "how many policies the search was asked to measure",
     "stopped": "how many of `trials` were stopped early: their accuracy is of the pictures seen until then",
     "seconds": "wall time of the command that finished the run; stage_seconds: its parts",
     "predictor": "cross-validated: kendall, spearman, rmse, coverage_90; warning: a sentence, or null",
@@ -52,7 +52,7 @@ class Standing:
 
 
 @dataclass(frozen=True)
-class Contest:
+class Comparison:
     """All that was measured of the networks compared.
 
     Attributes:
@@ -63,7 +63,6 @@ class Contest:
         test: "dense", "released", "released_before_finetune", "uniform_before_finetune", and "uniform" if fine-tuned.
     """
 
-    dense: Dense
     reference: Evaluation
     chosen: Selection
     uniform_trial: Trial
@@ -72,14 +71,11 @@ class Contest:
     test: dict[str, Evaluation]
 
 
-def run_metrics(
-    recipe: Recipe, study: Study, predictor: EnsemblePredictor, contest: Contest, seconds: dict[str, float]
-) -> dict[str, Any]:
+def run_metrics(job: Job, study: Study, fit: Fit, compared: Comparison, seconds: dict[str, float]) -> dict[str, Any]:
     """The content of `metrics.json`."""
-    dense, test, ranks, trials = contest.dense, contest.test, predictor.ranks, study.trials
-    dense_costs = dense.dense_costs(recipe.budgets)
-    costs = dense.costs_of(contest.chosen.policy, recipe.budgets)
-    compared = {
+    recipe, test, ranks, trials = job.recipe, compared.test, fit.predictor.ranks, study.trials
+    costs = job.trace.costs_of(compared.chosen.policy, job.budgets)
+    pairs = {
         "before_finetune": _pair(test["released_before_finetune"], test["uniform_before_finetune"]),
         "after_finetune": _pair(test["released"], test["uniform"]) if "uniform" in test else None,
     }
@@ -87,13 +83,12 @@ def run_metrics(
         "format": FORMAT,
         "recipe": recipe.name,
         "model": recipe.model.name,
+        "weights": recipe.model.weights,
         "data": recipe.data.name,
-        "metric": dense.task.metric_name,
-        "budgets": [
-            {"budget": str(b), "unit": b.unit, "limit": b.limit(dense_costs), "used": costs[b.unit]}
-            for b in recipe.budgets
-        ],
+        "metric": job.task.metric_name,
+        "budgets": job.trace.held(job.budgets, compared.chosen.policy),
         "trials": len(trials),
+        "asked_trials": recipe.search.trials,
         "stopped": sum(trial.stopped for trial in trials),
         "failed_trials": len(study.failures),
         "seconds": sum(seconds.values()),
@@ -103,22 +98,24 @@ def run_metrics(
             "spearman": ranks.spearman,
             "rmse": ranks.rmse,
             "coverage_90": ranks.coverage_90,
-            "warning": warn_if_poor(predictor),
+            "warning": warn_if_poor(fit.predictor),
         },
-        "dense": _network(dense_costs, contest.reference.accuracy, test["dense"]),
+        "dense": _network(job.trace.dense_costs(job.budgets), compared.reference.accuracy, test["dense"]),
         "released": {
-            **_contender(costs, contest.released, test, "released"),
-            "removed": removed_groups(dict(zip(dense.space.names, contest.chosen.trial.policy, strict=True))),
+            **_contender(costs, compared.released, test, "released"),
+            "removed": removed_groups(dict(zip(job.space.names, compared.chosen.trial.policy, strict=True))),
         },
-        "uniform": _contender(dict(contest.uniform_trial.costs), contest.uniform, test, "uniform"),
-        "comparison": compared,
-        "certificate": _certificate(contest.chosen),
-        "protocol": dense.protocol().digest,
-        "digests": dense.digests,
+        "uniform": _contender(dict(compared.uniform_trial.costs), compared.uniform, test, "uniform"),
+        "comparison": pairs,
+        "certificate": _certificate(compared.chosen),
+        "protocol": study.protocol.digest,
+        "digests": job.digests,
     }
 
 
-def _contender(costs: dict[str, float], standing: Standing, test: dict[str, Evaluation], name: str) -> dict[str, Any]:
+def _contender(
+    costs: Mapping[Any, float], standing: Standing, test: dict[str, Evaluation], name: str
+) -> dict[str, Any]:
     before = test[f"{name}_before_finetune"]
     measured = standing.before if standing.after is None else standing.after
     return {
@@ -128,7 +125,7 @@ def _contender(costs: dict[str, float], standing: Standing, test: dict[str, Eval
     }
 
 
-def _network(costs: dict[str, float], measure_accuracy: float, test: Evaluation) -> dict[str, Any]:
+def _network(costs: Mapping[Any, float], measure_accuracy: float, test: Evaluation) -> dict[str, Any]:
     return {
         **{unit: round(cost) for unit, cost in costs.items()},
         "flops_2x": 2 * round(costs["macs"]),

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from amc.cascade.own_exits import exit_accuracies, with_every_exit
-from amc.job.dense import load_model
+from amc.job.job import bring
 from amc.job.recipe import Recipe
 from amc.job.run import claimed
 from amc.release.archive import save_network
@@ -18,8 +18,6 @@ from amc.system.progress import Progress, Silent
 from amc.train.distributed import join, rank
 from amc.train.evaluation import evaluate
 from amc.train.training import train
-from amc.zoo.data.sources import load_splits
-from amc.zoo.task import load_task
 
 FORMAT = "amc-training/1"
 
@@ -49,13 +47,10 @@ def _pretrain(recipe: Recipe, out: Path, progress: Progress) -> dict[str, Any]:
 
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
-    compute = Compute.detect()
-    task = load_task(recipe.task.batch, recipe.task.metric, recipe.task.loss)
-    splits = load_splits(
-        recipe.data.name, size=recipe.data.size, split_seed=recipe.data.split_seed, cache=recipe.data.cache
-    )
+    compute = Compute.of(recipe.device)
     untrained = recipe.model_copy(update={"model": recipe.model.model_copy(update={"weights": "none"})})
-    source, model = load_model(untrained, splits.num_classes, splits.input_shape)
+    brought = bring(untrained)
+    source, model, splits, task = brought.source, brought.model, brought.data, brought.task
     compute.place(model)
     checkpoint = out / "checkpoint.pt"
     trained, aim = with_every_exit(model, task)

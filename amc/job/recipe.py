@@ -9,13 +9,12 @@ from __future__ import annotations
 import difflib
 import tomllib
 from collections.abc import Mapping
-from functools import cached_property
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Annotated, Any, get_args, get_origin
 
 import tomli_w
-from pydantic import BaseModel, Field, ValidationError, field_validator
-from pydantic_core import ErrorDetails
+from pydantic import BaseModel, Field, PlainSerializer, PlainValidator, ValidationError
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 from amc.cost.budget import Budget, parse_budgets
 from amc.study.settings import SearchSettings
@@ -26,15 +25,28 @@ from amc.train.settings import FinetuneSchedule, RecoverySettings, Schedule
 from amc.zoo.settings import DataSettings, ModelSettings, TaskSettings
 
 
+def _read_budgets(value: object) -> tuple[Budget, ...]:
+    """A text, or several, as budgets; a UsageError passes through pydantic as it is."""
+    several = [value] if isinstance(value, str) else value
+    if not isinstance(several, (list, tuple)) or not all(isinstance(each, (str, Budget)) for each in several):
+        raise PydanticCustomError("budget", "input should be a text or a list of texts, such as 1.2GFLOPs")
+    return parse_budgets(several) if several else ()
+
+
 class Recipe(Settings):
     """All that a job is asked to do."""
 
     name: str = Field(default="custom", min_length=1, description="the recipe's name")
     about: str = Field(default="", description="one line for `amc recipes`")
     seed: int = Field(default=0, ge=0, lt=2**32, description="what all randomness of the job starts from")
-    budget: list[str] = Field(default=[], description="caps that must all hold: 1.2GFLOPs, 600M, 40%, 2.5Mparams, 9MB")
+    budget: Annotated[
+        tuple[Budget, ...], PlainValidator(_read_budgets), PlainSerializer(lambda budgets: [str(b) for b in budgets])
+    ] = Field(default=(), description="caps that must all hold: 1.2GFLOPs, 600M, 40%, 2.5Mparams, 9MB")
     out: str | None = Field(default=None, min_length=1, description="the run folder; left out: runs/NAME")
     threads: int | None = Field(default=None, ge=1, le=4096, description="threads of torch; left out: as torch decides")
+    device: str | None = Field(
+        default=None, min_length=1, description="cpu, cuda, cuda:1, mps; default: the GPU where there is one"
+    )
     model: ModelSettings = Field(default=ModelSettings(), description="the dense network")
     data: DataSettings = Field(default=DataSettings(), description="the pictures")
     task: TaskSettings = Field(default=TaskSettings(), description="what the network is called with, and what is good")
@@ -44,22 +56,10 @@ class Recipe(Settings):
     finetune: FinetuneSchedule = Field(default=FinetuneSchedule(), description="how the cut network is trained on")
     train: Schedule = Field(default=Schedule(), description="how `amc train` trains the dense network")
 
-    @field_validator("budget", mode="before")
-    @classmethod
-    def _one_budget_is_a_list(cls, value: object) -> object:
-        return [value] if isinstance(value, str) else value
-
-    @field_validator("budget")
-    @classmethod
-    def _budgets_are_well_formed(cls, value: list[str]) -> list[str]:
-        if value:
-            parse_budgets(value)  # a UsageError passes through pydantic as it is
-        return value
-
-    @cached_property
+    @property
     def budgets(self) -> tuple[Budget, ...]:
-        """The caps, read. Raises `UsageError` when the recipe has none."""
-        return parse_budgets(self.budget)
+        """The caps. Raises `UsageError` when the recipe has none."""
+        return self.budget or parse_budgets(())
 
 
 def load_recipe(name_or_path: str | Path | None = None, overrides: Mapping[str, object] | None = None) -> Recipe:
@@ -116,6 +116,11 @@ def recipes_folder() -> Path:
 def resolved_toml(recipe: Recipe) -> str:
     """The whole recipe as TOML, defaults included; reading it gives an equal recipe."""
     return tomli_w.dumps(recipe.model_dump(exclude_none=True))  # TOML has no null: what is left out is None
+
+
+def shareable(recipe: Recipe) -> Recipe:
+    """The recipe as others may read it: without the storage, whose URL may hold a password, and the folder."""
+    return recipe.model_copy(update={"out": None, "search": recipe.search.model_copy(update={"study": None})})
 
 
 def parse_recipe(text: str, origin: str = "the recipe") -> Recipe:

@@ -44,27 +44,25 @@ def retarget(
     start = perf_counter()
     run = Run.open(folder)
     with claimed(folder):
-        found = run.retarget(*budgets)
-        climbed = perf_counter() - start
+        progress.stage("find the best policy", 1)
+        found = run.retarget(*budgets, candidates=candidates)
+        chosen = perf_counter() - start
         target = out or folder / "retarget" / "-".join(str(budget) for budget in found.budgets)
-        if candidates:
-            progress.stage("measure the best candidates", 1)
-            found.measure(candidates)
         accuracy = found.finetune(progress) if finetune else None
         found.save(target)
-    mean, std = float(found.candidates.mean[0]), float(found.candidates.std[0])
+    policy = found.policy
     record = {
         "folder": str(target),
-        "budgets": [{"budget": str(b), "unit": b.unit, "used": found.costs[b.unit]} for b in found.budgets],
-        "policy": found.named_policy,
-        "removed": removed_groups(found.named_policy),
+        "budgets": run.job.trace.held(found.budgets, policy.array),
+        "policy": policy.kept,
+        "removed": removed_groups(policy.kept),
         "costs": {**found.costs, "flops_2x": 2 * found.costs["macs"]},
-        "predicted_accuracy": mean,
-        "predicted_std": std,
-        "measured_accuracy": found.trial.accuracy if found.trial else None,
+        "predicted_accuracy": policy.mean,
+        "predicted_std": policy.std,
+        "measured_accuracy": policy.trial.accuracy if policy.trial else None,
         "finetuned_accuracy": accuracy,
         "dense_measure_accuracy": run.metrics["dense"]["measure_accuracy"],
-        "climb_seconds": climbed,
+        "choose_seconds": chosen,
         "seconds": perf_counter() - start,
     }
     return Result(record, _text(record))

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -28,24 +28,23 @@ from numpy.typing import NDArray
 from torch import nn
 
 from amc.cost.budget import Budget, parse_budgets
-from amc.job.dense import Dense, prepare
 from amc.job.folder import METRICS as METRICS
 from amc.job.folder import POLICY as POLICY
 from amc.job.folder import PREDICTOR as PREDICTOR
-from amc.job.folder import RECIPE, RunFolder, read_recipe
+from amc.job.folder import RECIPE, RunFolder, read_json, read_recipe
+from amc.job.job import Brought, Job, open_job
 from amc.job.recipe import Recipe, resolved_toml
 from amc.release.archive import load_network, save_network
-from amc.study.selection import best_candidates, best_of, fit_predictor, load_predictor
-from amc.study.sensitivity import sensitivity_of
-from amc.study.trial import Trial
+from amc.study.optimize import CANDIDATES, best_policy, fit_predictor, load_predictor
+from amc.study.policy import Policy
 from amc.study.trials import Study
 from amc.system.errors import RunError, StorageError
 from amc.system.files import explain_storage, write_json, write_text
 from amc.system.progress import Progress
 from amc_predictor import EnsemblePredictor
-from amc_search import Candidates, uniform
 
 # Keys of a recipe that a run may be gone on with under other values: where and how it is made, not what.
+TRIALS = "search.trials"  # may grow
 MAY_DIFFER = ("out", "threads", "search.workers", "surgery.trace_seconds", "surgery.trace_gigabytes")
 
 
@@ -85,14 +84,15 @@ def open_folder(folder: Path, recipe: Recipe) -> None:
     path = folder / RECIPE
     begun = any(entry.name not in (".lock", RECIPE) for entry in folder.iterdir())
     if path.is_file() and begun:
-        mine, theirs = recipe.model_dump(), read_recipe(folder).model_dump()
-        different = [key for key in _leaves(mine) if _leaves(mine)[key] != _leaves(theirs).get(key)]
-        different = [key for key in different if key not in MAY_DIFFER]
-        if different:
+        mine, theirs = (_leaves(each.model_dump()) for each in (recipe, read_recipe(folder)))
+        different = [key for key in mine if mine[key] != theirs.get(key) and key not in MAY_DIFFER]
+        if different == [TRIALS] and mine[TRIALS] > theirs[TRIALS]:
+            write_text(path, resolved_toml(recipe))  # the search goes on from what it has
+        elif different:
             key = different[0]
             raise RunError(
-                f"a run folder holds one job, but {folder} was made with {key} = {_leaves(theirs).get(key)!r} and this "
-                f"is {_leaves(mine)[key]!r}; give another --out"
+                f"a run folder holds one job, but {folder} was made with {key} = {theirs.get(key)!r} and this "
+                f"is {mine[key]!r}; give another --out"
                 + (", or `amc retarget` for another budget" if key == "budget" else "")
             )
         return
@@ -100,6 +100,14 @@ def open_folder(folder: Path, recipe: Recipe) -> None:
         stranger = next(entry.name for entry in folder.iterdir() if entry.name not in (".lock", RECIPE))
         raise RunError(f"a new run needs an empty folder, but {folder} holds {stranger!r}; give another --out")
     write_text(path, resolved_toml(recipe))
+
+
+def has_finished(folder: Path) -> bool:
+    """Whether the run in `folder` has released what its recipe asks for."""
+    if not (folder / METRICS).is_file():
+        return False
+    asked = read_json(folder / METRICS).get("asked_trials")
+    return asked is None or asked >= read_recipe(folder).search.trials
 
 
 def _leaves(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -111,7 +119,20 @@ def _leaves(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 @dataclass
 class Run(RunFolder):
-    """A finished run: what its files tell, its network, and what can be asked of it."""
+    """A finished run: what its files tell, its network, and what can be asked of it.
+
+    Attributes:
+        brought: network, data and task, where the run was made from objects.
+    """
+
+    brought: Brought | None = None
+
+    @classmethod
+    def open(cls, folder: str | Path, brought: Brought | None = None) -> Self:
+        """Raises `RunError` when the folder is missing, holds no run, or the run has not finished."""
+        run = super().open(folder)
+        run.brought = brought
+        return run
 
     @cached_property
     def model(self) -> nn.Module:
@@ -119,144 +140,95 @@ class Run(RunFolder):
         return load_network(self.folder)
 
     @cached_property
-    def dense(self) -> Dense:
+    def job(self) -> Job:
         """The dense network, its groups, costs and data.
 
         Raises `RunError` when weights or data are no longer those of the run: its trials would not hold for them.
         """
-        dense = prepare(self.recipe, self.folder, store=False)
-        for what, now in dense.digests.items():
+        job = open_job(self.recipe, self.folder, brought=self.brought, store=False)
+        for what, now in job.digests.items():
             if now != self.metrics["digests"][what]:
                 raise RunError(
                     f"a run needs the {what} it was made with, but those of {self.folder} have changed since; "
                     "bring them back, or start a new run with another --out"
                 )
-        return dense
+        return job
 
     @cached_property
     def predictor(self) -> EnsemblePredictor:
         """The one that was kept, or, where that is lost or of another version, one that learns from the same trials."""
-        return load_predictor(self.folder / PREDICTOR) or fit_predictor(
-            self.dense.space,
-            self.trials,
-            self.metrics["dense"]["measure_accuracy"],
-            self.recipe.seed,
-            sensitivity_of(self.dense, self.study),
-        )
+        return load_predictor(self.folder / PREDICTOR) or fit_predictor(self.study).predictor
 
     @cached_property
     def study(self) -> Study:
-        return Study(self.recipe.search.study, self.folder, self.dense.protocol(), self.dense.space)
+        return self.job.study(self.folder)
 
-    @cached_property
-    def trials(self) -> list[Trial]:
-        """All trials as they were when first asked for."""
-        return self.study.trials
+    def retarget(self, *budgets: str | Budget, candidates: int = CANDIDATES) -> Retargeted:
+        """The best policy for other budgets from what was measured: no new search.
 
-    def retarget(self, *budgets: str | Budget) -> Retargeted:
-        """The best policy for other budgets, by the predictor alone: no measurement, no search.
+        Args:
+            budgets: caps that must all hold.
+            candidates: how many of the best by prediction are measured, beside uniform ratios, before one is taken; 0
+                takes the best by prediction as it is.
 
         Raises:
             BudgetUnreachable: no policy fits.
             UsageError: a budget is malformed.
         """
-        texts = [str(budget) for budget in budgets]
-        parsed = parse_budgets(texts)
-        found = best_candidates(
-            self.predictor, self.dense.space, self.dense.caps(parsed), self.trials, self.recipe.seed
-        )
-        return Retargeted(self, parsed, found)
+        parsed = parse_budgets(budgets)
+        policy = best_policy(self.study, self.predictor, self.job.trace.caps(parsed), candidates)
+        return Retargeted(self, parsed, policy)
 
     def save(self, folder: str | Path) -> None:
         """Copy the release (weights and record) to another folder."""
-        save_release(Path(folder), self.model, self.dense)
+        save_release(Path(folder), self.model, self.job)
 
 
 @dataclass
 class Retargeted:
-    """The answer to another budget.
-
-    Attributes:
-        budgets: what was asked.
-        candidates: best first by prediction; `policy` is the first unless `measure` was called.
-    """
+    """The answer to another budget."""
 
     run: Run
     budgets: tuple[Budget, ...]
-    candidates: Candidates
-    trial: Trial | None = None
-
-    @property
-    def policy(self) -> NDArray[np.int64]:
-        """(d,) keep-counts."""
-        return np.array(self.trial.policy, dtype=np.int64) if self.trial else self.candidates.policies[0]
-
-    @property
-    def named_policy(self) -> dict[str, int]:
-        return dict(zip(self.run.dense.space.names, self.policy.tolist(), strict=True))
+    policy: Policy
 
     @property
     def costs(self) -> dict[str, float]:
         """Unit -> exact cost."""
-        return self.run.dense.costs_of(self.policy, self.budgets)
-
-    def measure(self, number: int = 3) -> Trial:
-        """Measure the best `number` candidates and uniform ratios; the best trial under the budgets is taken."""
-        study, dense = self.run.study, self.run.dense
-        caps = dense.caps(self.budgets)
-        rivals = [*self.candidates.policies[:number], uniform(dense.space, caps)]  # far from the trials it may be best
-        if not study.measure_all(rivals, dense.measure):
-            raise RunError("no candidate could be measured; see the study's failed trials")
-        self.trial = best_of(study.trials, caps)
-        self.__dict__.pop("model", None)
-        return self.trial
+        return dict(self.run.job.trace.costs_of(self.policy.array, self.budgets))
 
     @cached_property
     def model(self) -> nn.Module:
-        """The recovered network, not fine-tuned, in `eval` mode."""
-        return self.run.dense.measure.realise(self.policy).eval()
+        """The network, cut and recovered, not fine-tuned."""
+        return self.run.job.measure.realise(self.policy.array).eval()
 
     def finetune(self, progress: Progress | None = None) -> float:
         """Fine-tune `model` as the run's recipe says; returns its accuracy on the validation split."""
-        from amc.train.training import train
-
-        dense, recipe = self.run.dense, self.run.recipe
-        start = dense.evaluate(self.model, dense.splits.validation).accuracy
-        done = train(
-            self.model, dense.splits, recipe.finetune, dense.compute,
-            seed=recipe.seed, teacher=dense.model, title="fine-tune", progress=progress,
-            task=dense.task, start=start,
-        )  # fmt: skip
-        return done.best_accuracy
+        job = self.run.job
+        start = job.measure.evaluate_whole(self.model).accuracy
+        return job.finetune(self.model, start=start, progress=progress).best_accuracy
 
     def save(self, folder: str | Path) -> None:
         """Write the release to `folder`: weights, record, policy, costs."""
         folder = Path(folder)
-        save_release(folder, self.model, self.run.dense)
-        dense = self.run.dense.dense_costs(self.budgets)
-        caps = [
-            {"budget": str(b), "unit": b.unit, "limit": b.limit(dense), "used": self.costs[b.unit]}
-            for b in self.budgets
-        ]
-        measured = {"accuracy": self.trial.accuracy, "loss": self.trial.loss} if self.trial else None
+        save_release(folder, self.model, self.run.job)
+        trial = self.policy.trial
         write_json(
             folder / POLICY,
             {
                 "run": os.path.relpath(self.run.folder, folder),
-                "policy": self.named_policy,
+                "policy": self.policy.kept,
                 "costs": self.costs,
-                "budgets": caps,
-                "predicted": {"mean": float(self.candidates.mean[0]), "std": float(self.candidates.std[0])},
-                "measured": measured,
+                "budgets": self.run.job.trace.held(self.budgets, self.policy.array),
+                "predicted": {"mean": self.policy.mean, "std": self.policy.std},
+                "measured": {"accuracy": trial.accuracy, "loss": trial.loss} if trial else None,
             },
         )
 
 
-def save_release(folder: Path, model: nn.Module, dense: Dense) -> None:
+def save_release(folder: Path, model: nn.Module, job: Job) -> None:
     """Write weights and architecture record."""
-    mean, std = getattr(dense.splits.validation, "mean", None), getattr(dense.splits.validation, "std", None)
-    normalisation = {"mean": list(mean), "std": list(std)} if mean and std else None
-    save_network(folder, model, dense.source, dense.splits.input_shape, normalisation)
+    save_network(folder, model, job.source, job.data.input_shape, job.normalisation)
 
 
 def policy_table(space_names: Sequence[str], policy: NDArray[np.int64]) -> dict[str, int]:

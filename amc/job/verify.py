@@ -12,7 +12,7 @@ import torch
 
 from amc.cost.activations import live_bytes
 from amc.cost.budget import format_cost, parse_budgets
-from amc.job.dense import example_call, load_model
+from amc.job.job import bring, example_call
 from amc.job.recipe import Recipe
 from amc.job.run import POLICY, Run
 from amc.release.archive import load_network
@@ -21,8 +21,6 @@ from amc.system.device import Compute
 from amc.system.errors import GateFailed, UsageError
 from amc.train.evaluation import evaluate
 from amc.zoo.call import Call
-from amc.zoo.data.sources import load_splits
-from amc.zoo.task import load_task
 
 
 @dataclass(frozen=True)
@@ -85,14 +83,9 @@ def verify(folder: Path, budgets: list[str], max_drop: str | None) -> Verdict:
     allowed = None if max_drop is None else _parse_drop(max_drop)
     own = recipe.budget if is_run else [cap["budget"] for cap in _policy(folder)["budgets"]]
     caps = parse_budgets(budgets or own)
-    model = load_network(folder)
-    splits = load_splits(
-        recipe.data.name, size=recipe.data.size, split_seed=recipe.data.split_seed, cache=recipe.data.cache
-    )
-    compute = Compute.detect()
-    dense = compute.place(load_model(recipe, splits.num_classes, splits.input_shape)[1])
-    task = load_task(recipe.task.batch, recipe.task.metric, recipe.task.loss)
-    example = example_call(task, splits)
+    model, brought, compute = load_network(folder), run.brought or bring(recipe), Compute.of(recipe.device)
+    dense, data, task = compute.place(brought.model), brought.data, brought.task
+    example = example_call(task, data)
     verdict = Verdict(str(folder))
     found, reference = count_costs(model, example), count_costs(dense.cpu(), example)
     for budget in caps:
@@ -101,7 +94,7 @@ def verify(folder: Path, budgets: list[str], max_drop: str | None) -> Verdict:
         verdict.checks.append(Check(budget.unit, used <= limit, asked, format_cost(budget.unit, used)))
     size = recipe.search.batch_size
     ours, theirs = (
-        evaluate(compute.place(network), splits.test, compute, batch_size=size, task=task) for network in (model, dense)
+        evaluate(compute.place(network), data.test, compute, batch_size=size, task=task) for network in (model, dense)
     )
     drop = theirs.accuracy - ours.accuracy
     name = f"test {task.metric_name}"
@@ -109,7 +102,7 @@ def verify(folder: Path, budgets: list[str], max_drop: str | None) -> Verdict:
         verdict.checks.append(Check(f"drop in {name}", drop <= allowed, f"at most {allowed:.2%}", f"{drop:.2%}"))
     if is_run:
         written = run.metrics["released"]["test_accuracy"]
-        same = abs(written - ours.accuracy) <= _noise(recipe, len(splits.test))
+        same = abs(written - ours.accuracy) <= _noise(recipe, len(data.test))
         verdict.checks.append(Check(name, same, f"{written:.2%} as in metrics.json", f"{ours.accuracy:.2%}"))
     verdict.figures = {
         "metric": task.metric_name,

@@ -10,14 +10,15 @@ from typing import Any
 import optuna
 from optuna.storages import BaseStorage
 
-from amc.job.dense import prepare
 from amc.job.folder import RECIPE as RECIPE_FILE
 from amc.job.folder import read_recipe
+from amc.job.job import open_job, study_location
 from amc.job.recipe import Recipe, amended, load_recipe, parse_recipe
-from amc.study.search import measure_of, sampler_of
-from amc.study.storage import open_storage, patiently, place, study_url
+from amc.study.search import sampler_of, stopping_measure
+from amc.study.sensitivity import measure_sensitivity
+from amc.study.storage import open_storage, patiently, place
 from amc.study.trial import Protocol
-from amc.study.trials import DENSE_ACCURACY, RECIPE, Study
+from amc.study.trials import RECIPE, Study
 from amc.system.errors import RunError, UsageError
 from amc.system.progress import Progress
 
@@ -59,16 +60,13 @@ def work(
         raise UsageError(f"{joined.name} was begun by an earlier AMC and holds no recipe; give its --recipe")
     wanted = amended(wanted, {"threads": wanted.threads or 1, **(overrides or {})})
     wanted.budgets  # noqa: B018 - a recipe without a budget is told so before the network is prepared
-    dense = prepare(wanted, folder, progress, store=False)
-    _check_same(dense.protocol(), joined)
-    caps = dense.caps(wanted.budgets)
-    accuracy = joined.accuracy
-    if accuracy is None:
-        accuracy = dense.evaluate(dense.model, dense.splits.validation).accuracy
-    trials = Study(url, folder if leashed else None, dense.protocol(), dense.space)
+    job = open_job(wanted, folder, progress, store=False)
+    _check_same(job.measure.protocol(), joined)
+    trials = Study.of(job.measure, url, folder if leashed else None)
     before = trials.done_here
-    sampler = sampler_of(dense, caps, accuracy, trials)
-    trials.run(measure_of(dense, trials), sampler, wanted.search.trials, progress)
+    measure_sensitivity(trials, wanted.search, progress)
+    measure, sampler = stopping_measure(trials, job.caps, wanted.search), sampler_of(trials, job.caps, wanted.search)
+    trials.run(measure, sampler, wanted.search.trials, progress)
     return {"study": joined.name, "trials": len(trials.trials), "measured_here": trials.done_here - before}
 
 
@@ -77,9 +75,8 @@ class _Joined:
 
     def __init__(self, name: str, attributes: Mapping[str, Any]) -> None:
         self.name, self.protocol = name, attributes.get("protocol", {})
-        text, accuracy = attributes.get(RECIPE), attributes.get(DENSE_ACCURACY)
+        text = attributes.get(RECIPE)
         self.recipe: Recipe | None = parse_recipe(text, f"the recipe in {name}") if text else None
-        self.accuracy: float | None = None if accuracy is None else float(accuracy)
 
     @classmethod
     def find(cls, url: str, name: str | None, progress: Progress) -> _Joined:
@@ -101,7 +98,7 @@ class _Joined:
 
 
 def _url_of(folder: Path) -> str:
-    return read_recipe(folder).search.study or study_url(folder)
+    return study_location(read_recipe(folder), folder)
 
 
 def _about(attributes: Mapping[str, Any]) -> str:

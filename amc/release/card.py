@@ -6,33 +6,34 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from amc.job.dense import Dense
 from amc.release.archive import RECORD, WEIGHTS
 from amc.release.comparison import comparison_sentences
+from amc.release.evidence import Evidence
 from amc.release.report import NETWORKS, cap_rows, load_snippet, network_rows, preprocessing
 from amc.release.sentences import certificate_sentence, removed_of
 
 
-def model_card(folder: Path, dense: Dense, metrics: dict[str, Any]) -> str:
+def model_card(folder: Path, evidence: Evidence) -> str:
     """The card of the release in `folder`, as Markdown with Hugging Face's front matter."""
+    metrics = evidence.metrics
     model, data = _code(metrics["model"]), _code(metrics["data"])
     share = metrics["released"]["macs"] / metrics["dense"]["macs"]
     sections = [
-        _front_matter(dense),
+        _front_matter(evidence),
         f"# {_plain(metrics['model'])}, cut to {share:.1%} of its multiply-adds",
-        f"{_kind(dense)}: {model} with channels removed by AMC and {_training(dense)}. "
-        f"It was made from {_origin(dense)} on the data {data}.{_branches(metrics)}",
-        _table("Cost of one picture", metrics, slice(0, -5)),
+        f"{_kind(evidence)}: {model} with channels removed by AMC and {_training(evidence)}. "
+        f"It was made from {_origin(evidence)} on the data {data}.{_branches(metrics)}",
+        _table("Cost of one image", metrics, slice(0, -5)),
         _caps(metrics),
-        _table(_measured_by(dense), metrics, slice(-5, None)),
+        _table(_measured_by(evidence), metrics, slice(-5, None)),
         "\n".join(f"- {sentence}" for sentence in comparison_sentences(metrics)),
         "## Use",
-        f"```python\n{load_snippet(dense)}\n```",
-        f"{preprocessing(dense)} {_outputs(dense)} Loading needs PyTorch and AMC, and reads no pickle.",
+        f"```python\n{load_snippet(evidence)}\n```",
+        f"{preprocessing(evidence)} {_outputs(evidence)} Loading needs PyTorch and AMC, and reads no pickle.",
         "## How it was made",
-        _made(dense, metrics),
+        _made(evidence),
         "## Intended use and limits",
-        _limits(dense, metrics),
+        _limits(evidence),
         "## Licence",
         f"The network inherits the licence of the dense network it was cut from ({model}), and may be bound by that of "
         f"its training data; AMC adds no terms of its own. Check both before you pass it on.",
@@ -42,38 +43,37 @@ def model_card(folder: Path, dense: Dense, metrics: dict[str, Any]) -> str:
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def _front_matter(dense: Dense) -> str:
+def _front_matter(evidence: Evidence) -> str:
     """Only what is true of every release; the hub's ids of base model, data and licence are not known here."""
-    kind = "pipeline_tag: image-classification\n" if _classifies_pictures(dense) else ""
+    kind = "pipeline_tag: image-classification\n" if _classifies_images(evidence) else ""
     return f"---\n{kind}tags:\n- amc\n- pruning\n- model-compression\n---"
 
 
-def _classifies_pictures(dense: Dense) -> bool:
-    return dense.task.metric is None and len(dense.splits.input_shape) == 3
+def _classifies_images(evidence: Evidence) -> bool:
+    return evidence.measure.task.metric is None and len(evidence.data.input_shape) == 3
 
 
-def _kind(dense: Dense) -> str:
-    if dense.task.metric is not None:
+def _kind(evidence: Evidence) -> str:
+    if evidence.measure.task.metric is not None:
         return "A network"
-    kind = "An image" if _classifies_pictures(dense) else "A"
-    return f"{kind} classification network ({dense.splits.num_classes} classes)"
+    kind = "An image" if _classifies_images(evidence) else "A"
+    return f"{kind} classification network ({evidence.data.num_classes} classes)"
 
 
-def _measured_by(dense: Dense) -> str:
-    task = dense.task
+def _measured_by(evidence: Evidence) -> str:
+    task = evidence.measure.task
     return (
         "Accuracy (top 1)" if task.metric is None else f"{task.metric_name.capitalize()} ({_code(task.names[1])}, mean)"
     )
 
 
-def _outputs(dense: Dense) -> str:
-    return (
-        "The outputs are logits, one a class." if dense.task.metric is None else "The outputs are the dense network's."
-    )
+def _outputs(evidence: Evidence) -> str:
+    classifies = evidence.measure.task.metric is None
+    return "The outputs are logits, one a class." if classifies else "The outputs are the dense network's."
 
 
-def _training(dense: Dense) -> str:
-    epochs = dense.recipe.finetune.epochs
+def _training(evidence: Evidence) -> str:
+    epochs = evidence.measure.settings.schedule.epochs
     return f"fine-tuned for {epochs:g} epochs, taught by the dense network" if epochs else "not trained afterwards"
 
 
@@ -83,10 +83,10 @@ def _branches(metrics: dict[str, Any]) -> str:
     return f" Whole branches were removed, named by their first layer: {names}." if names else ""
 
 
-def _origin(dense: Dense) -> str:
+def _origin(evidence: Evidence) -> str:
     """Where the dense weights came from; of a file only the name, since a card is passed on."""
-    weights = dense.recipe.model.weights
-    digest = f"weights digest {_code(dense.weights_digest)}"
+    weights = evidence.metrics["weights"]
+    digest = f"weights digest {_code(evidence.measure.trace.digest)}"
     named = {"default": "the default weights", "none": "random weights"}
     return f"{named.get(weights) or 'the weights ' + _code(Path(weights).name)} ({digest})"
 
@@ -106,11 +106,12 @@ def _caps(metrics: dict[str, Any]) -> str:
     )
 
 
-def _made(dense: Dense, metrics: dict[str, Any]) -> str:
-    trials, stopped, protocol = metrics["trials"], metrics.get("stopped", 0), dense.protocol()
+def _made(evidence: Evidence) -> str:
+    metrics = evidence.metrics
+    trials, stopped, protocol = metrics["trials"], metrics.get("stopped", 0), evidence.measure.protocol()
     early = f" ({stopped} of them stopped early, once it was sure that they could not matter)" if stopped else ""
     return (
-        f"AMC measured {trials} policies on {protocol.measure_images:,} pictures{early}, learnt a predictor of "
+        f"AMC measured {trials} policies on {protocol.measure_images:,} images{early}, learnt a predictor of "
         f"accuracy from them (Kendall {metrics['predictor']['kendall']:.2f}, cross-validated), climbed it under the "
         "cap, measured the best few and kept the best. “Uniform ratios” keeps the same share of every group under the "
         "same cap, with the same recovery and, where it is shown, the same fine-tuning.\n\n"
@@ -129,15 +130,15 @@ def _certificate(metrics: dict[str, Any]) -> str:
     return f"{sentence}.\n\n" if sentence else ""
 
 
-def _limits(dense: Dense, metrics: dict[str, Any]) -> str:
-    splits, hardware = dense.splits, dense.protocol().compute
+def _limits(evidence: Evidence) -> str:
+    data, hardware, metrics = evidence.data, evidence.measure.compute.name, evidence.metrics
     limits = [
-        "For pictures like those it was trained on; nothing is known of other data, of robustness, or of fairness "
+        "For images like those it was trained on; nothing is known of other data, of robustness, or of fairness "
         "across groups. Removing channels can harm rare classes more than the mean accuracy shows.",
-        f"Data: {len(splits.train):,} pictures to train, {len(splits.validation):,} to choose the policy, "
-        f"{len(splits.test):,} to test, looked at once. The intervals tell the chance in the test pictures, "
+        f"Data: {len(data.train):,} images to train, {len(data.validation):,} to choose the policy, "
+        f"{len(data.test):,} to test, looked at once. The intervals tell the chance in the test images, "
         "not that in the training.",
-        f"One seed ({dense.recipe.seed}): another seed may choose another policy and give another accuracy.",
+        f"One seed ({evidence.measure.seed}): another seed may choose another policy and give another accuracy.",
         "Cost is counted (multiply-adds, parameters, bytes), not timed: latency on a device was not measured.",
     ]
     if hardware.startswith("cpu"):

@@ -5,49 +5,33 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from amc.cost.budget import Unit, format_bytes, format_cost, format_flops_2x, format_macs, format_params
 from amc.cost.counts import macs_by_module
-from amc.job.dense import Dense
-from amc.job.recipe import resolved_toml
+from amc.cost.trace import Trace
 from amc.release import plots
 from amc.release.comparison import comparison_sentences, seconds_text
+from amc.release.evidence import Evidence
 from amc.release.page import render_page
 from amc.release.plots import Mark, Plot
 from amc.release.sentences import certificate_sentence, removed_of, trials_sentence
-from amc.study.objective import labels_of
-from amc.study.trial import Trial
-from amc.study.trials import Study
-from amc_predictor import EnsemblePredictor
-from amc_search import is_feasible, uniform
+from amc_search import Cap, is_feasible, uniform
 
 NO_BREAK = "\u00a0"
 NETWORKS = ("dense", "released", "uniform")
 PASSWORD = re.compile(r"(?<=://)([^:/@\s]*):[^/\s]*@")
 
 
-def report(
-    dense: Dense, study: Study, predictor: EnsemblePredictor, metrics: dict[str, Any], policy: dict[str, int]
-) -> str:
-    """The whole page.
-
-    Args:
-        dense: the network the run started from.
-        study: its trials.
-        predictor: fitted on them.
-        metrics: what `metrics.json` holds.
-        policy: group name -> channels kept, of the release.
-    """
-    counts = np.array([policy[name] for name in dense.space.names], dtype=np.int64)
+def report(evidence: Evidence) -> str:
+    """The whole page."""
+    metrics, data, study, predictor = evidence.metrics, evidence.data, evidence.study, evidence.fit.predictor
     accuracies = [trial.accuracy for trial in study.trials]
-    drawn = _plots(dense, study, predictor, metrics, counts)
+    drawn = _plots(evidence)
     values = {
         **_headline(metrics),
         "cards": _cards(metrics),
@@ -57,8 +41,8 @@ def report(
         "tuned": metrics["comparison"]["after_finetune"] is not None,
         "rows": network_rows(metrics),
         "caps": cap_rows(metrics),
-        "measure_pictures": len(dense.splits.validation),
-        "test_pictures": len(dense.splits.test),
+        "validation_images": len(data.validation),
+        "test_images": len(data.test),
         "below": plots.hidden_below(drawn["front"], accuracies),
         "below_predicted": plots.hidden_below(drawn["prediction"], predictor.ranks.accuracy.tolist()),
         "ranks": {
@@ -67,15 +51,15 @@ def report(
             "rmse": f"{100 * predictor.ranks.rmse:.2f} points",
             "coverage": f"{predictor.ranks.coverage_90:.0%}",
         },
-        "frozen": dense.table.frozen,
+        "frozen": evidence.measure.trace.frozen,
         "seconds": seconds_text(metrics["seconds"]),
         "trials": trials_sentence(metrics),
         "stopped": metrics.get("stopped", 0),
         "removed": removed_of(metrics),
         "failures": Counter(study.failures).most_common(),
-        "snippet": load_snippet(dense),
-        "preprocessing": preprocessing(dense),
-        "recipe": PASSWORD.sub(r"\1:***@", resolved_toml(dense.recipe)),
+        "snippet": load_snippet(evidence),
+        "preprocessing": preprocessing(evidence),
+        "recipe": PASSWORD.sub(r"\1:***@", evidence.recipe),
         "protocol": metrics["protocol"],
     }
     return render_page("report.html.j2", drawn, values)
@@ -169,29 +153,26 @@ def cap_rows(metrics: dict[str, Any]) -> list[dict[str, str]]:
     ]
 
 
-def _plots(
-    dense: Dense,
-    study: Study,
-    predictor: EnsemblePredictor,
-    metrics: dict[str, Any],
-    policy: NDArray[np.int64],
-) -> dict[str, Plot]:
-    trials, space = study.trials, dense.space
-    caps = dense.caps(dense.recipe.budgets)
+def _plots(evidence: Evidence) -> dict[str, Plot]:
+    metrics, study, ranks = evidence.metrics, evidence.study, evidence.fit.predictor.ranks
+    trace, trials = evidence.measure.trace, study.trials
+    space = trace.space
+    caps = tuple(Cap(trace.cost(cap["unit"]), cap["limit"]) for cap in metrics["budgets"])
+    policy = np.array([evidence.policy[name] for name in space.names], dtype=np.int64)
     policies = np.array([trial.policy for trial in trials], dtype=np.int64)
     accuracies, stopped = [trial.accuracy for trial in trials], [trial.stopped for trial in trials]
     feasible = is_feasible(policies, caps).tolist()
     tightest = max(metrics["budgets"], key=lambda cap: cap["used"] / cap["limit"])
     unit: Unit = tightest["unit"]
-    plain, ranks = uniform(space, caps), predictor.ranks
-    partial = stopped_labels(trials, ranks.accuracy, dense.recipe.search.candidates)
+    plain = uniform(space, caps)
+    partial = [*(trial.stopped for trial in evidence.fit.trials), False]  # the dense network was the last example
 
     def cost(counts: NDArray[np.int64]) -> list[float]:
-        found: list[float] = dense.cost(unit)(torch.from_numpy(np.atleast_2d(counts)).double()).tolist()
+        found: list[float] = trace.cost(unit)(torch.from_numpy(np.atleast_2d(counts)).double()).tolist()
         return found
 
     marks = marks_of(metrics, cost(space.high)[0], cost(policy)[0], cost(plain)[0])
-    names, before, after = _macs_by_layer(dense, policy)
+    names, before, after = _macs_by_layer(trace, policy)
     return {
         "front": plots.front_plot(
             unit, cost(policies), accuracies, feasible, marks, tightest["limit"], stopped=stopped
@@ -208,24 +189,6 @@ def _plots(
     }
 
 
-def stopped_labels(trials: Sequence[Trial], labels: Tensor, candidates: int) -> list[bool]:
-    """Which of the labels (n,) that a predictor was fitted on are of trials stopped early.
-
-    Labels of all trials depend on one another, and after the fit the best candidates and uniform ratios may have been
-    measured: that many of the last trials are left away, one by one, until the labels are those. None where they
-    never are.
-    """
-    wanted = labels.float().tolist()
-    for late in range(min(candidates + 1, len(trials)) + 1 if any(trial.stopped for trial in trials) else 0):
-        then = trials[: len(trials) - late]
-        known = torch.from_numpy(labels_of(then)).float().tolist()
-        whole = {label for label, trial in zip(known, then, strict=True) if not trial.stopped}
-        early = {label for label, trial in zip(known, then, strict=True) if trial.stopped} - whole
-        if len(set(wanted) - whole - early) <= 1:  # the dense network's own accuracy
-            return [label in early for label in wanted]
-    return []
-
-
 def marks_of(metrics: dict[str, Any], dense: float, released: float, plain: float) -> list[Mark]:
     """The networks that stand out in a front, given what each costs in its unit."""
     marks = [
@@ -238,20 +201,20 @@ def marks_of(metrics: dict[str, Any], dense: float, released: float, plain: floa
     return marks
 
 
-def _macs_by_layer(dense: Dense, policy: NDArray[np.int64]) -> tuple[list[str], list[float], list[float]]:
+def _macs_by_layer(trace: Trace, policy: NDArray[np.int64]) -> tuple[list[str], list[float], list[float]]:
     """Layer names, and the multiply-adds of each before and after."""
-    both = macs_by_module(dense.table, torch.from_numpy(np.stack([dense.space.high, policy])).double())
+    both = macs_by_module(trace.table, torch.from_numpy(np.stack([trace.space.high, policy])).double())
     before, after = torch.stack(list(both.values()), dim=1).tolist()
     return [name or "the network itself" for name in both], before, after
 
 
-def load_snippet(dense: Dense) -> str:
+def load_snippet(evidence: Evidence) -> str:
     """Python that has the released network back."""
-    shape = ", ".join(str(size) for size in _lone_shape(dense))
+    shape = ", ".join(str(size) for size in _lone_shape(evidence))
     use = (
         f"outputs = model(torch.zeros({shape}))" if shape else "outputs = model(...)  # called as the dense network is"
     )
-    if dense.task.metric is None:
+    if evidence.measure.task.metric is None:
         use = use.replace("outputs", "logits", 1)
     return (
         "import amc, torch\n\n"
@@ -260,19 +223,20 @@ def load_snippet(dense: Dense) -> str:
     )
 
 
-def _lone_shape(dense: Dense) -> tuple[int, ...]:
+def _lone_shape(evidence: Evidence) -> tuple[int, ...]:
     """The shape of the network's input for one example; () where it takes more than one tensor."""
-    args = dense.example.args
-    lone = len(args) == 1 and not dense.example.kwargs and isinstance(args[0], torch.Tensor)
+    example = evidence.measure.trace.example
+    args = example.args
+    lone = len(args) == 1 and not example.kwargs and isinstance(args[0], torch.Tensor)
     return tuple(args[0].shape) if lone else ()
 
 
-def preprocessing(dense: Dense) -> str:
+def preprocessing(evidence: Evidence) -> str:
     """What inputs must be before the network sees them, in one or two sentences."""
-    shape = _lone_shape(dense)[1:]
+    shape = _lone_shape(evidence)[1:]
     if not shape:
         return "Inputs are those of the dense network, prepared as the training data was."
-    mean, std = (getattr(dense.splits.validation, name, None) for name in ("mean", "std"))
+    mean, std = (getattr(evidence.data.validation, name, None) for name in ("mean", "std"))
     size = f"Inputs are float tensors (batch, {', '.join(map(str, shape))})"
     if not (mean and std):
         return f"{size}, normalised as the training data was."

@@ -1,97 +1,95 @@
-"""The search of a run: policies are measured until the study holds as many trials as asked for.
-
-By this process alone, or by workers that it starts and looks after; workers elsewhere may join either way.
-"""
+"""The search: informative policies are measured until a study holds as many trials as asked for."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from amc.job.dense import Dense
-from amc.job.recipe import Recipe, resolved_toml
-from amc.study.heartbeat import name_of
-from amc.study.sensitivity import sensitivity_of
+from amc.cost.budget import Budget, parse_budgets
+from amc.cost.trace import Trace
+from amc.study.measure import Measure
+from amc.study.optimize import unreachable
+from amc.study.sensitivity import held_sensitivity, measure_sensitivity
+from amc.study.settings import SearchSettings
 from amc.study.stopping import Rivals
 from amc.study.trial import Trial
 from amc.study.trials import Study
-from amc.study.worker_pool import Crew
-from amc.system.progress import Progress
+from amc.system.errors import UsageError
+from amc.system.progress import Progress, Silent
 from amc_predictor import EnsemblePredictor
-from amc_search import Cap, EvolutionarySampler
+from amc_search import Cap, CapUnreachable, EvolutionarySampler, Policies, Space, uniform
 
 
-def search(dense: Dense, caps: tuple[Cap, ...], accuracy: float, folder: Path, progress: Progress) -> Study:
-    """Measure informative policies; the folder must be held by this process.
+def search(
+    space: Trace,
+    measure: Measure,
+    budgets: str | Budget | Iterable[str | Budget],
+    trials: int | None = None,
+    *,
+    storage: str | None = None,
+    settings: SearchSettings | None = None,
+    progress: Progress | None = None,
+) -> Study:
+    """Measure policies that tell most about the best one under `budgets`, and return the study of all trials.
 
     Args:
-        dense: the network.
-        caps: all hold.
-        accuracy: of the dense network.
-        folder: the run's.
-        progress: where it is shown.
+        space: what `trace` gave.
+        measure: of the same network.
+        budgets: caps that must all hold.
+        trials: policies to measure in all; those that the storage holds already count. None: as `settings` has it.
+        storage: an Optuna storage URL, which any number of processes may share; None: this process's memory.
+        settings: how policies are chosen; None: the defaults.
+        progress: where it is shown; None shows nothing.
 
     Raises:
-        AmcError: the network cannot be measured, or its study not be written; what was measured is kept.
+        AmcError: a budget is malformed or unreachable, the network cannot be measured, or its study not be written.
     """
-    wanted = dense.recipe.search
-    study = Study(wanted.study, folder, dense.protocol(), dense.space, alone=True)
-    study.describe(resolved_toml(shareable(dense.recipe)), accuracy)
-    sensitivity_of(dense, study, progress)  # once, and not by every worker
-    if wanted.workers == 1 or len(study.trials) >= wanted.trials:
-        study.run(measure_of(dense, study), sampler_of(dense, caps, accuracy, study), wanted.trials, progress)
-        return study
-    with crew_of(dense.recipe, study, folder, wanted.workers) as crew:
-        study.follow(wanted.trials, progress, crew.tend)
+    if measure.trace is not space:
+        raise UsageError("a search needs a measure of the same traced network, but this one was made with another")
+    wanted = (settings or SearchSettings()).model_copy(update={} if trials is None else {"trials": trials})
+    study = Study.of(measure, storage)
+    run_search(study, space.caps(parse_budgets(budgets)), wanted, progress or Silent())
     return study
 
 
-def crew_of(recipe: Recipe, study: Study, folder: Path, number: int) -> Crew:
-    """Workers for a study of a run folder that this process holds."""
-    name = f"amc-{study.protocol.digest}"  # a shared storage may hold others
-    command = [sys.executable, "-m", "amc.cli", "worker", str(folder), "--study", name, "--leashed", "--quiet"]
-    threads = str(recipe.threads or 1)
-
-    def environment(place: int) -> dict[str, str]:
-        device = {"LOCAL_RANK": str(place % torch.cuda.device_count())} if torch.cuda.is_available() else {}
-        return {"OMP_NUM_THREADS": threads, **device}
-
-    def bury(pid: int) -> None:
-        dead = name_of(folder, pid)
-        study.bury(lambda owner: owner is not None and owner.startswith(dead))
-
-    return Crew(command, number, bury, environment)
+def run_search(study: Study, caps: tuple[Cap, ...], settings: SearchSettings, progress: Progress) -> None:
+    """Measure in this process until the study holds `settings.trials` trials, whoever measured them."""
+    uniform_policy(study.space, caps)
+    measure_sensitivity(study, settings, progress)
+    study.run(stopping_measure(study, caps, settings), sampler_of(study, caps, settings), settings.trials, progress)
 
 
-def measure_of(dense: Dense, study: Study) -> Callable[[NDArray[np.int64]], Trial]:
-    """What measures proposed policies: no longer than they can matter, where the recipe has it so."""
-    if not dense.recipe.search.stop_early:
-        return dense.measure
-    units = tuple(dict.fromkeys(budget.unit for budget in dense.recipe.budgets))
-    return partial(dense.measure, floor=Rivals(lambda: study.trials, units))
+def uniform_policy(space: Space, caps: tuple[Cap, ...]) -> Policies:
+    """The same ratio for every group, (d,), as near to the caps as the grid allows. Raises `BudgetUnreachable`."""
+    try:
+        return uniform(space, caps)
+    except CapUnreachable as error:
+        raise unreachable(error) from None
 
 
-def sampler_of(dense: Dense, caps: tuple[Cap, ...], accuracy: float, study: Study) -> EvolutionarySampler:
+def stopping_measure(
+    study: Study, caps: Sequence[Cap], settings: SearchSettings
+) -> Callable[[NDArray[np.int64]], Trial]:
+    """What measures proposed policies: no longer than they can matter, unless the settings say so."""
+    if not settings.stop_early:
+        return study.measure
+    units = tuple(dict.fromkeys(cap.cost.unit for cap in caps))
+    return partial(study.measure, floor=Rivals(lambda: study.trials, units))
+
+
+def sampler_of(study: Study, caps: tuple[Cap, ...], settings: SearchSettings) -> EvolutionarySampler:
     """What proposes policies, the same in every process of a study."""
-    sensitivity = sensitivity_of(dense, study)
+    sensitivity, seed = held_sensitivity(study), study.measure.seed
     return EvolutionarySampler(
-        dense.space,
+        study.space,
         caps,
-        lambda: EnsemblePredictor(seed=dense.recipe.seed, sensitivity=sensitivity),
-        seed=dense.recipe.seed,
-        acquisition=dense.recipe.search.acquisition,
+        lambda: EnsemblePredictor(seed=seed, sensitivity=sensitivity),
+        seed=seed,
+        acquisition=settings.acquisition,
         is_informed=sensitivity is not None,
-        dense_accuracy=accuracy,
+        dense_accuracy=study.dense_accuracy,
         labels=study.labels,
     )
-
-
-def shareable(recipe: Recipe) -> Recipe:
-    """The recipe as others may read it: without the storage, whose URL may hold a password, and the folder."""
-    return recipe.model_copy(update={"out": None, "search": recipe.search.model_copy(update={"study": None})})

@@ -31,6 +31,9 @@ class SearchSettings(Settings):
         default=5, ge=1, le=1000, description="best policies by prediction that are measured truly at the end"
     )
     study: str | None = Field(
-        default=None, min_length=1, description="Optuna storage URL; left out: a SQLite file in the run"
+        default=None,
+        min_length=1,
+        description="where trials are kept: an Optuna storage URL, or run: a file in the run folder; default: one "
+        "SQLite file in the user's data folder, so that equal jobs share trials",
     )
     workers: int = Field(default=1, ge=1, le=1024, description="processes on this machine that measure side by side")

@@ -23,6 +23,7 @@ from amc.system.interrupts import uninterrupted
 
 OUTAGE_SECONDS = 300.0  # how long a storage that has gone is waited for
 LONGEST_PAUSE = 15.0  # between two tries
+MEMORY = "memory:"  # a storage that lives and dies with this process
 SQL = ("sqlite", "postgresql", "mysql")
 GRPC = "grpc://"
 
@@ -35,6 +36,8 @@ def open_storage(url: str) -> BaseStorage:
     Raises:
         StorageError: it cannot be reached, or the URL is none.
     """
+    if url == MEMORY:
+        return optuna.storages.InMemoryStorage()
     try:
         if url.startswith(GRPC):
             return _proxy(url)
@@ -51,11 +54,21 @@ def open_storage(url: str) -> BaseStorage:
         raise StorageError(f"`study` must be an Optuna storage URL, but {place(url)} gave: {first}") from None
 
 
-def study_url(folder: Path | None) -> str:
+def study_url(folder: Path) -> str:
     """The SQLite file of a run folder."""
-    if folder is None:
-        raise ValueError("a study needs a storage URL or a run folder")
     return f"sqlite:///{(folder / 'study.db').absolute()}"
+
+
+def shared_study_url() -> str:
+    """The SQLite file of all studies of this user, in the platform's data folder."""
+    from platformdirs import user_data_path
+
+    folder = user_data_path("amc")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(explain_storage(folder, error)) from error
+    return f"sqlite:///{folder / 'studies.db'}"
 
 
 def place(url: str) -> str:

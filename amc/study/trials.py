@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from time import sleep
 from typing import Any, TypeVar
@@ -24,8 +25,9 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from amc.study.heartbeat import PULSE, Pulse, Watch, measured_by, name_of, new_name
+from amc.study.measure import Measure
 from amc.study.objective import labels_of
-from amc.study.storage import end_trial, open_storage, patiently, study_url
+from amc.study.storage import MEMORY, end_trial, open_storage, patiently, study_url
 from amc.study.tally import Tally, is_counted, is_measured
 from amc.study.trial import Protocol, Trial
 from amc.system.errors import ModelError
@@ -47,19 +49,32 @@ class Study:
     """Durable trials of one protocol."""
 
     def __init__(
-        self, url: str | None, folder: Path | None, protocol: Protocol, space: Space, *, alone: bool = False
+        self,
+        url: str | None,
+        folder: Path | None,
+        protocol: Protocol,
+        space: Space,
+        *,
+        alone: bool = False,
+        measure: Measure | None = None,
     ) -> None:
-        """Open the study at an Optuna storage `url`, or in the run folder's own SQLite file for None.
+        """Open the study.
 
-        `alone` says that no other process is at work in the run folder: trials that run there still are marked as
-        failed.
+        Args:
+            url: an Optuna storage; None: the SQLite file of the run folder, or, without one, this process's memory.
+            folder: the run that measures for it, if any.
+            protocol: names the study.
+            space: the legal policies.
+            alone: no other process is at work in the run folder: trials that run there still are marked as failed.
+            measure: what measures a policy.
 
         Raises:
             StorageError: the storage cannot be reached or written.
         """
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.space, self.protocol, self.folder = space, protocol, folder
-        self.url = url or study_url(folder)
+        self._measure = measure
+        self.url = url or (study_url(folder) if folder else MEMORY)
         self.name = new_name(folder)
         self._storage = open_storage(self.url)
         self._say: Callable[[str], None] = lambda text: None
@@ -70,6 +85,32 @@ class Study:
         if alone:
             home = name_of(folder)
             self.bury(lambda name: name.startswith(home) if name else url is None)
+
+    @classmethod
+    def of(cls, measure: Measure, url: str | None = None, folder: Path | None = None, *, alone: bool = False) -> Study:
+        """The study of all that `measure` measures."""
+        return cls(url, folder, measure.protocol(), measure.trace.space, alone=alone, measure=measure)
+
+    @property
+    def measure(self) -> Measure:
+        """What measures a policy. Raises `ValueError` where the study was opened without it."""
+        if self._measure is None:
+            raise ValueError("a study measures only where it was opened with a measure; use `Study.of(measure, ...)`")
+        return self._measure
+
+    @property
+    def optuna_study(self) -> optuna.Study:
+        """Optuna's own study, for its dashboard and plots."""
+        return self._study
+
+    @cached_property
+    def dense_accuracy(self) -> float:
+        """The uncut network's own, on the whole validation split; measured once and kept with the study."""
+        known = self.told(DENSE_ACCURACY)
+        if known is None:
+            known = self.measure.evaluate_whole(self.measure.model).accuracy
+            self.tell(DENSE_ACCURACY, known)
+        return float(known)
 
     @property
     def trials(self) -> list[Trial]:

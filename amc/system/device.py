@@ -10,6 +10,8 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from amc.system.errors import UsageError
+
 Module = TypeVar("Module", bound=nn.Module)
 
 
@@ -27,6 +29,27 @@ class Compute:
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
             return cls(device, torch.cuda.is_bf16_supported(including_emulation=False))
         return cls(torch.device("cpu"), bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()))
+
+    @classmethod
+    def of(cls, device: Compute | torch.device | str | None) -> Compute:
+        """A device by name ("cpu", "cuda:1", "mps"), or `detect` for None.
+
+        Raises:
+            UsageError: there is no such device.
+        """
+        if isinstance(device, Compute):
+            return device
+        if device is None:
+            return cls.detect()
+        try:
+            wanted = torch.device(device)
+            torch.empty(1, device=wanted)
+        except (RuntimeError, AssertionError) as error:
+            first = (str(error).splitlines() or [""])[0]
+            raise UsageError(f"a device must be one of this machine's, but {str(device)!r} is not: {first}") from None
+        if wanted.type == "cpu":
+            return cls(wanted, bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()))
+        return cls(wanted, wanted.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False))
 
     @property
     def name(self) -> str:

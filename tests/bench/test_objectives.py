@@ -21,7 +21,7 @@ from amc.bench.objectives.verdict import found_for_cap, long_values, trial_value
 from amc.bench.store import Store
 from amc.cli import app
 from amc.cost.budget import parse_budgets
-from amc.job.dense import Dense, prepare
+from amc.job.job import Job, open_job
 from amc.job.recipe import Recipe, load_recipe
 from amc.system.errors import BudgetUnreachable, RunError, UsageError
 from amc.system.progress import Silent
@@ -46,8 +46,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
 
 
 @pytest.fixture(scope="module")
-def dense(tiny: Recipe) -> Dense:
-    return prepare(tiny)
+def dense(tiny: Recipe) -> Job:
+    return open_job(tiny)
 
 
 def wanted(policies: int = 8, epochs: float = 0.5, repeats: int = 2, kinds: str = KINDS) -> Wanted:
@@ -70,7 +70,7 @@ def test_a_kind_that_is_none_is_told(text: str) -> None:
         parse_kinds(text)
 
 
-def test_a_kind_is_measured_as_a_trial_is(dense: Dense) -> None:
+def test_a_kind_is_measured_as_a_trial_is(dense: Job) -> None:
     """The kind of the recipe's own recovery gives accuracy and loss of `amc compress`."""
     policy = dense.space.nearest(dense.space.high / 2)
     (fold,) = parse_kinds("fold")
@@ -78,9 +78,9 @@ def test_a_kind_is_measured_as_a_trial_is(dense: Dense) -> None:
     assert (ours.accuracy, ours.loss) == (theirs.accuracy, theirs.loss)
 
 
-def test_half_of_the_policies_are_good_ones(dense: Dense) -> None:
+def test_half_of_the_policies_are_good_ones(dense: Job) -> None:
     """All are distinct and under the cap, uniform ratios come first, the good ones are best by the judge."""
-    caps = dense.caps(CAP["40%"])
+    caps = dense.trace.caps(CAP["40%"])
 
     def judge(policies: NDArray[np.int64]) -> NDArray[np.float64]:
         return policies[:, 0].astype(np.float64)
@@ -241,7 +241,7 @@ def test_a_comparison_is_told_in_full(tiny: Recipe, tmp_path: Path) -> None:
     )
 
 
-def test_networks_measured_otherwise_are_not_mixed(tiny: Recipe, dense: Dense, tmp_path: Path) -> None:
+def test_networks_measured_otherwise_are_not_mixed(tiny: Recipe, dense: Job, tmp_path: Path) -> None:
     """Another recovery or fine-tune needs another folder."""
     bench_objectives(tiny, wanted(kinds="none", repeats=1, epochs=0.1), tmp_path, 60, Silent())
     other = tiny.model_copy(update={"finetune": tiny.finetune.model_copy(update={"lr": 0.5})})

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from amc.bench.search_methods.fastnas import FastNAS
 from amc.bench.search_methods.magnitude import TorchPruning
 from amc.bench.search_methods.widths import PeerFailed, kept_fractions, policy_left
-from amc.job.dense import Dense, prepare
+from amc.job.job import Job, open_job
 from amc.job.recipe import load_recipe
 from amc.surgery.channel_table import kept_channels
 from amc.surgery.cutting import cut_channels
@@ -45,36 +45,36 @@ def closed(num_classes: int = 10, in_channels: int = 1) -> nn.Module:
     return Closed(num_classes, in_channels)
 
 
-def dense_of(model: str, weights: str = "none") -> Dense:
+def dense_of(model: str, weights: str = "none") -> Job:
     settings = {
         "model.name": model, "model.weights": weights, "data.name": "tests.tiny:pictures", "search.batch_size": 50,
         "recovery.fold": False, "recovery.batchnorm_images": 60, "surgery.round_to": 2,
     }  # fmt: skip
-    return prepare(load_recipe(None, settings))
+    return open_job(load_recipe(None, settings))
 
 
 @pytest.fixture(scope="module")
-def large() -> Dense:
+def large() -> Job:
     return dense_of("tests.bench.test_peers:resnet20")
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Dense:
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Job:
     return dense_of("tests.tiny:network", str(trained_weights(tmp_path_factory.mktemp("peers") / "dense.safetensors")))
 
 
-def caps_of(dense: Dense, **shares: float) -> tuple[Cap, ...]:
-    full = dense.dense_costs()
-    return tuple(Cap(dense.cost(unit), share * full[unit]) for unit, share in shares.items())
+def caps_of(dense: Job, **shares: float) -> tuple[Cap, ...]:
+    full = dense.trace.dense_costs()
+    return tuple(Cap(dense.trace.cost(unit), share * full[unit]) for unit, share in shares.items())
 
 
-def problem_of(dense: Dense, trials: int = 64, **shares: float) -> Problem:
+def problem_of(dense: Job, trials: int = 64, **shares: float) -> Problem:
     caps = caps_of(dense, **shares)
     return Problem(dense.space, caps, lambda policy: dense.measure(policy).accuracy, trials=trials, seed=0)
 
 
 @pytest.mark.parametrize("shares", [{"macs": 0.5}, {"macs": 0.2}, {"params": 0.4, "macs": 0.6}])
-def test_torch_prunings_policies_are_legal_and_under_all_caps(tiny: Dense, shares: dict[str, float]) -> None:
+def test_torch_prunings_policies_are_legal_and_under_all_caps(tiny: Job, shares: dict[str, float]) -> None:
     """Each is measurable as it is, keeps every group, and uses the caps as far as the steps allow."""
     caps = caps_of(tiny, **shares)
     policies = np.array(TorchPruning(tiny).policies(caps))
@@ -83,7 +83,7 @@ def test_torch_prunings_policies_are_legal_and_under_all_caps(tiny: Dense, share
     assert (use_of(policies, caps) <= 1).all() and use_of(policies, caps).max() > 0.7
 
 
-def test_the_two_rankings_differ(large: Dense) -> None:
+def test_the_two_rankings_differ(large: Job) -> None:
     """Ranked among all layers or among layers of one structure, ResNet-20 gets different widths of nearly one cost."""
     caps = caps_of(large, macs=0.3)
     ours, theirs = TorchPruning(large).policies(caps), TorchPruning(large, isomorphic=True).policies(caps)
@@ -93,7 +93,7 @@ def test_the_two_rankings_differ(large: Dense) -> None:
         assert use_of(policies, caps).max() > 0.9
 
 
-def test_a_peer_is_measured_as_every_other_method(tiny: Dense) -> None:
+def test_a_peer_is_measured_as_every_other_method(tiny: Job) -> None:
     """Its policies are in the problem with their objective values, and the dense network is what it was."""
     before = {name: tensor.clone() for name, tensor in tiny.model.state_dict().items()}
     methods = peer_methods(tiny)
@@ -104,12 +104,12 @@ def test_a_peer_is_measured_as_every_other_method(tiny: Dense) -> None:
     assert all(torch.equal(before[name], tensor) for name, tensor in tiny.model.state_dict().items())
 
 
-def test_trials_that_are_spent_end_a_peer(tiny: Dense) -> None:
+def test_trials_that_are_spent_end_a_peer(tiny: Job) -> None:
     """With one trial, one of its policies is measured."""
     assert len(run(TorchPruning(tiny), problem_of(tiny, trials=1, macs=0.3)).policies) == 1
 
 
-def test_the_widths_of_a_cut_network_are_its_policy(large: Dense) -> None:
+def test_the_widths_of_a_cut_network_are_its_policy(large: Job) -> None:
     """What we cut ourselves is read back exactly."""
     rng = np.random.default_rng(0)
     for _ in range(3):
@@ -119,7 +119,7 @@ def test_the_widths_of_a_cut_network_are_its_policy(large: Dense) -> None:
         assert kept_fractions(large, small) == pytest.approx(policy / large.space.high)
 
 
-def test_a_network_with_other_tensors_has_no_policy(large: Dense) -> None:
+def test_a_network_with_other_tensors_has_no_policy(large: Job) -> None:
     """One line names the tensor."""
     with pytest.raises(PeerFailed, match=r"conv1.weight is gone") as caught:
         policy_left(large, nn.Linear(2, 2))
@@ -134,7 +134,7 @@ def test_a_network_that_torch_pruning_cannot_follow_is_told_in_one_line() -> Non
     assert "\n" not in str(caught.value)
 
 
-def test_an_error_inside_torch_pruning_is_told_in_one_line(tiny: Dense, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_inside_torch_pruning_is_told_in_one_line(tiny: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever it raises, a method raises what the comparison can show."""
 
     def fail(*args: object, **kwargs: object) -> None:
@@ -145,7 +145,7 @@ def test_an_error_inside_torch_pruning_is_told_in_one_line(tiny: Dense, monkeypa
         run(TorchPruning(tiny), problem_of(tiny, macs=0.5))
 
 
-def test_fastnas_asks_for_enough_trials_and_a_cap_that_it_knows(tiny: Dense) -> None:
+def test_fastnas_asks_for_enough_trials_and_a_cap_that_it_knows(tiny: Job) -> None:
     """One width beside the whole for every group is the least it can choose from."""
     caps = caps_of(tiny, macs=0.5)
     with pytest.raises(PeerFailed, match="needs at least 4 trials for 2 groups, but has 3"):
@@ -155,14 +155,14 @@ def test_fastnas_asks_for_enough_trials_and_a_cap_that_it_knows(tiny: Dense) -> 
         FastNAS(tiny).policy((activations,), trials=64)
 
 
-def test_a_missing_modelopt_is_told_with_its_mend(tiny: Dense, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_modelopt_is_told_with_its_mend(tiny: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     """The extra that brings it is named."""
     monkeypatch.setitem(sys.modules, "modelopt.torch.prune", None)
     with pytest.raises(MissingExtra, match=r"pip install 'amc-compress\[bench\]'"):
         FastNAS(tiny).policy(caps_of(tiny, macs=0.5), trials=64)
 
 
-def test_a_cap_below_fastnas_smallest_network_is_told(tiny: Dense, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cap_below_fastnas_smallest_network_is_told(tiny: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its own message is a table of many lines."""
     prune = ModuleType("modelopt.torch.prune")
 
@@ -179,7 +179,7 @@ def test_a_cap_below_fastnas_smallest_network_is_told(tiny: Dense, monkeypatch: 
 
 
 @pytest.mark.slow  # its import alone takes ten seconds
-def test_fastnas_keeps_to_caps_and_trials(tiny: Dense) -> None:
+def test_fastnas_keeps_to_caps_and_trials(tiny: Job) -> None:
     """Its policy is under both caps; evaluations and trial are no more than the trials; later caps need no more."""
     pytest.importorskip("modelopt.torch.prune")
     method, problem = FastNAS(tiny), problem_of(tiny, trials=12, macs=0.6, params=0.9)

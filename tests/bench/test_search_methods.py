@@ -24,9 +24,9 @@ from amc.bench.search_methods.orders import read_order
 from amc.bench.search_methods.searches import Spec, read_search, specs_of
 from amc.bench.search_methods.tables import table_markdown, table_text
 from amc.bench.store import Store
-from amc.job.dense import Dense
+from amc.job.job import Job
 from amc.job.recipe import recipes_folder
-from amc.study.trial import Measure
+from amc.study.measure import Measure
 from amc.system.errors import BudgetUnreachable, RunError, UsageError
 from amc_search import random_policies, uniform
 from amc_search.rivals.extra import MissingExtra
@@ -85,7 +85,7 @@ def drawn(offset: int) -> Method:
     return search
 
 
-def methods(dense: Dense) -> Mapping[str, Method]:
+def methods(dense: Job) -> Mapping[str, Method]:
     plain: Method = lambda problem: void(problem.measure(uniform(problem.space, problem.caps)))  # noqa: E731
     return {"amc": drawn(0), "other": drawn(1), "uniform": plain}
 
@@ -203,14 +203,14 @@ def test_the_test_split_is_touched_once_a_network(
 ) -> None:
     """Each fine-tuned network, and the dense one, is tested once, and never again when the comparison goes on."""
     tested: list[int] = []
-    honest = Dense.evaluate
+    honest = Job.evaluate
 
-    def count(self: Dense, model: Any, split: Any) -> Any:
+    def count(self: Job, model: Any, split: Any) -> Any:
         if split is self.splits.test:
             tested.append(len(split))
         return honest(self, model, split)
 
-    monkeypatch.setattr(Dense, "evaluate", count)
+    monkeypatch.setattr(Job, "evaluate", count)
     bench_methods(recipe, home / "tested", methods=methods)
     policies = outcome(home / "tested")["progress"]["finals"]
     assert len(tested) == policies + 1 and set(tested) == {100}
@@ -286,7 +286,7 @@ def test_only_some_winners_are_fine_tuned(recipe: BenchRecipe, tmp_path: Path) -
 def test_a_method_that_does_not_run_is_left_out(home: Path, recipe: BenchRecipe) -> None:
     """Its reason is told, the others go on, and it is tried again when the comparison goes on."""
 
-    def broken(dense: Dense) -> Mapping[str, Method]:
+    def broken(dense: Job) -> Mapping[str, Method]:
         def fail(problem: Problem) -> None:
             raise MissingExtra("other", "nothing")
 
@@ -373,7 +373,7 @@ def test_a_killed_process_loses_no_trial(home: Path, recipe: BenchRecipe, finish
         "import os, signal, sys; sys.path.insert(0, '.')\n"
         "from amc.bench.search_methods.flow import bench_methods\n"
         "from amc.bench.search_methods.bench_recipe import load_bench_recipe\n"
-        "from amc.study.trial import Measure\n"
+        "from amc.study.measure import Measure\n"
         "from tests.bench.test_search_methods import methods\n"
         "honest, done = Measure.__call__, []\n"
         "def dying(self, policy, *a, **k):\n"

@@ -54,7 +54,7 @@ def offered(family: Family, *parts: Part) -> Candidate:
 
 
 def exits(family: Family) -> ExitsPart:
-    example = torch.zeros(1, 1, 28, 28, device=family.run.dense.compute.device)
+    example = torch.zeros(1, 1, 28, 28, device=family.run.job.compute.device)
     return ExitsPart(family.dense, exit_network(family.dense.model, example, exits=2, chain="dense"))
 
 

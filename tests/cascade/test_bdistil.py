@@ -273,13 +273,13 @@ def test_a_trained_network_is_taken_as_it_is_where_it_is_worth_most() -> None:
 def test_networks_of_a_run_are_students_and_stand_on_disk_as_releases(tiny_run: Run, tmp_path: Path) -> None:
     """Saved, each has its architecture record, and loaded they give the same logits."""
     dense = tiny_run.dense
-    example = dense.example.args[0]
+    example = dense.trace.example.args[0]
     students = WithTrained(_Nothing(), {"released": (tiny_run.model, dense.source)}, example)
-    found = distil(dense.model, dense.splits, dense.compute, students=students, rules=Rules(rounds=1, copies=1))
+    found = distil(dense.model, dense.data, dense.compute, students=students, rules=Rules(rounds=1, copies=1))
     found.ensemble.save(tmp_path)
     assert (tmp_path / "student-0" / "architecture.json").is_file()
     ours, theirs = (
-        record(ensemble.stages(), dense.splits.test, dense.compute)
+        record(ensemble.stages(), dense.data.test, dense.compute)
         for ensemble in (found.ensemble, load_ensemble(tmp_path))
     )
     assert torch.equal(ours.logits, theirs.logits)

@@ -33,7 +33,7 @@ def test_what_is_told_of_the_test_split_is_what_the_kept_cascade_does(own_run: P
     """Accuracy and mean cost of the record are those of the loaded cascade, up to an image or two."""
     result = cascade(own_run, Terms(budget="80%"), Silent(), method=method, train=1)
     run, record = Run.open(own_run), result.record
-    inputs, labels = next(iter(run.dense.splits.test.batches(len(run.dense.splits.test))))
+    inputs, labels = next(iter(run.job.data.test.batches(len(run.job.data.test))))
     answers = amc.load_cascade(record["folder"]).run(inputs)
     told = record["test"]["plan"]
     assert float((answers.predictions == labels).double().mean()) == pytest.approx(told["accuracy"], abs=0.011)

@@ -27,7 +27,7 @@ from amc.cascade.recording import record
 from amc.cascade.runtime import Cascade
 from amc.cascade.scores import Shown
 from amc.cascade.stage import path_costs, without
-from amc.job.dense import digest_tensors
+from amc.cost.trace import digest_tensors
 from amc.surgery.flop_counter import count_cut_macs
 from amc.system.device import Compute
 from amc.system.errors import ModelError, RunError, UsageError

@@ -84,13 +84,13 @@ def test_networks_are_trained_and_judged_without_the_risk_test_half(own_run: Pat
     family = Family(Run.open(own_run))
     fit, risk = family.records(family.dense)
     seen = torch.cat([labels for _, labels in family.splits.validation.batches(7)])
-    assert torch.equal(seen, fit.labels) and len(fit) + len(risk) == len(family.run.dense.splits.validation)
+    assert torch.equal(seen, fit.labels) and len(fit) + len(risk) == len(family.run.job.data.validation)
 
 
 def test_records_are_made_once_and_a_damaged_file_is_made_anew(own_run: Path, tmp_path: Path) -> None:
     """The second reading neither runs the network nor writes."""
     family = Family(Run.open(own_run))
-    compute, split = family.run.dense.compute, family.run.dense.splits.validation
+    compute, split = family.run.job.compute, family.run.job.data.validation
     first = recorded(family.dense, split, compute, tmp_path)
     (path,) = tmp_path.iterdir()
     written = path.stat().st_mtime_ns
@@ -122,10 +122,10 @@ def test_a_network_whose_epoch_was_chosen_on_another_half_is_no_longer_of_the_fa
     assert "30%" in {member.name for member in Family(Run.open(folder)).trained}
 
     run = Run.open(folder)
-    measure = run.dense.splits.validation
+    measure = run.job.data.validation
     inputs, labels = next(iter(measure.batches(10**6)))
     groups = torch.arange(len(labels)) // 10
-    run.dense.splits = replace(run.dense.splits, validation=TensorSplit(inputs, labels, groups=groups))
+    run.job.data = replace(run.job.data, validation=TensorSplit(inputs, labels, groups=groups))
     family = Family(run)
     assert family.trained == []
     fit, risk = family.records(family.dense)
@@ -144,7 +144,7 @@ def test_a_share_is_rounded_down_so_that_its_network_fits() -> None:
 def test_a_task_that_is_no_classification_is_refused(own_run: Path) -> None:
     """The message names the metric."""
     run = Run.open(own_run)
-    run.dense.task = type(run.dense.task)(metric=lambda outputs, batch: [], metric_name="taste")
+    run.job.task = type(run.job.task)(metric=lambda outputs, batch: [], metric_name="taste")
     with pytest.raises(UsageError, match="taste"):
         Family(run, Silent())
 

@@ -138,7 +138,7 @@ def test_an_independent_network_lends_its_own_exits(tiny_run: Run, dense_folder:
     folder = tmp_path / "run"
     shutil.copytree(tiny_run.folder, folder)
     family = Family(Run.open(folder))
-    given = independent_network(str(dense_folder), family.run.dense.splits, family.run.dense.compute)
+    given = independent_network(str(dense_folder), family.run.job.data, family.run.job.compute)
     singles = [static_of(family, member) for member in (*family.members, given)]
     limits = Terms(max_drop=0.1).limits(family.dense.macs)
     found = candidates_of("pcee-ws", family, singles, limits, Silent())

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from amc.cost.counts import count_bytes, count_macs, count_params
-from amc.job.dense import load_model
 from amc.job.doctor.alone import diagnose, raise_if_failed
 from amc.job.doctor.checks import EXAMPLES, KINDS, check_policies, draw_policy
 from amc.job.doctor.record import examine_or_say_why, own_size, subject_of
 from amc.job.doctor.text import record_text
+from amc.job.job import load_model
 from amc.job.recipe import Recipe, load_recipe
 from amc.surgery.channel_table import ChannelTable, kept_channels, ranks
 from amc.surgery.cutting import zero_channels

@@ -17,7 +17,7 @@ def test_a_fine_tune_that_does_harm_is_not_released(tmp_path: Path) -> None:
 def test_figures_beside_each_other_are_of_the_same_pictures(tmp_path: Path) -> None:
     """Trials on few pictures, but what is reported before and after fine-tuning is of the whole validation split."""
     run = finished_run(tmp_path, network, "50%", **{"search.measure_images": 30, "finetune.epochs": 0})
-    size = len(run.dense.splits.validation)
+    size = len(run.job.data.validation)
     for name in ("dense", "released", "uniform"):
         right = run.metrics[name]["measure_accuracy"] * size
         assert abs(right - round(right)) < 1e-6

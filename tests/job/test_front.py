@@ -37,17 +37,17 @@ def test_points_are_monotone_and_under_their_caps(found) -> None:  # type: ignor
 
 def test_points_tell_exact_cost_and_interval(found, tiny_run: Run) -> None:  # type: ignore[no-untyped-def]
     """The cost is that of the policy told, and the interval holds the mean."""
-    space = tiny_run.dense.space
+    space = tiny_run.job.space
     for point in found["points"]:
         policy = np.array([point["policy"][name] for name in space.names], dtype=np.int64)
         assert space.is_legal(policy)
-        assert point["cost"] == tiny_run.dense.costs_of(policy)["macs"]
+        assert point["cost"] == tiny_run.job.trace.costs_of(policy)["macs"]
         assert point["low"] <= point["mean"] <= point["high"]
 
 
 def test_first_point_is_the_smallest_policy(found, tiny_run: Run) -> None:  # type: ignore[no-untyped-def]
     """The range starts at the smallest reachable cost."""
-    space = tiny_run.dense.space
+    space = tiny_run.job.space
     assert found["points"][0]["policy"] == dict(zip(space.names, space.steps, strict=True))
     assert found["points"][0]["cost"] == found["smallest_cost"]
 
@@ -55,12 +55,12 @@ def test_first_point_is_the_smallest_policy(found, tiny_run: Run) -> None:  # ty
 def test_points_are_what_retarget_gives(found, tiny_run: Run) -> None:  # type: ignore[no-untyped-def]
     """A point of the front is the policy that a retarget to its cap starts from."""
     point = found["points"][-1]
-    assert tiny_run.retarget(Budget("macs", point["cap"])).named_policy == point["policy"]
+    assert tiny_run.retarget(Budget("macs", point["cap"]), candidates=0).policy.kept == point["policy"]
 
 
 def test_measured_front_is_of_the_trials(found, tiny_run: Run) -> None:  # type: ignore[no-untyped-def]
     """Each point of the measured front is a trial, and no trial beats it."""
-    trials = [(trial.costs["macs"], trial.accuracy) for trial in tiny_run.trials]
+    trials = [(trial.costs["macs"], trial.accuracy) for trial in tiny_run.study.trials]
     for point in found["measured"]:
         here = point["cost"], point["accuracy"]
         assert here in trials

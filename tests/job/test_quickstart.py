@@ -62,7 +62,7 @@ def test_a_retarget_is_legal_and_uses_its_cap(quickstart: Run, budget: str) -> N
     found = quickstart.retarget(budget)
     use = found.costs["macs"] / (float(budget[:-1]) / 100 * quickstart.metrics["dense"]["macs"])
     assert 0.97 <= use <= 1
-    assert quickstart.dense.space.is_legal(found.policy).all()
+    assert quickstart.job.space.is_legal(found.policy).all()
 
 
 def test_a_search_killed_in_the_middle_goes_on_where_it_was(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amc.cost.budget import Budget
+from amc.cost.budget import Budget, parse_budget
 from amc.job.recipe import Recipe, list_recipes, load_recipe, parse_recipe, recipes_folder, resolved_toml
 from amc.study.settings import SearchSettings
 from amc.system.errors import UsageError
@@ -113,7 +113,7 @@ def test_overrides_win_and_none_means_not_given() -> None:
     )
     assert (recipe.finetune.epochs, recipe.finetune.uniform, recipe.seed, recipe.threads) == (0.5, False, 7, None)
     assert (recipe.model.weights, recipe.model.options, recipe.model.ignore) == ("none", {"width": 8}, ["fc"])
-    assert (recipe.search.acquisition, recipe.budget, recipe.data.name) == ("seernet", ["9MB"], "12")
+    assert (recipe.search.acquisition, recipe.budget, recipe.data.name) == ("seernet", (parse_budget("9MB"),), "12")
 
 
 @pytest.mark.parametrize(

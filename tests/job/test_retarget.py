@@ -36,8 +36,8 @@ def test_a_lost_predictor_is_learned_again(tiny_run: Run, tmp_path: Path, harm: 
     else:
         state = load_file(kept)
         kept.write_bytes(save(state | {"model.amplitudes": state["model.amplitudes"][1:]}))
-    again, whole = Run(folder).retarget("50%"), tiny_run.retarget("50%")
+    again, whole = Run(folder).retarget("50%", candidates=0), tiny_run.retarget("50%", candidates=0)
     assert again.costs["macs"] <= tiny_run.metrics["dense"]["macs"] / 2
-    fractions = tiny_run.dense.space.fractions(whole.candidates.policies)
+    fractions = tiny_run.job.space.fractions(whole.policy.array[None])
     told = [run.predictor.predict(fractions)[0] for run in (again.run, tiny_run)]
     assert (told[0] - told[1]).abs().max() < 0.15

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from amc.cost.layer_speeds import STEPS, choose, heaviest, measure_rounding, slowdowns
 from amc.job.recipe import load_recipe, resolved_toml
-from amc.job.rounding import STEPS, choose, heaviest, measure_recipe, measure_rounding, settle_rounding, slowdowns
+from amc.job.rounding import measure_recipe, settle_rounding
 from amc.system.device import Compute
 from amc.system.errors import UsageError
 from amc.system.progress import Silent

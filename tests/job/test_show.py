@@ -131,9 +131,11 @@ def test_bars_of_removed_branches_fit_the_terminal(shallow_run: Run, width: int)
 
 def test_stopped_trials_are_counted(shallow_run: Run) -> None:
     """How many trials were measured, and how many of them not to the end."""
-    stopped = sum(trial.stopped for trial in shallow_run.trials)
-    assert 0 < stopped == shallow_run.metrics["stopped"] < shallow_run.metrics["trials"] == len(shallow_run.trials)
-    assert f"{len(shallow_run.trials)} trials measured, {stopped} of them stopped early, 0 failed" in details(
+    stopped = sum(trial.stopped for trial in shallow_run.study.trials)
+    assert (
+        0 < stopped == shallow_run.metrics["stopped"] < shallow_run.metrics["trials"] == len(shallow_run.study.trials)
+    )
+    assert f"{len(shallow_run.study.trials)} trials measured, {stopped} of them stopped early, 0 failed" in details(
         shallow_run, WIDE
     )
 

@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[2]
 
 def shared(run: Run, url: str, total: int) -> Study:
     """The study of a finished run's network at a URL, as `amc compress --study` begins it."""
-    study = Study(url, None, run.dense.protocol(), run.dense.space)
+    study = Study.of(run.job.measure, url)
     recipe = amended(shareable(run.recipe), {"search.trials": total})
     study.describe(resolved_toml(recipe), run.metrics["dense"]["measure_accuracy"])
     return study
@@ -42,8 +42,8 @@ def test_a_worker_needs_the_url_alone(tiny_run: Run, tmp_path: Path) -> None:
     """Recipe and protocol stand in the study: the worker prepares the network itself and measures what is missing."""
     url = f"sqlite:///{tmp_path}/s.db"
     study = shared(tiny_run, url, 6)
-    sampler = sampler_of(tiny_run.dense, tiny_run.dense.caps(tiny_run.recipe.budgets), 0.5, study)
-    study.run(tiny_run.dense.measure, sampler, 3, Silent())
+    sampler = sampler_of(study, tiny_run.job.caps, tiny_run.recipe.search)
+    study.run(tiny_run.job.measure, sampler, 3, Silent())
     done = work(url, Silent())
     assert (done["trials"], done["measured_here"]) == (6, 3)
     assert len({trial.policy for trial in study.trials}) == 6
@@ -222,7 +222,7 @@ def test_ctrl_c_stops_all_workers_and_the_same_command_goes_on(tiny_run: Run, tm
     def begun() -> bool:
         return (folder / "study.db").exists() and len(Study(None, folder, protocol, space).trials) >= 2
 
-    protocol, space = tiny_run.dense.protocol(), tiny_run.dense.space
+    protocol, space = tiny_run.job.measure.protocol(), tiny_run.job.space
     until(begun, 240)
     children = psutil.Process(process.pid).children()
     process.send_signal(signal.SIGINT)

@@ -5,6 +5,7 @@ import pytest
 
 from amc.job.run import Run
 from amc.release.card import model_card
+from tests.tiny import evidence_of
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,7 @@ def test_digest_is_that_of_the_weights(card: str, tiny_run: Run) -> None:
 
 def test_card_tells_split_sizes_and_preprocessing(card: str) -> None:
     """Who loads the network learns how pictures must be, and how few it was judged on."""
-    assert "400 pictures to train, 100 to choose the policy, 100 to test" in card
+    assert "400 images to train, 100 to choose the policy, 100 to test" in card
     assert "(batch, 1, 28, 28)" in card
     assert "mean (0.286)" in card
     assert 'amc.load(".")' in card
@@ -43,7 +44,7 @@ def test_names_cannot_break_the_markdown(tiny_run: Run) -> None:
     """Names from outside stay in their code span, on their line."""
     metrics = copy.deepcopy(tiny_run.metrics)
     metrics["model"] = "a`|\n# b <img src=x>"
-    text = model_card(tiny_run.folder, tiny_run.dense, metrics)
+    text = model_card(tiny_run.folder, evidence_of(tiny_run, metrics))
     assert "\n# b" not in text
     assert "`a'¦ # b <img src=x>`" in text
     assert "# a\\`\\| \\# b &lt;img src=x&gt;" in text
@@ -62,4 +63,4 @@ def test_card_of_a_run_of_an_earlier_version(tiny_run: Run) -> None:
     """Metrics without stopped trials and removed branches still make a card."""
     metrics = copy.deepcopy(tiny_run.metrics)
     del metrics["stopped"], metrics["released"]["removed"]
-    assert "stopped early" not in model_card(tiny_run.folder, tiny_run.dense, metrics)
+    assert "stopped early" not in model_card(tiny_run.folder, evidence_of(tiny_run, metrics))

@@ -5,12 +5,12 @@ from typing import Any
 
 import plotly.graph_objects as go
 import pytest
-import torch
 
+from amc.job.recipe import amended, resolved_toml
 from amc.job.run import Run
 from amc.release.plots import STOPPED, front_plot, keep_plot, layers_plot, prediction_plot, progress_plot, time_plot
-from amc.release.report import report, stopped_labels
-from amc.study.objective import labels_of
+from amc.release.report import report
+from tests.tiny import evidence_of
 
 PLOTS = ("front", "prediction", "keep", "layers", "progress", "time")
 
@@ -85,7 +85,7 @@ def test_report_has_all_plots(page: Page) -> None:
 
 def test_report_plots_every_trial(page: Page, tiny_run: Run) -> None:
     """Front and progress show each trial once."""
-    trials = len(tiny_run.trials)
+    trials = len(tiny_run.study.trials)
     assert sum(len(t["x"]) for t in page.plots["front"]["data"] if t["name"].startswith("trial")) == trials
     arms = [t for t in page.plots["progress"]["data"] if t["mode"] == "markers"]
     assert sum(len(trace["x"]) for trace in arms) == trials
@@ -112,7 +112,7 @@ def test_report_escapes_all_text(tiny_run: Run) -> None:
     metrics = copy.deepcopy(tiny_run.metrics)
     metrics["model"] = metrics["recipe"] = metrics["predictor"]["warning"] = evil
     metrics["stage_seconds"] = {evil: 1.0}
-    found = Page(report(tiny_run.dense, tiny_run.study, tiny_run.predictor, metrics, tiny_run.policy))
+    found = Page(report(evidence_of(tiny_run, metrics)))
     assert "img" not in found.tags
     assert len(found.scripts) == 3
     assert found.text.count(evil) >= 3
@@ -121,10 +121,8 @@ def test_report_escapes_all_text(tiny_run: Run) -> None:
 
 def test_passwords_stay_out_of_the_report(tiny_run: Run) -> None:
     """The study's address may hold a password; the report, which is passed on, does not."""
-    dense = copy.copy(tiny_run.dense)
-    search = dense.recipe.search.model_copy(update={"study": "postgresql://me:secret@host/db"})
-    dense.recipe = dense.recipe.model_copy(update={"search": search})
-    text = report(dense, tiny_run.study, tiny_run.predictor, tiny_run.metrics, tiny_run.policy)
+    recipe = amended(tiny_run.recipe, {"search.study": "postgresql://me:secret@host/db"})
+    text = report(evidence_of(tiny_run, recipe=resolved_toml(recipe)))
     assert "secret" not in text
     assert "postgresql://me:***@host/db" in text
 
@@ -162,9 +160,9 @@ def test_report_names_removed_branches(shallow: Page, page: Page, shallow_run: R
 
 def test_report_marks_stopped_trials(shallow: Page, shallow_run: Run) -> None:
     """Trials stopped early are crosses in every plot of trials, in the predictor's too, and are counted."""
-    stopped = [trial for trial in shallow_run.trials if trial.stopped]
+    stopped = [trial for trial in shallow_run.study.trials if trial.stopped]
     assert all(go.Figure(plot).data for plot in shallow.plots.values())
-    assert f"{len(shallow_run.trials)} trials measured, {len(stopped)} of them stopped early." in shallow.text
+    assert f"{len(shallow_run.study.trials)} trials measured, {len(stopped)} of them stopped early." in shallow.text
     for name in ("front", "prediction"):
         (trace,) = [trace for trace in shallow.plots[name]["data"] if trace["name"] == STOPPED]
         assert trace["marker"]["symbol"] == "x-thin" and len(trace["x"]) == len(stopped)
@@ -186,19 +184,9 @@ def test_what_was_stopped_is_never_the_best() -> None:
     assert prediction_plot(accuracies, *bands, stopped)["layout"]["yaxis"]["range"][1] < 0.7
 
 
-def test_labels_of_stopped_trials_are_found_again(shallow_run: Run) -> None:
-    """Also after more trials were measured than the predictor was fitted on; where it is not told, none is marked."""
-    trials = shallow_run.trials
-    for late in range(3):
-        then = trials[: len(trials) - late]
-        labels = torch.tensor([*labels_of(then), 0.4321])
-        assert stopped_labels(trials, labels, 2) == [*(trial.stopped for trial in then), False]
-    assert stopped_labels(trials, labels + 0.01, 2) == []
-
-
 def test_report_of_a_run_of_an_earlier_version(tiny_run: Run) -> None:
     """Metrics without stopped trials and removed branches still make a report."""
     metrics = copy.deepcopy(tiny_run.metrics)
     del metrics["stopped"], metrics["released"]["removed"]
-    text = Page(report(tiny_run.dense, tiny_run.study, tiny_run.predictor, metrics, tiny_run.policy)).text
+    text = Page(report(evidence_of(tiny_run, metrics))).text
     assert f"{metrics['trials']} trials measured." in text

@@ -158,9 +158,9 @@ def judge(folder: Path, url: str | None, seed: int, starts: int, report: Report)
     report.runs_finished += 1
     most = TRIALS + starts * CANDIDATES + 1  # the search, the best few as known at each start, the uniform one
     assert len(known) == run.metrics["trials"] <= most
-    policy = np.array([run.policy[name] for name in run.dense.space.names], dtype=np.int64)
-    assert run.dense.space.is_legal(policy[None]).all()
-    assert is_feasible(policy[None], run.dense.caps(run.recipe.budgets)).all()
+    policy = np.array([run.policy[name] for name in run.job.space.names], dtype=np.int64)
+    assert run.job.space.is_legal(policy[None]).all()
+    assert is_feasible(policy[None], run.job.trace.caps(run.recipe.budgets)).all()
 
 
 @pytest.mark.soak

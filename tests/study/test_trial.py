@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from amc.job.dense import Dense, prepare
+from amc.job.job import Job, open_job
 from amc.job.recipe import load_recipe
 from amc.system.errors import ModelError
 from amc.train.evaluation import evaluate
@@ -18,7 +18,7 @@ from tests.tiny import trained_weights
 
 
 @pytest.fixture(scope="module")
-def dense(tmp_path_factory: pytest.TempPathFactory) -> Dense:
+def dense(tmp_path_factory: pytest.TempPathFactory) -> Job:
     """A small trained network whose 100 measured pictures come in five batches."""
     weights = trained_weights(tmp_path_factory.mktemp("trial") / "dense.safetensors")
     wanted = {
@@ -29,30 +29,30 @@ def dense(tmp_path_factory: pytest.TempPathFactory) -> Dense:
         "recovery.moment_images": 200,
         "recovery.batchnorm_images": 100,
     }
-    return prepare(load_recipe(None, wanted))
+    return open_job(load_recipe(None, wanted))
 
 
-def half(dense: Dense) -> np.ndarray:  # type: ignore[type-arg]
+def half(dense: Job) -> np.ndarray:  # type: ignore[type-arg]
     return dense.space.nearest(dense.space.high / 2)
 
 
-def test_a_trial_is_the_realised_network_on_the_measure_split(dense: Dense) -> None:
+def test_a_trial_is_the_realised_network_on_the_measure_split(dense: Job) -> None:
     """Accuracy and loss are those of `realise`, evaluated in the split's own order; all pictures were seen."""
     trial = dense.measure(half(dense))
-    found = evaluate(dense.measure.realise(half(dense)), dense.splits.validation, dense.compute, batch_size=20)
+    found = evaluate(dense.measure.realise(half(dense)), dense.data.validation, dense.compute, batch_size=20)
     assert trial.accuracy == pytest.approx(found.accuracy) and trial.loss == pytest.approx(found.loss, rel=1e-4)
     assert trial.images == 100 and not trial.stopped
     assert set(trial.seconds) == {"cut", "fold", "batchnorm", "evaluate"}
-    assert trial.costs == dense.costs_of(half(dense))
+    assert trial.costs == dense.trace.costs_of(half(dense))
 
 
-def test_the_same_policy_gives_the_same_trial(dense: Dense) -> None:
+def test_the_same_policy_gives_the_same_trial(dense: Job) -> None:
     """Nothing of one trial is left over in the next."""
     first, other, again = (dense.measure(policy) for policy in (half(dense), dense.space.high, half(dense)))
     assert (first.accuracy, first.loss) == (again.accuracy, again.loss) != (other.accuracy, other.loss)
 
 
-def test_a_trial_that_cannot_matter_stops_early(dense: Dense) -> None:
+def test_a_trial_that_cannot_matter_stops_early(dense: Job) -> None:
     """The floor is asked with the policy's own costs; accuracy and loss are of the pictures seen until then."""
     asked = []
 
@@ -62,36 +62,36 @@ def test_a_trial_that_cannot_matter_stops_early(dense: Dense) -> None:
 
     policy = np.ones_like(dense.space.high) * dense.space.step
     whole, stopped = dense.measure(policy), dense.measure(policy, floor)
-    assert asked == [dense.costs_of(policy)]
+    assert asked == [dense.trace.costs_of(policy)]
     assert stopped.stopped and stopped.images is not None and 0 < stopped.images < 100 and stopped.images % 20 == 0
     seen = dense.measure.evaluate(dense.measure.realise(policy)).scores[: stopped.images]
     assert stopped.accuracy == pytest.approx(float(seen.mean())) and np.isfinite(stopped.loss)
     assert not whole.stopped
 
 
-def test_a_floor_that_is_reached_stops_nothing(dense: Dense) -> None:
+def test_a_floor_that_is_reached_stops_nothing(dense: Job) -> None:
     """A trial above the floor is the whole trial."""
     whole = dense.measure(half(dense))
     floored = dense.measure(half(dense), lambda costs: whole.accuracy / 2)
     assert (floored.accuracy, floored.loss, floored.images, floored.stopped) == (whole.accuracy, whole.loss, 100, False)
 
 
-def test_a_limit_takes_the_same_pictures_for_all(dense: Dense, tmp_path: Path) -> None:
+def test_a_limit_takes_the_same_pictures_for_all(dense: Job, tmp_path: Path) -> None:
     """With `measure_images` every policy is measured on the same random part of the split."""
-    measure = prepare(dense.recipe.model_copy(
+    measure = open_job(dense.recipe.model_copy(
         update={"search": dense.recipe.search.model_copy(update={"measure_images": 40})})).measure  # fmt: skip
     assert measure(dense.space.high).images == 40
     first, second = (measure.evaluate(measure.realise(dense.space.high)).scores for _ in range(2))
     assert (first == second).all() and len(first) == 40
 
 
-def stepped(dense: Dense, steps: int = 6, **changed: object) -> Dense:
+def stepped(dense: Job, steps: int = 6, **changed: object) -> Job:
     """The same network, its trials with a few steps of training."""
     recovery = dense.recipe.recovery.model_copy(update={"steps": steps, "step_images": 50, **changed})
-    return replace(dense, recipe=dense.recipe.model_copy(update={"recovery": recovery}))
+    return replace(dense, measure=dense.measure.with_settings(recovery=recovery))
 
 
-def test_steps_bring_a_cut_network_nearer_to_the_dense_one(dense: Dense) -> None:
+def test_steps_bring_a_cut_network_nearer_to_the_dense_one(dense: Job) -> None:
     """The loss falls, the time is told, the dense network stays as it is."""
     policy = dense.space.nearest(dense.space.high / 4)
     before = {name: tensor.clone() for name, tensor in dense.model.state_dict().items()}
@@ -102,16 +102,16 @@ def test_steps_bring_a_cut_network_nearer_to_the_dense_one(dense: Dense) -> None
     assert not any(module.training for module in dense.model.modules())
 
 
-def test_a_trial_with_steps_is_the_realised_network(dense: Dense) -> None:
+def test_a_trial_with_steps_is_the_realised_network(dense: Job) -> None:
     """What is released before a fine-tune is what was measured, without gradients, in the mode it came in."""
     measure = stepped(dense).measure
     trial, model = measure(half(dense)), measure.realise(half(dense))
-    found = evaluate(model, dense.splits.validation, dense.compute, batch_size=20)
+    found = evaluate(model, dense.data.validation, dense.compute, batch_size=20)
     assert trial.accuracy == pytest.approx(found.accuracy) and trial.loss == pytest.approx(found.loss, rel=1e-4)
     assert not model.training and all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_steps_are_the_same_for_every_trial_and_process(dense: Dense) -> None:
+def test_steps_are_the_same_for_every_trial_and_process(dense: Job) -> None:
     """Neither trials before it nor the global random state matter, and that state is left alone."""
     first, other = stepped(dense).measure, stepped(dense).measure
     one = first(half(dense))
@@ -123,7 +123,7 @@ def test_steps_are_the_same_for_every_trial_and_process(dense: Dense) -> None:
     assert torch.equal(state, torch.random.get_rng_state())
 
 
-def test_the_teacher_is_asked_once_a_study(dense: Dense) -> None:
+def test_the_teacher_is_asked_once_a_study(dense: Job) -> None:
     """Its outputs on the batches of the steps are kept, over several passes of the train split as well."""
     asked: list[int] = []
 
@@ -141,22 +141,22 @@ def test_the_teacher_is_asked_once_a_study(dense: Dense) -> None:
     assert asked == [90, 90, 90, 90, 40] * 2
 
 
-def test_a_trial_with_steps_may_stop_early(dense: Dense) -> None:
+def test_a_trial_with_steps_may_stop_early(dense: Job) -> None:
     """The floor holds for the evaluation, which comes last."""
     trial = stepped(dense, 2).measure(np.ones_like(dense.space.high) * dense.space.step, lambda costs: 0.999)
     assert trial.stopped and trial.images is not None and trial.images < 100 and trial.seconds["train"] > 0
 
 
-def test_steps_that_diverge_are_an_error(dense: Dense) -> None:
+def test_steps_that_diverge_are_an_error(dense: Job) -> None:
     """The trial fails in one line."""
     with pytest.raises(ModelError, match="finite"):
         stepped(dense, 40, lr=100.0, step_images=20).measure(half(dense))
 
 
-def test_without_a_teachers_share_the_labels_alone_teach(dense: Dense) -> None:
+def test_without_a_teachers_share_the_labels_alone_teach(dense: Job) -> None:
     """The loss of the fine-tune section holds: with `distill` 0 the dense network is not asked."""
     finetune = dense.recipe.finetune.model_copy(update={"distill": 0.0})
-    alone = stepped(replace(dense, recipe=dense.recipe.model_copy(update={"finetune": finetune})))
+    alone = replace(dense, measure=stepped(dense).measure.with_settings(schedule=finetune))
 
     def refuse(module: nn.Module, args: object, outputs: object) -> None:
         assert module is not dense.model
@@ -168,14 +168,14 @@ def test_without_a_teachers_share_the_labels_alone_teach(dense: Dense) -> None:
         handle.remove()
 
 
-def test_steps_belong_to_the_protocol(dense: Dense) -> None:
+def test_steps_belong_to_the_protocol(dense: Job) -> None:
     """A study without steps keeps the name it had before there were any; every setting of theirs makes another."""
-    plain = dense.protocol()
+    plain = dense.measure.protocol()
     fields = {name: value for name, value in asdict(plain).items() if name != "training"}
     assert plain.digest == hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]
     others = [stepped(dense), stepped(dense, 7), stepped(dense, lr=0.01), stepped(dense, step_images=51)]
     finetune = dense.recipe.finetune.model_copy(update={"temperature": 2.0})
-    changed = dense.recipe.model_copy(update={"finetune": finetune})
-    others.append(stepped(replace(dense, recipe=changed)))
-    assert len({plain.digest, *(of.protocol().digest for of in others)}) == 6
-    assert replace(dense, recipe=changed).protocol().digest == plain.digest  # without steps it plays no part
+    others.append(replace(dense, measure=stepped(dense).measure.with_settings(schedule=finetune)))
+    assert len({plain.digest, *(of.measure.protocol().digest for of in others)}) == 6
+    without = dense.measure.with_settings(schedule=finetune)
+    assert without.protocol().digest == plain.digest  # without steps it plays no part

@@ -34,7 +34,7 @@ def test_workers_measure_what_this_process_would(run: Run) -> None:
     """Every trial of the run, whoever measured it, is what measuring its policy again gives."""
     assert len(run.trials) >= 10
     for trial in [trial for trial in run.trials if not trial.stopped][:3]:
-        again = run.dense.measure(np.array(trial.policy))
+        again = run.job.measure(np.array(trial.policy))
         assert (again.accuracy, again.loss) == pytest.approx((trial.accuracy, trial.loss))
         assert trial.seconds["train"] > 0
 

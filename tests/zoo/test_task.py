@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
 from amc.cli import commands as cli
 from amc.job.compress import compress
-from amc.job.dense import example_call
+from amc.job.job import example_call
 from amc.job.recipe import load_recipe
 from amc.job.verify import verify
 from amc.surgery.flop_counter import count_cut_macs

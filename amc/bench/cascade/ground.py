@@ -50,7 +50,7 @@ class Ground:
     @cached_property
     def limits(self) -> tuple[float, ...]:
         """The budgets in multiply-adds."""
-        dense = self.family.run.dense.dense_costs()
+        dense = self.family.run.job.trace.dense_costs()
         return tuple(budget.limit(dense) for budget in self.budgets)
 
     @cached_property
@@ -63,12 +63,12 @@ class Ground:
 
     def split(self, name: str) -> Split:
         """The train, validation or test split."""
-        found: Split = getattr(self.family.run.dense.splits, name)
+        found: Split = getattr(self.family.run.job.data, name)
         return found
 
     def records(self, part: Part, split: str) -> Records:
         """What a part says of a whole split; made once, kept beside the family."""
-        run, dense = self.family.run, self.family.run.dense
+        run, dense = self.family.run, self.family.run.job
         folder = self.family.folder / RECORDS
         return recorded(part, self.split(split), dense.compute, folder, run.recipe.search.batch_size)
 

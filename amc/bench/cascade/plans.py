@@ -103,7 +103,7 @@ def _row(ground: Ground, plan: Plan, singles: Sequence[Candidate], seconds: dict
 
 def _seconds(ground: Ground, stages: Sequence[Stage], policy: Policy | None, stop: torch.Tensor) -> float:
     """Measured seconds of an example in batches of `BATCH`, mean over random batches of examples that stop as told."""
-    compute = ground.family.run.dense.compute
+    compute = ground.family.run.job.compute
     inputs = next(iter(ground.split("validation").batches(BATCH)))[0].to(compute.device)
     scorer = policy.scorer if policy is not None and len(stages) > 1 else None
     ready = for_inference(stages, inputs, compute)

@@ -33,7 +33,7 @@ GOALS = (
 
 def measure(ground: Ground) -> tuple[Figures, dict[str, Any]]:
     """The figures of one seed."""
-    base, dense = ground.family.dense, ground.family.run.dense
+    base, dense = ground.family.dense, ground.family.run.job
     savers = [member for member in ground.members if member.macs < base.macs]
     saver = min(savers, key=lambda member: abs(member.macs - SAVER * base.macs))
     fit = joined([ground.halves(part)[0] for part in (saver, base)])

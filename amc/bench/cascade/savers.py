@@ -140,7 +140,7 @@ def _relatives(ground: Ground, savers: Sequence[Member], base: Member) -> tuple[
 def twin_of(ground: Ground, member: Member) -> Member:
     """A network of a member's shape trained from scratch, without the dense network; kept in the run."""
     run = ground.family.run
-    dense, folder = run.dense, run.folder / TWINS / member.name
+    dense, folder = run.job, run.folder / TWINS / member.name
     if not (folder / WEIGHTS).is_file():
         model = copy.deepcopy(member.model)
         torch.manual_seed(run.recipe.seed + 1)
@@ -150,7 +150,7 @@ def twin_of(ground: Ground, member: Member) -> Member:
         schedule = run.recipe.finetune
         train(model, ground.family.splits, schedule, dense.compute, seed=run.recipe.seed + 1,
               title=f"train {member.name} from scratch", progress=ground.progress, task=dense.task)  # fmt: skip
-        save_network(folder, model.eval(), dense.source, tuple(dense.splits.input_shape), member.normalisation)
+        save_network(folder, model.eval(), dense.source, tuple(dense.data.input_shape), member.normalisation)
     model = dense.compute.place(load_network(folder))
     return Member(f"{member.name} from scratch", model, member.macs, dense.source, member.input_shape, "stranger")
 

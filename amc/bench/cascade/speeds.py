@@ -41,7 +41,7 @@ GOALS = tuple(
 def measure(ground: Ground) -> tuple[Figures, dict[str, Any]]:
     """The figures of one seed."""
     family = ground.family
-    compute, dense = family.run.dense.compute, family.dense
+    compute, dense = family.run.job.compute, family.dense
     (base,) = dense.stages
     assert isinstance(base, NetworkStage)
     inputs = torch.cat([part for part, _ in ground.split("validation").batches(256, limit=INPUTS)]).to(compute.device)

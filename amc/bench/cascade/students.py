@@ -36,14 +36,14 @@ GOALS = (
 def measure(ground: Ground) -> tuple[Figures, dict[str, Any]]:
     """The figures of one seed."""
     family = ground.family
-    dense, teacher = family.run.dense, family.dense
-    measured = dense.splits.validation
+    dense, teacher = family.run.job, family.dense
+    measured = dense.data.validation
     held_out = parts_of(len(measured), ground.seed, groups=groups_of(measured))[0]
     rules = Rules(rounds=ROUNDS)
-    pool = pool_of(teacher.model, dense.splits, dense.compute, rules, ground.seed)
+    pool = pool_of(teacher.model, dense.data, dense.compute, rules, ground.seed)
     rules = replace(rules, passes=SEEN / len(pool))
     settings: dict[str, Any] = {"held_out": held_out, "seed": ground.seed, "progress": ground.progress}
-    found, curves = compare(teacher.model, dense.splits, dense.compute, rules=rules, pool=pool, **settings)
+    found, curves = compare(teacher.model, dense.data, dense.compute, rules=rules, pool=pool, **settings)
     by_name = {curve.method: curve for curve in curves}
     ours = by_name[OURS]
     taught = ground.records(teacher, "test")
@@ -60,7 +60,7 @@ def measure(ground: Ground) -> tuple[Figures, dict[str, Any]]:
         figures[f"gain over itself, {without}"] = _gain(ours, by_name[f"{OURS}, {without}"])
     figures["behind NO-RESCHED"] = by_name["NO-RESCHED"].accuracies[-1] - ours.accuracies[-1]
     figures |= _certified(found)
-    saturated = distil(teacher.model, dense.splits, dense.compute, rules=replace(rules, share=1.0), **settings)
+    saturated = distil(teacher.model, dense.data, dense.compute, rules=replace(rules, share=1.0), **settings)
     figures["held-out loss"] = found.loss
     figures["held-out loss of a teacher that fills the range"] = saturated.loss
     told = {curve.method: {"macs": curve.macs, "accuracies": curve.accuracies} for curve in curves}

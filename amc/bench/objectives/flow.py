@@ -21,10 +21,10 @@ from amc.bench.objectives.policies import chosen_policies, mean_ranks
 from amc.bench.objectives.verdict import found_for_cap, verdict
 from amc.bench.store import Store
 from amc.cost.budget import Budget
-from amc.job.dense import Dense, prepare
+from amc.job.job import Job, open_job
 from amc.job.recipe import Recipe
-from amc.study.selection import unreachable
-from amc.study.trial import Measure
+from amc.study.measure import Measure
+from amc.study.optimize import unreachable
 from amc.system.errors import ModelError, RunError, UsageError
 from amc.system.progress import Progress, Silent
 from amc.train.evaluation import Evaluation
@@ -134,13 +134,13 @@ class _Work:
         self.total = len(wanted.caps) * wanted.networks(wanted.policies)
         self.done = self.taken = 0
         folding = recipe.recovery.model_copy(update={"fold": True})  # kinds differ in it; the long ones are as asked
-        self.dense: Dense = prepare(recipe.model_copy(update={"recovery": folding}), out, progress)
+        self.dense: Job = open_job(recipe.model_copy(update={"recovery": folding}), out, progress)
         self._measures: dict[str, Measure] = {}
         self._check_conditions()
 
     def _check_conditions(self) -> None:
         """All that a measurement depends on must be as it was before."""
-        protocol = asdict(self.dense.protocol())
+        protocol = asdict(self.dense.measure.protocol())
         del protocol["training"]
         conditions = {
             **protocol,
@@ -179,9 +179,9 @@ class _Work:
             for index, (policy, _) in enumerate(policies):
                 if seed in seeds[index]:
                     long[index].append(self._long(policy, seed, advance))
-        dense = self.dense.dense_costs(budgets)
+        dense = self.dense.trace.dense_costs(budgets)
         shares = [
-            {b.unit: self.dense.costs_of(policy, budgets)[b.unit] / dense[b.unit] for b in budgets}
+            {b.unit: self.dense.trace.costs_of(policy, budgets)[b.unit] / dense[b.unit] for b in budgets}
             for policy, _ in policies
         ]
         rows = [
@@ -205,7 +205,7 @@ class _Work:
         known = self.store.get("plan", *key)
         if known is None:
             self.progress.say(f"{name}: choosing policies, half of them good ones, by the trials {JUDGED}")
-            caps = self.dense.caps(budgets)
+            caps = self.dense.trace.caps(budgets)
             try:
                 chosen = chosen_policies(self.dense.space, caps, self.wanted.policies, self.recipe.seed, self._judge)
             except CapUnreachable as error:
@@ -269,7 +269,7 @@ class _Work:
         schedule = self.recipe.finetune.model_copy(update={"epochs": self.wanted.epochs})
         start = perf_counter()
         done = train(
-            model, dense.splits, schedule, dense.compute, seed=self.recipe.seed + seed, teacher=dense.model,
+            model, dense.data, schedule, dense.compute, seed=self.recipe.seed + seed, teacher=dense.model,
             checkpoint=checkpoint, progress=PausingProgress(Silent(), self.deadline), task=dense.task,
         )  # fmt: skip
         seconds = max(done.seconds, perf_counter() - start)  # what was done before an interrupt counts

@@ -10,8 +10,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from amc.job.dense import Dense
-from amc.study.trial import Measure
+from amc.job.job import Job
+from amc.study.measure import Measure
 from amc.system.errors import UsageError
 from amc.train.settings import RecoverySettings
 
@@ -62,11 +62,6 @@ JUDGES = parse_kinds("fold,fold+20")  # by which good policies are chosen, whate
 JUDGED = " and ".join(kind.name for kind in JUDGES)
 
 
-def measure_of(dense: Dense, recovery: RecoverySettings) -> Measure:
+def measure_of(dense: Job, recovery: RecoverySettings) -> Measure:
     """What measures policies after another recovery than the recipe's; data that `dense` keeps are shared."""
-    measure = Measure(
-        dense.model, dense.table, dense.place, dense.moments if recovery.fold else None, dense.splits,
-        dense.compute, recovery, dense.recipe.search, dense.costs, dense.task, dense.recipe.finetune,
-    )  # fmt: skip
-    measure.train, measure.pictures = dense.measure.train, dense.measure.pictures
-    return measure
+    return dense.measure.with_settings(recovery=recovery)

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from amc.bench.deadline import Deadline
 from amc.bench.search_methods.bench_recipe import BenchRecipe, Objective
 from amc.bench.store import Store
-from amc.job.dense import Dense
-from amc.study.selection import unreachable
+from amc.job.job import Job
+from amc.study.optimize import unreachable
 from amc.study.sensitivity import Curves, measure_curves
 from amc.system.errors import ModelError, UsageError
 from amc_search import Cap, CapUnreachable
@@ -68,11 +68,13 @@ class Context:
             deadline, so that every command comes further than the last, however long it takes to get there.
     """
 
-    def __init__(self, recipe: BenchRecipe, dense: Dense, store: Store, deadline: Deadline) -> None:
+    def __init__(self, recipe: BenchRecipe, dense: Job, store: Store, deadline: Deadline) -> None:
         """Raises `BudgetUnreachable` for a cap that no policy meets."""
         self.recipe, self.dense, self.store, self.deadline = recipe, dense, store, deadline
         self.has_advanced = False
-        self.caps: dict[str, tuple[Cap, ...]] = {name: dense.caps(budgets) for name, budgets in recipe.all_caps.items()}
+        self.caps: dict[str, tuple[Cap, ...]] = {
+            name: dense.trace.caps(budgets) for name, budgets in recipe.all_caps.items()
+        }
         try:
             for caps in self.caps.values():
                 check_reachable(dense.space, caps)
@@ -91,7 +93,7 @@ class Context:
             raise UsageError(
                 'objective = "likelihood" needs a loss, but this task\'s metric gives none; take "accuracy"'
             )
-        return Measured(found.accuracy, found.loss, found.seconds, self.dense.dense_costs())
+        return Measured(found.accuracy, found.loss, found.seconds, self.dense.trace.dense_costs())
 
     @property
     def dense_value(self) -> float:
@@ -106,7 +108,7 @@ class Context:
     def sensitivity(self) -> Sensitivity:
         """What cutting each group alone does."""
         start = perf_counter()
-        return Sensitivity(measure_curves(self.dense), perf_counter() - start)
+        return Sensitivity(measure_curves(self.dense.measure, self.dense.recipe.search), perf_counter() - start)
 
     def measured(self, policy: Policy) -> Measured:
         """What measuring a (d,) policy gives, from the store if it was measured before.
@@ -124,7 +126,7 @@ class Context:
             trial = self.dense.measure(policy)
             found = Measured(trial.accuracy, trial.loss, sum(trial.seconds.values()), dict(trial.costs))
         except ModelError as error:  # outputs that are not finite: the policy is at fault, and the worst there is
-            found = Measured(0.0, math.inf, 0.0, self.dense.costs_of(policy), str(error))
+            found = Measured(0.0, math.inf, 0.0, self.dense.trace.costs_of(policy), str(error))
         self.store.put(POLICY, *policy.tolist(), value=asdict(found))
         self.has_advanced = True
         return found

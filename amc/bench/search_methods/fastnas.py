@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from amc.bench.search_methods.widths import PeerFailed, policy_left
-from amc.job.dense import Dense
+from amc.job.job import Job
 from amc.system.factory import one_line
 from amc.system.isolation import is_out_of_memory
 from amc_search import Cap, Policies, use_of
@@ -54,7 +54,7 @@ class FastNAS:
         calls: of the score function, over all problems so far.
     """
 
-    dense: Dense
+    dense: Job
     calls: int = 0
     _known: dict[int, bytes] = field(default_factory=dict)  # widths on offer -> losses, in its own format
 
@@ -123,7 +123,7 @@ class FastNAS:
     @property
     def _example(self) -> tuple[Any, ...]:
         """One example as it wants it: a last dictionary is taken for keyword arguments."""
-        return (*self.dense.example.args, dict(self.dense.example.kwargs))
+        return (*self.dense.trace.example.args, dict(self.dense.trace.example.kwargs))
 
     def _score(self, model: nn.Module) -> float:
         """The likelihood of the right answer on the validation split, in (0, 1]; accuracy where a task has no loss."""
@@ -146,7 +146,7 @@ class FastNAS:
 
         rules: dict[str, Any] = FastNASConfig().model_dump()
         modules = dict(self.dense.model.named_modules())
-        steps = {name: group.step for group in self.dense.table.groups for name in group.layers}
+        steps = {name: group.step for group in self.dense.trace.table.groups for name in group.layers}
         for kind, by_name in rules.items():
             for setting in by_name["*"] or ():
                 if setting.endswith("_ratio"):

@@ -122,7 +122,7 @@ def evaluate_dense(context: Context) -> None:
     dense, store = context.dense, context.store
     if known_final(store, dense.space.high, UNTRAINED) is None:
         context.deadline.check()
-        seen = dense.evaluate(dense.model, dense.splits.test)
+        seen = dense.measure.evaluate_whole(dense.model, dense.data.test)
         final = Final(seen.accuracy, seen.loss, context.reference.accuracy, 0.0)
         keep_final(store, dense.space.high, UNTRAINED, final)
 
@@ -141,13 +141,13 @@ def finetune(context: Context, policy: Policy, data_seed: int, folder: Path, pro
     checkpoint = folder / f"checkpoint-{name}-{data_seed}.pt"
     model = copy.deepcopy(dense.measure.realise(policy))
     done = train(
-        model, dense.splits, dense.recipe.finetune, dense.compute, seed=dense.recipe.seed + data_seed,
+        model, dense.data, dense.recipe.finetune, dense.compute, seed=dense.recipe.seed + data_seed,
         teacher=dense.model, checkpoint=checkpoint, title=f"fine-tune {name}, order {data_seed}",
         progress=PausingProgress(progress, context.deadline), task=dense.task,
-        start=dense.evaluate(model, dense.splits.validation).accuracy,
+        start=dense.measure.evaluate_whole(model, dense.data.validation).accuracy,
     )  # fmt: skip
     seconds = done.seconds or perf_counter() - start
-    seen = dense.evaluate(model, dense.splits.test)
+    seen = dense.measure.evaluate_whole(model, dense.data.test)
     measured = done.best_accuracy if done.accuracies else context.measured(policy).accuracy
     keep_final(context.store, policy, data_seed, Final(seen.accuracy, seen.loss, measured, seconds))
     checkpoint.unlink(missing_ok=True)

@@ -26,8 +26,8 @@ from amc.bench.search_methods.searches import FRONT, Search, Spec, front_caps, r
 from amc.bench.search_methods.shared_study import front_method
 from amc.bench.search_methods.tables import table_markdown
 from amc.bench.store import FILE, Store
-from amc.job.dense import Dense, prepare
 from amc.job.folder import read_json
+from amc.job.job import Job, open_job
 from amc.job.run import claimed
 from amc.system.errors import ModelError, RunError, UsageError
 from amc.system.files import write_json, write_text
@@ -59,7 +59,7 @@ def bench_methods(
     wanted: Wanted | None = None,
     progress: Progress | None = None,
     *,
-    methods: Callable[[Dense], Mapping[str, Method]] | None = None,
+    methods: Callable[[Job], Mapping[str, Method]] | None = None,
     deadline: Deadline | None = None,
 ) -> dict[str, Any]:
     """Run a comparison of search methods, or go on with it; returns what `results.json` in `out` holds.
@@ -83,8 +83,8 @@ def bench_methods(
         _check_begun(out, "*", recipe)
     job = recipe.compress_recipe()
     with claimed(out):
-        dense = prepare(job, out, progress, store=not wanted.report_only)
-        folder = out / dense.protocol().digest
+        dense = open_job(job, out, progress, store=not wanted.report_only)
+        folder = out / dense.measure.protocol().digest
         if wanted.report_only:
             _check_begun(out, folder.name, recipe)
         with Store(folder) as store:
@@ -119,7 +119,7 @@ def _check_begun(out: Path, protocol: str, recipe: BenchRecipe) -> None:
         )
 
 
-def product_methods(dense: Dense) -> Mapping[str, Method]:
+def product_methods(dense: Job) -> Mapping[str, Method]:
     """All methods by name."""
     from amc.bench.search_methods.methods import all_methods
 

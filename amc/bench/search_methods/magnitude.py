@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from amc.bench.search_methods.widths import PeerFailed, policy_left
-from amc.job.dense import Dense
+from amc.job.job import Job
 from amc.surgery.channel_table import SUFFIXES
 from amc.surgery.layers import LAYERS
 from amc.system.factory import one_line
@@ -42,7 +42,7 @@ class TorchPruning:
         isomorphic: rank only among layers of one structure (Isomorphic Pruning, Fang et al. 2024, arXiv 2407.04616).
     """
 
-    dense: Dense
+    dense: Job
     isomorphic: bool = False
 
     def __call__(self, problem: Problem) -> None:
@@ -107,9 +107,9 @@ class TorchPruning:
 
         copied = copy.deepcopy(self.dense.model).requires_grad_(True).eval()  # it overlooks layers that are frozen
         modules = dict(copied.named_modules())
-        ignored = [modules[frozen.name] for frozen in self.dense.table.frozen if frozen.name in modules]
+        ignored = [modules[frozen.name] for frozen in self.dense.trace.table.frozen if frozen.name in modules]
         pruner = torch_pruning.pruner.BasePruner(
-            copied, self.dense.example, forward_fn=_forward, global_pruning=True, isomorphic=self.isomorphic,
+            copied, self.dense.trace.example, forward_fn=_forward, global_pruning=True, isomorphic=self.isomorphic,
             importance=torch_pruning.importance.GroupMagnitudeImportance(p=norm), pruning_ratio=ratio,
             round_to=round_to, ignored_layers=ignored, num_heads=self._heads(modules),
             in_channel_groups={}, out_channel_groups={},  # its defaults are shared by all pruners of a process
@@ -119,7 +119,7 @@ class TorchPruning:
 
     def _heads(self, modules: dict[str, nn.Module]) -> dict[nn.Module, int]:
         """Layers that produce heads, with their number: it is to be told, and prunes the width of all heads alike."""
-        table, found = self.dense.table, {}
+        table, found = self.dense.trace.table, {}
         heads = {index for index, group in enumerate(table.groups) if group.name.endswith(HEADS)}
         for name, module in modules.items():
             for index_map in (

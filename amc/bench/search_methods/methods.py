@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 
 from amc.bench.search_methods.fastnas import FastNAS
 from amc.bench.search_methods.magnitude import TorchPruning
-from amc.job.dense import Dense
-from amc.study.selection import KAPPA
+from amc.job.job import Job
+from amc.study.optimize import KAPPA
 from amc_predictor import EnsemblePredictor, SeerNetPredictor, Sensitivity
 from amc_predictor.networks import Training
 from amc_search import ACQUISITIONS, EvolutionarySampler, Learned, Parts, close
@@ -133,7 +133,7 @@ METHODS: dict[str, Method] = {
 }
 
 
-def all_methods(dense: Dense) -> dict[str, Method]:
+def all_methods(dense: Job) -> dict[str, Method]:
     """All methods by name; each other tool raises `widths.PeerFailed` where it does not run on this network."""
     return {
         **METHODS,

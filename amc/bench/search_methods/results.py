@@ -49,10 +49,10 @@ def _task(found: Findings, context: Context) -> dict[str, Any]:
     dense, reference = context.dense, context.reference
     return {
         "model": dense.recipe.model.name,
-        "data": dense.splits.name,
+        "data": dense.data.name,
         "metric": dense.task.metric_name,
         "groups": len(dense.space),
-        "protocol": dense.protocol().digest,
+        "protocol": dense.measure.protocol().digest,
         "dense": {
             "accuracy": reference.accuracy,
             "loss": reference.loss,

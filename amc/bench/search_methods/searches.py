@@ -152,7 +152,7 @@ def search(
     problem = Problem(
         context.dense.space, loosest([context.caps[name] for name in names]), recorder,
         trials=spec.trials, seed=spec.seed, dense_label=context.dense_value,
-        curves=recorder.curves, price=price(context.dense),
+        curves=recorder.curves, price=price(context.dense.measure, context.dense.recipe.search),
     )  # fmt: skip
     run(method, problem)
     recorder.finish()

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from amc.bench.search_methods.methods import CLOSING, Make
 from amc.bench.search_methods.methods import OURS as PARTS
-from amc.study.selection import KAPPA
+from amc.study.optimize import KAPPA
 from amc_search import Cap, Learned, close, propose, starting_policies
 from amc_search.design import distinct, usual_start
 from amc_search.repair import use_of

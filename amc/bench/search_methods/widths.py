@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from amc.job.dense import Dense
+from amc.job.job import Job
 from amc.surgery.channel_table import SUFFIXES
 from amc.surgery.coupled_channels import KEPT
 from amc.surgery.cutting import named_tensors
@@ -20,7 +20,7 @@ class PeerFailed(ModelError):
     """Another tool does not run on this network, or not under these caps; the message is its reason in one line."""
 
 
-def policy_left(dense: Dense, pruned: nn.Module) -> Policies:
+def policy_left(dense: Job, pruned: nn.Module) -> Policies:
     """The legal policy (d,) nearest to the widths that are left in `pruned`, a changed copy of the dense network.
 
     Widths are read off the shapes of the tensors, by name. Where the other tool couples layers otherwise than we do, a
@@ -34,12 +34,12 @@ def policy_left(dense: Dense, pruned: nn.Module) -> Policies:
     return space.nearest(counts, least=space.step)
 
 
-def kept_fractions(dense: Dense, pruned: nn.Module) -> NDArray[np.float64]:
+def kept_fractions(dense: Job, pruned: nn.Module) -> NDArray[np.float64]:
     """The share of each group's channels that is left, (d,): the median over all tensors that hold the group alone.
 
     Where heads and their width share a dimension, its loss is put down to the width, as a pruner of channels has it.
     """
-    table, left = dense.table, named_tensors(pruned)
+    table, left = dense.trace.table, named_tensors(pruned)
     alone: list[list[float]] = [[] for _ in table.groups]
     shared: list[list[float]] = [[] for _ in table.groups]
     for name, axes in table.index_maps.items():

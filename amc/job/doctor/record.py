@@ -10,11 +10,10 @@ from typing import Any
 import torch
 
 from amc.cost.counts import count_bytes, count_macs, count_params
-from amc.job.dense import load_model
 from amc.job.doctor.checks import EXAMPLES, check_policies, check_summary
 from amc.job.doctor.zoo import Entry
+from amc.job.job import load_model, settled
 from amc.job.recipe import Recipe, load_recipe
-from amc.job.rounding import settled
 from amc.surgery.grouping import trace_groups
 from amc.surgery.random_parameters import randomise
 from amc.system.device import Compute
