@@ -14,11 +14,11 @@ import psutil
 import pytest
 from optuna.trial import TrialState
 
-from amc.job.recipe import amended, load_recipe, parse_recipe, resolved_toml
+from amc.job.recipe import amended, load_recipe, parse_recipe, resolved_toml, shareable
 from amc.job.run import Run
 from amc.job.worker import work
 from amc.study.heartbeat import PULSE, name_of
-from amc.study.search import sampler_of, shareable
+from amc.study.search import sampler_of
 from amc.study.trials import NOT_NEEDED, Study
 from amc.study.worker_pool import DEATHS_IN_A_ROW, Crew
 from amc.system.errors import ModelError, RunError, UsageError
