@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from amc.system.errors import UsageError
 from amc.zoo.data.regroup import example_count, sliced
 
 
@@ -45,9 +46,24 @@ class Call:
         return Call(sliced(self.args, where, count), sliced(dict(self.kwargs), where, count))
 
 
-def as_call(inputs: Call | Tensor) -> Call:
-    """A lone tensor as the call that most networks take."""
-    return inputs if isinstance(inputs, Call) else Call((inputs,))
+def as_call(inputs: Any) -> Call:
+    """A tensor, a tuple or list of arguments, or a dict of keyword arguments as a call.
+
+    Raises:
+        UsageError: it is none of these.
+    """
+    if isinstance(inputs, Call):
+        return inputs
+    if isinstance(inputs, Mapping):
+        return Call((), dict(inputs))
+    if isinstance(inputs, (tuple, list)):
+        return Call(tuple(inputs))
+    if isinstance(inputs, Tensor):
+        return Call((inputs,))
+    raise UsageError(
+        "a network is called with a tensor, a tuple of arguments or a dict of keyword arguments, but got "
+        f"{type(inputs).__name__}"
+    )
 
 
 def float_tensors(tree: Any) -> list[Tensor]:

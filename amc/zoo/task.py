@@ -102,16 +102,13 @@ class Task:
         if self.batch is None:
             return _plain_call(batch)
         given = _asked("--batch", self.names[0], self.batch, batch)
-        if isinstance(given, (Call, Tensor)):
+        try:
             return as_call(given)
-        if isinstance(given, Mapping):
-            return Call((), dict(given))
-        if isinstance(given, (tuple, list)):
-            return Call(tuple(given))
-        raise UsageError(
-            f"--batch {self.names[0]} must return a tensor, a tuple of arguments or a dict of keyword arguments, but "
-            f"returned {type(given).__name__}"
-        )
+        except UsageError:
+            raise UsageError(
+                f"--batch {self.names[0]} must return a tensor, a tuple of arguments or a dict of keyword arguments, "
+                f"but returned {type(given).__name__}"
+            ) from None
 
     def judge(self, outputs: Any, batch: Any, count: int) -> Judgement:
         """Score the `count` examples of `batch`.

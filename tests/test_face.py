@@ -1,0 +1,145 @@
+"""The library as its users meet it: a network and loaders made in ten lines, and nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import amc
+
+
+def small_network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(4),
+        nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 4),
+    )  # fmt: skip
+
+
+def quarters(number: int, seed: int) -> TensorDataset:
+    """Images whose class is the brightest quarter."""
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.rand(number, 3, 16, 16, generator=generator)
+    labels = torch.randint(4, (number,), generator=generator)
+    for image, label in zip(images, labels.tolist(), strict=True):
+        image[:, 8 * (label // 2) :, 8 * (label % 2) :][:, :8, :8] += 0.4
+    return TensorDataset(images, labels)
+
+
+@pytest.fixture(scope="module")
+def model() -> nn.Module:
+    """A network of a plain training loop."""
+    model, loader = small_network(), DataLoader(quarters(512, 1), 64, shuffle=True)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    for _ in range(4):
+        for images, labels in loader:
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(images), labels).backward()
+            optimizer.step()
+    return model.eval()
+
+
+def loaders() -> dict[str, DataLoader[tuple[Tensor, ...]]]:
+    return {
+        "train": DataLoader(quarters(512, 1), 64, shuffle=True),
+        "validation": DataLoader(quarters(256, 2), 64),
+    }
+
+
+@pytest.fixture(scope="module")
+def study(model: nn.Module) -> amc.Study:
+    """A search as the documentation shows it."""
+    space = amc.trace(model, torch.zeros(1, 3, 16, 16))
+    measure = amc.Measure(space, **loaders(), device="cpu")
+    return amc.search(space, measure, budgets=["50%"], trials=12)
+
+
+def test_the_example_of_the_documentation_holds(model: nn.Module, study: amc.Study) -> None:
+    """Trace, measure, search, optimize, cut: the network fits every budget asked of one study."""
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    space = study.measure.trace
+    assert len(study.trials) == 12 and len(study.optuna_study.trials) >= 12
+    for budget in ("50%", "70%"):
+        policy = amc.optimize(study, budget)
+        small = amc.cut(space, policy, recover=study.measure)
+        assert policy.costs["macs"] <= float(budget[:-1]) / 100 * space.dense_costs()["macs"]
+        assert small(torch.zeros(2, 3, 16, 16)).shape == (2, 4)
+        held = sum(parameter.numel() for parameter in small.parameters())
+        assert held == policy.costs["params"]
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_policy_is_told_with_its_own_prediction(study: amc.Study) -> None:
+    """What is predicted is of the very policy that is given, whether it was measured or not."""
+    for candidates in (0, 3):
+        policy = amc.optimize(study, "40%", candidates=candidates)
+        assert (policy.trial is None) == (candidates == 0)
+        assert policy.trial is None or policy.trial.policy == policy.counts
+    again = amc.optimize(study, "40%", candidates=3)
+    assert again.trial is not None and abs(again.mean - again.trial.accuracy) < 0.3
+
+
+@pytest.mark.parametrize("form", ["policy", "names", "array"])
+def test_a_policy_may_be_given_in_any_form(study: amc.Study, form: str) -> None:
+    """A `Policy`, group names, or an array cut the same network."""
+    space = study.measure.trace
+    policy = amc.optimize(study, "60%", candidates=0)
+    given = {"policy": policy, "names": policy.kept, "array": policy.array}[form]
+    small = amc.cut(space, given)
+    assert sum(parameter.numel() for parameter in small.parameters()) == policy.costs["params"]
+
+
+@pytest.mark.parametrize(
+    ("policy", "words"),
+    [
+        ({"nothing": 8}, "'nothing' is none of them"),
+        ({"0": 7}, "keeps 7"),
+        (np.array([1.5, 2.5]), "whole numbers"),
+        ([8], "whole numbers"),
+    ],
+)
+def test_a_policy_of_another_network_is_refused(study: amc.Study, policy: object, words: str) -> None:
+    """Unknown groups, counts off the grid and arrays of another form are one line each."""
+    with pytest.raises(amc.UsageError, match=words):
+        amc.cut(study.measure.trace, policy)  # type: ignore[arg-type]
+
+
+def test_groups_costs_and_reasons_are_told(model: nn.Module) -> None:
+    """A trace names what can be cut, what each group costs, and why a layer is left alone."""
+    space = amc.trace(model, (torch.zeros(2, 3, 16, 16),), ignore=["4"])
+    assert [group.name for group in space.groups] == ["0"]
+    assert any("output" in frozen.reason for frozen in space.frozen)
+    by_hand = 16 * 3 * 9 * 256 + 32 * 16 * 9 * 16 + 32 * 4
+    assert space.dense_costs()["macs"] == by_hand
+
+
+def test_every_name_of_the_face_is_there() -> None:
+    """`__all__` holds what can be had, each from its home."""
+    for name in amc.__all__:
+        assert getattr(amc, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        amc.nothing  # noqa: B018
+
+
+def test_a_search_of_another_network_is_refused(model: nn.Module, study: amc.Study) -> None:
+    """A measure belongs to the trace it was made with."""
+    other = amc.trace(model, torch.zeros(1, 3, 16, 16))
+    with pytest.raises(amc.UsageError, match="another"):
+        amc.search(other, study.measure, "50%", trials=2)
+
+
+def test_a_storage_is_found_again_by_the_same_objects(model: nn.Module, tmp_path: Path) -> None:
+    """The same network and data measure for the same study: nothing is measured twice."""
+    storage = f"sqlite:///{tmp_path}/studies.db"
+    numbers = []
+    for trials in (4, 4, 6):
+        space = amc.trace(model, torch.zeros(1, 3, 16, 16))
+        measure = amc.Measure(space, **loaders(), device="cpu")
+        found = amc.search(space, measure, ["50%"], trials=trials, storage=storage)
+        numbers.append(found.done_here)
+    assert numbers == [4, 0, 2]
