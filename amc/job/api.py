@@ -15,6 +15,8 @@ from amc.job.run import Run
 from amc.release.archive import load_network
 from amc.system.device import Compute
 from amc.system.progress import Progress
+from amc.zoo.networks.source import Structure
+from amc.zoo.trust import Trust, allow
 
 
 def compress(
@@ -67,21 +69,31 @@ def compress(
     return flow.compress(load_recipe(recipe, overrides), progress)
 
 
-def load(folder: str | Path) -> nn.Module:
+def load(folder: str | Path, model: Structure | None = None, trust: Trust = ()) -> nn.Module:
     """A released network, in `eval` mode, on the CPU. See `amc.release.archive.load_network`."""
-    return load_network(folder)
+    return load_network(folder, model, trust)
 
 
-def open_run(folder: str | Path) -> Run:
-    """A finished run. Raises `RunError` when there is none in `folder`."""
+def open_run(folder: str | Path, trust: Trust = ()) -> Run:
+    """A finished run; `trust` names the user's own code in its recipe (`amc.zoo.trust`).
+
+    Raises:
+        RunError: there is none in `folder`.
+    """
+    allow(trust)
     return Run.open(folder)
 
 
-def load_cascade(folder: str | Path) -> Cascade:
+def load_cascade(folder: str | Path, trust: Trust = ()) -> Cascade:
     """What `amc cascade` kept, ready to run: `load_cascade(folder).run(inputs)` on the GPU where there is one.
 
-    Raises `RunError` when there is no cascade in `folder`, or a file is damaged.
+    `trust` names the user's own code that its networks are built by (`amc.zoo.trust`).
+
+    Raises:
+        RunError: there is no cascade in `folder`, or a file is damaged.
+        ModelError: a network is built by code that is not trusted.
     """
+    allow(trust)
     compute = Compute.detect()
     found = archive.load_cascade(folder, compute)
     return Cascade(found.stages, found.policy, compute)

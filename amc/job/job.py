@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from amc.cost.budget import Budget
 from amc.cost.layer_speeds import measure_rounding
 from amc.cost.trace import Trace, digest_tensors, traced
-from amc.job.recipe import Recipe
+from amc.job.recipe import Recipe, check_trust
 from amc.study.measure import Measure, MeasureSettings
 from amc.study.storage import shared_study_url, study_url
 from amc.study.trials import Study
@@ -147,6 +147,7 @@ def bring(recipe: Recipe) -> Brought:
     Raises:
         ModelError, DataError, UsageError: what is wrong with the network, its weights, the data or a function.
     """
+    check_trust(recipe)
     task = load_task(recipe.task.batch, recipe.task.metric, recipe.task.loss)
     data = load_splits(
         recipe.data.name, size=recipe.data.size, split_seed=recipe.data.split_seed, cache=recipe.data.cache

@@ -23,6 +23,9 @@ from amc.system.errors import UsageError
 from amc.system.settings import Settings
 from amc.train.settings import FinetuneSchedule, RecoverySettings, Schedule
 from amc.zoo.settings import DataSettings, ModelSettings, TaskSettings
+from amc.zoo.trust import allow, check_trusted, names_in
+
+NAMES = ("model.name", "data.name", "task.batch", "task.metric", "task.loss")  # of code, perhaps the user's own
 
 
 def _read_budgets(value: object) -> tuple[Budget, ...]:
@@ -80,9 +83,11 @@ def load_recipe(name_or_path: str | Path | None = None, overrides: Mapping[str, 
         if value is not None:
             _set(table, key, value)
     try:
-        return Recipe.model_validate(table)
+        recipe = Recipe.model_validate(table)
     except ValidationError as error:
         raise UsageError(_explain(origin, error)) from None
+    allow(names_in(recipe.model, recipe.data, recipe.task))  # the user named the recipe: what it names is theirs
+    return recipe
 
 
 def job_name(model: str) -> str:
@@ -91,7 +96,8 @@ def job_name(model: str) -> str:
 
 
 def amended(recipe: Recipe, overrides: Mapping[str, object]) -> Recipe:
-    """The recipe with other values by dotted key; raises `UsageError` as `load_recipe` does."""
+    """The recipe with other values by dotted key, the user's; raises `UsageError` as `load_recipe` does."""
+    allow([str(value) for key, value in overrides.items() if key in NAMES and value is not None])
     table = recipe.model_dump(exclude_none=True)
     for key, value in overrides.items():
         if value is not None:
@@ -100,6 +106,12 @@ def amended(recipe: Recipe, overrides: Mapping[str, object]) -> Recipe:
         return Recipe.model_validate(table)
     except ValidationError as error:
         raise UsageError(_explain(f"recipe {recipe.name}", error)) from None
+
+
+def check_trust(recipe: Recipe) -> None:
+    """Raises `UsageError` where a recipe, read from a file, names code that the user did not: see `amc.zoo.trust`."""
+    names = names_in(recipe.model, recipe.data, recipe.task)
+    check_trusted(names, (), f"recipe {recipe.name!r}, as a file holds it,", UsageError)
 
 
 def list_recipes() -> dict[str, str]:

@@ -137,7 +137,7 @@ class Run(RunFolder):
     @cached_property
     def model(self) -> nn.Module:
         """The released network, fine-tuned, in `eval` mode."""
-        return load_network(self.folder)
+        return load_network(self.folder, None if self.brought is None else self.brought.source.structure)
 
     @cached_property
     def job(self) -> Job:
@@ -228,7 +228,7 @@ class Retargeted:
 
 def save_release(folder: Path, model: nn.Module, job: Job) -> None:
     """Write weights and architecture record."""
-    save_network(folder, model, job.source, job.data.input_shape, job.normalisation)
+    save_network(folder, model, job.source, job.data.input_shape, job.normalisation, job.trace.example)
 
 
 def policy_table(space_names: Sequence[str], policy: NDArray[np.int64]) -> dict[str, int]:

@@ -83,11 +83,14 @@ def verify(folder: Path, budgets: list[str], max_drop: str | None) -> Verdict:
     allowed = None if max_drop is None else _parse_drop(max_drop)
     own = recipe.budget if is_run else [cap["budget"] for cap in _policy(folder)["budgets"]]
     caps = parse_budgets(budgets or own)
-    model, brought, compute = load_network(folder), run.brought or bring(recipe), Compute.of(recipe.device)
-    dense, data, task = compute.place(brought.model), brought.data, brought.task
+    brought, compute = run.brought or bring(recipe), Compute.of(recipe.device)
+    model = load_network(folder, brought.source.structure)
+    dense, data = compute.place(brought.model), brought.data
+    task = brought.task.bound(dense, compute, next(data.test.batches(1, limit=1), None))
     example = example_call(task, data)
     verdict = Verdict(str(folder))
     found, reference = count_costs(model, example), count_costs(dense.cpu(), example)
+    compute.place(dense)
     for budget in caps:
         limit, used = budget.limit(reference), found[budget.unit]
         asked = f"at most {format_cost(budget.unit, limit)} ({budget})"

@@ -24,7 +24,9 @@ from amc.surgery.fitting import widths_of
 from amc.surgery.replacement_records import MATERIALISED, replacement_record, restore_replacement
 from amc.system.errors import ModelError, RunError
 from amc.system.files import write_json, write_whole
-from amc.zoo.networks.source import ModelSource
+from amc.zoo.call import Call
+from amc.zoo.networks.source import ModelSource, Structure
+from amc.zoo.trust import Trust
 
 FORMAT = "amc-architecture/1"
 WEIGHTS, RECORD = "model.safetensors", "architecture.json"
@@ -58,8 +60,11 @@ def save_network(
     source: ModelSource,
     input_shape: tuple[int, ...],
     normalisation: dict[str, list[float]] | None = None,
+    example: Call | None = None,
 ) -> None:
     """Write `model` to `folder`; each file is whole or absent.
+
+    Where `source` cannot be built by name, a `torch.export` program for inputs like `example` is written beside it.
 
     Raises:
         StorageError: the folder cannot be written.
@@ -87,6 +92,10 @@ def save_network(
         "channels_last": channels_last,
         "weights_sha256": hashlib.sha256(payload).hexdigest(),
     }
+    if source.is_object and example is not None:
+        from amc.release.program import save_program  # torch.export takes a second to import
+
+        record["program"] = save_program(folder, model, example)
     write_whole(folder / WEIGHTS, lambda file: file.write(payload))
     write_json(folder / RECORD, record)
 
@@ -112,11 +121,12 @@ def _is_integral(value: Any) -> bool:
     return type(value) is int or (type(value) in (tuple, list) and all(type(item) is int for item in value))
 
 
-def read_architecture(folder: Path) -> Architecture:
-    """Read and check `architecture.json`.
+def read_architecture(folder: Path, trust: Trust = (), model: Structure | None = None) -> Architecture:
+    """Read and check `architecture.json`; `trust` and `model` as `load_network` takes them.
 
     Raises:
         RunError: there is no release in `folder`, or its record is of another format.
+        ModelError: the record names code that is not trusted.
     """
     path = folder / RECORD
     if not path.is_file():
@@ -126,7 +136,7 @@ def read_architecture(folder: Path) -> Architecture:
         if record["format"] != FORMAT:
             raise RunError(f"{path} must be of format {FORMAT}, but is {record['format']!r}; use the AMC that wrote it")
         return Architecture(
-            ModelSource.from_json(record["source"]),
+            ModelSource.from_json(record["source"], trust, model),
             record["layers"],
             record.get("standins", {}),
             tuple(record["input_shape"]),
@@ -138,15 +148,22 @@ def read_architecture(folder: Path) -> Architecture:
         raise RunError(f"{path} must be a whole architecture record, but: {error!r}; restore the release") from None
 
 
-def load_network(folder: str | Path) -> nn.Module:
+def load_network(folder: str | Path, model: Structure | None = None, trust: Trust = ()) -> nn.Module:
     """The released network, in `eval` mode, on the CPU; its output is bit for bit that of the network saved.
+
+    Args:
+        folder: the release.
+        model: a fresh instance of the dense network, or a function that makes one, in place of what the record names;
+            needed where the network was handed over as an object. An instance stays as it is.
+        trust: `package.module:factory`, or several: code of the caller's own that the record may import. Without it
+            only our networks, torchvision's and timm's are built (`amc.zoo.trust`).
 
     Raises:
         RunError: there is no release in `folder`, or its files do not belong together.
-        ModelError: the network's source is missing (a package that is not installed, say).
+        ModelError: the network's source is missing (a package that is not installed, say) or not trusted.
     """
     folder = Path(folder)
-    architecture = read_architecture(folder)
+    architecture = read_architecture(folder, trust, model)
     path = folder / WEIGHTS
     try:
         payload = path.read_bytes()
@@ -158,8 +175,8 @@ def load_network(folder: str | Path) -> nn.Module:
         tensors = load_tensors(payload)
     except SafetensorError as error:
         raise RunError(f"{path} must be a safetensors file, but: {error}; restore the release") from None
-    model = _rebuilt(architecture, tensors)
-    return model.to(memory_format=torch.channels_last) if architecture.channels_last else model
+    network = _rebuilt(architecture, tensors)
+    return network.to(memory_format=torch.channels_last) if architecture.channels_last else network
 
 
 def _rebuilt(architecture: Architecture, tensors: Mapping[str, Tensor]) -> nn.Module:

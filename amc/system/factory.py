@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import inspect
 import os
@@ -42,13 +43,22 @@ def import_factory(name: str, error: type[AmcError]) -> Callable[..., Any]:
 def call_factory(
     name: str, function: Callable[..., Any], given: Mapping[str, Any], options: Mapping[str, Any], error: type[AmcError]
 ) -> Any:
-    """Call a factory with `options`, and with those of `given` that are not None and that its signature takes."""
+    """Call a factory with `options`, and with those of `given` that are not None and that its signature takes.
+
+    Raises:
+        error: it takes no such option, or fails.
+    """
     try:
         taken = inspect.signature(function).parameters
     except ValueError:  # some builtins have no signature
         taken = inspect.signature(lambda: None).parameters
     any_name = any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values())
     wanted = {key: value for key, value in given.items() if value is not None and (any_name or key in taken)}
+    strange = [] if any_name else sorted(set(options) - set(taken))
+    if strange:
+        near = difflib.get_close_matches(strange[0], taken, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(taken) or 'none'}"
+        raise error(f"options of {name} must be arguments it takes, but {strange[0]!r} is none; {hint}")
     try:
         return function(**(wanted | dict(options)))
     except AmcError:

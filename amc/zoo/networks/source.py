@@ -2,11 +2,12 @@
 
 Names: our own (`FACTORIES`), torchvision's (`resnet50` or `torchvision:resnet50`: classifiers, segmentation, detection,
 video and optical flow alike), `timm:NAME`, or the user's `package.module:factory`, a function that returns an
-`nn.Module`.
+`nn.Module`. `object:package.Class` is a network that was handed over as an object: no name builds it again.
 """
 
 from __future__ import annotations
 
+import copy
 import difflib
 import inspect
 from collections.abc import Callable, Mapping
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from amc.system.errors import ModelError
-from amc.system.factory import FACTORY, call_factory, import_factory
+from amc.system.factory import FACTORY, call_factory, import_factory, one_line
 from amc.zoo.networks.char_transformer import char_transformer
 from amc.zoo.networks.checkpoint import load_weights, read_weights
 from amc.zoo.networks.cifar_resnet import resnet20, resnet56
@@ -29,6 +30,7 @@ from amc.zoo.networks.mobilenet_small import mobilenet_v2_small
 from amc.zoo.networks.msdnet import msdnet
 from amc.zoo.networks.sensor_net import sensor_net
 from amc.zoo.networks.vgg_small import vgg_small
+from amc.zoo.trust import Trust, check_trusted, is_own_code
 
 FACTORIES: dict[str, Callable[..., nn.Module]] = {
     "resnet20": resnet20,
@@ -51,11 +53,20 @@ TORCHVISION_OPTIONS: dict[str, dict[str, Any]] = {
 AUXILIARY = ("deeplabv3_", "fcn_")  # segmentation networks whose fetched weights have an auxiliary head
 
 
+OBJECT = "object:"  # before the class of a network that was handed over as an object
+# Options that make a library fetch or read files: no record may hold them.
+READS_FILES = ("weights", "weights_backbone", "pretrained", "checkpoint_path", "pretrained_cfg",
+               "pretrained_cfg_overlay", "cache_dir")  # fmt: skip
+
+Structure = nn.Module | Callable[[], nn.Module]
+
+
 @dataclass(frozen=True)
 class ModelSource:
-    """All that is needed to build the dense network again, weights apart; every field can be written as JSON.
+    """All that is needed to build the dense network again, weights apart; every field but `structure` is plain.
 
     `num_classes`, `in_channels` and `size` (pixels) are given to factories that take them; None leaves their default.
+    `structure` takes the factory's place: a fresh instance, or what makes one. No record holds it.
     """
 
     name: str
@@ -63,6 +74,22 @@ class ModelSource:
     in_channels: int | None = None
     size: int | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    structure: Structure | None = field(default=None, compare=False, repr=False)
+
+    @classmethod
+    def of_object(cls, model: nn.Module) -> ModelSource:
+        """The source of a network handed over as an object: its structure as it is now, buffers with their values."""
+        kind = type(model)
+        known: dict[int, Any] = {  # in place of a copy: parameters without values, which are always put in afterwards
+            id(tensor): nn.Parameter(tensor.detach().to("meta"), tensor.requires_grad) for tensor in model.parameters()
+        }
+        known |= {id(tensor): tensor.detach().cpu().clone() for tensor in model.buffers()}
+        return cls(f"{OBJECT}{kind.__module__}.{kind.__qualname__}", structure=copy.deepcopy(model, known))
+
+    @property
+    def is_object(self) -> bool:
+        """Whether no name builds the network again."""
+        return self.name.startswith(OBJECT)
 
     def build(self, seed: int = 0) -> nn.Module:
         """The network with random weights drawn from `seed`; torch's own random state is left as it was.
@@ -72,7 +99,7 @@ class ModelSource:
         """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = _build(self)
+            model = _build(self) if self.structure is None else _made(self.name, self.structure)
         if not isinstance(model, nn.Module):
             raise ModelError(f"{self.name} must return an nn.Module, but returned {type(model).__name__}")
         _check_channels(self, model)
@@ -94,12 +121,29 @@ class ModelSource:
         }
 
     @classmethod
-    def from_json(cls, record: Mapping[str, Any]) -> ModelSource:
-        """The inverse of `to_json`. Raises `ModelError` for a record that is none."""
-        try:
-            return cls(**record)
-        except TypeError as cause:
-            raise ModelError(f"a model record must hold {', '.join(cls.__dataclass_fields__)}, but: {cause}") from None
+    def from_json(cls, record: Mapping[str, Any], trust: Trust = (), structure: Structure | None = None) -> ModelSource:
+        """The inverse of `to_json`: what it names is built only if it is known or the caller trusts it.
+
+        Args:
+            record: what `to_json` gave.
+            trust: names of the caller's own code that the record may import (`amc.zoo.trust`).
+            structure: a fresh network, or what makes one, in place of what the record names.
+
+        Raises:
+            ModelError: the record is none, names code that is not trusted, or asks a library to read files.
+        """
+        keys = [key for key in cls.__dataclass_fields__ if key != "structure"]
+        if not isinstance(record, Mapping) or not set(record) <= set(keys) or not isinstance(record.get("name"), str):
+            raise ModelError(f"a model record must hold {', '.join(keys)}, but holds {str(record)[:80]}")
+        source = cls(**record, structure=structure)
+        if structure is None:
+            check_trusted([source.name], trust, "the release's record", ModelError)
+            odd = sorted(set(source.options) & set(READS_FILES))
+            if odd and not is_own_code(source.name):
+                raise ModelError(
+                    f"a record must not make a library read files, but has the option {odd[0]!r}; give model="
+                )
+        return source
 
 
 class _NoDrawing(TorchFunctionMode):
@@ -174,8 +218,23 @@ def build_model(
     return model
 
 
+def _made(name: str, structure: Structure) -> Any:
+    """A network of the given structure; an instance is copied, so that it stays as it is."""
+    if isinstance(structure, nn.Module):
+        return copy.deepcopy(structure)
+    try:
+        return structure()
+    except Exception as cause:  # the user's function may fail in any way
+        raise ModelError(f"model= must make a fresh {name}, but failed: {one_line(cause)}") from None
+
+
 def _build(source: ModelSource) -> Any:
     """Call the factory that the name stands for."""
+    if source.is_object:
+        raise ModelError(
+            f"a {source.name.removeprefix(OBJECT)} was handed over as an object, so no name builds it again; give "
+            "model=, a fresh instance or a function that makes one (--model package.module:factory)"
+        )
     kind, name = _family(source.name)
     given: dict[str, Any] = {"num_classes": source.num_classes}
     if kind == "own":
