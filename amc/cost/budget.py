@@ -1,12 +1,14 @@
 """Budgets: what a released network may cost, as the user writes it.
 
-    1.2GFLOPs  1.2GMACs  600M        multiply-adds of one picture (1 FLOP of a budget is 1 multiply-add)
+    1.2GFLOPs  1.2GMACs  600M        multiply-adds of one example (1 FLOP of a budget is 1 multiply-add)
+    2.4GFLOPs2x                      the same, counted 2 per multiply-add, as torch's own counter does
     2.5Mparams                       numbers in the weights
     9MB  512KB  4MiB  300bytes       bytes of the released weights (MB = 10**6, MiB = 2**20)
     1.5MBact                         peak bytes of activations
     40%  60%params  50%bytes  70%act a share of the dense network's cost
 
-Case does not matter, except that `9Mb` (megabits?) is refused. `parse_budget` and `str` are inverse.
+Case does not matter, except that `9Mb` (megabits?) is refused. `parse_budget` and `str` are inverse, and what
+`format_cost` and its like print is read as the cost that was printed.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ NUMBER = re.compile(
     r"(?P<suffix>.*)",
     re.IGNORECASE,
 )
+TWICE = "FLOPs2x"  # counted 2 per multiply-add
 # What stands behind the prefix when a budget is written out.
 WRITTEN: dict[Unit, tuple[str, str]] = {  # unit: without a prefix, with one
     "macs": ("MACs", "MACs"),
@@ -49,11 +52,12 @@ SHARES: dict[str, Unit] = {
 }
 
 
-def _suffixes() -> dict[str, tuple[Unit, int]]:
+def _suffixes() -> dict[str, tuple[Unit, float]]:
     """Every suffix of an absolute budget in its best spelling, with its unit and scale."""
-    table: dict[str, tuple[Unit, int]] = {}
+    table: dict[str, tuple[Unit, float]] = {}
     for prefix, scale in PREFIXES.items():
         table |= dict.fromkeys((prefix + word for word in ("MACs", "FLOPs", "MAC", "FLOP")), ("macs", scale))
+        table[prefix + TWICE] = ("macs", scale / 2)
         table |= dict.fromkeys((prefix + word for word in ("params", "param", "parameters")), ("params", scale))
     sizes = {prefix + "B": scale for prefix, scale in (PREFIXES | BINARY_PREFIXES).items() if prefix}
     for word, scale in (sizes | {"bytes": 1, "byte": 1}).items():  # a bare B could be bytes or billions: not taken
@@ -62,7 +66,9 @@ def _suffixes() -> dict[str, tuple[Unit, int]]:
     return table | {prefix: ("macs", scale) for prefix, scale in PREFIXES.items() if prefix}
 
 
-SPELLINGS = {suffix.lower(): suffix for suffix in (*_suffixes(), *SHARES) if suffix.endswith(("s", "B", "act", "%"))}
+SPELLINGS = {
+    suffix.lower(): suffix for suffix in (*_suffixes(), *SHARES) if suffix.endswith(("s", "x", "B", "act", "%"))
+}
 SUFFIXES = {suffix.lower(): meaning for suffix, meaning in _suffixes().items()}
 
 
@@ -153,7 +159,7 @@ def parse_budget(text: str) -> Budget:
     if relative:
         return Budget(SHARES[suffix.lower()], float(value / 100), relative=True)
     unit, scale = SUFFIXES[suffix.lower()]
-    return Budget(unit, float(value * scale))
+    return Budget(unit, float(value * _decimal(scale)))
 
 
 def parse_budgets(given: str | Budget | Iterable[str | Budget]) -> tuple[Budget, ...]:
@@ -187,8 +193,8 @@ def format_macs(macs: float) -> str:
 
 
 def format_flops_2x(macs: float) -> str:
-    """The 2-per-multiply-add figure of a cost in multiply-adds, under its own name."""
-    return _scaled(flops_2x(macs), "FLOPs") + " (2 per multiply-add)"
+    """The 2-per-multiply-add figure of a cost in multiply-adds, under its own name: `2.40 GFLOPs2x`."""
+    return _scaled(flops_2x(macs), TWICE)
 
 
 def format_params(params: float) -> str:
@@ -197,14 +203,20 @@ def format_params(params: float) -> str:
 
 
 def format_bytes(size: float) -> str:
-    """Bytes for people, in powers of ten: `9.00 MB`."""
-    return _scaled(size, "B")
+    """Bytes for people, in powers of ten: `9.00 MB`, `300 bytes`."""
+    return _sized("bytes", size)
 
 
 def format_cost(unit: Unit, cost: float) -> str:
     """A cost of any unit for people."""
-    writers = {"macs": format_macs, "params": format_params, "bytes": format_bytes, "activation_bytes": format_bytes}
-    return writers[unit](cost)
+    if unit in ("bytes", "activation_bytes"):
+        return _sized(unit, cost)
+    return format_macs(cost) if unit == "macs" else format_params(cost)
+
+
+def _sized(unit: Unit, size: float) -> str:
+    whole, prefixed = WRITTEN[unit]
+    return _scaled(size, whole if round(size, 2) < 1000 else prefixed)
 
 
 def _scaled(number: float, word: str) -> str:

@@ -82,7 +82,7 @@ def _cards(metrics: dict[str, Any]) -> list[dict[str, Any]]:
         ("Parameters", "params", format_params),
         ("Weights", "bytes", format_bytes),
     ):
-        texts = (write(network[key]).replace("params", "").strip() for network in (dense, released))
+        texts = (write(network[key]) for network in (dense, released))
         before, after = _shortened(*(text.replace(" ", NO_BREAK) for text in texts))
         notes = [f"{released[key] / dense[key] - 1:+.1%}".replace("-", "−") + f"; uniform {write(uniform_[key])}"]
         if key == "macs":
@@ -116,12 +116,14 @@ def network_rows(metrics: dict[str, Any]) -> list[dict[str, Any]]:
     rows = [
         row("Multiply-adds (MACs)", [format_macs(n["macs"]) for n in networks]),
         row("of the dense network's", [f"{n['macs'] / networks[0]['macs']:.1%}" for n in networks], sub=True),
-        row("FLOPs, 2 per multiply-add", [format_flops_2x(n["macs"]).split(" (")[0] for n in networks], sub=True),
+        row("FLOPs, 2 per multiply-add", [format_flops_2x(n["macs"]) for n in networks], sub=True),
         row("Parameters", [format_params(n["params"]) for n in networks]),
         row("Bytes of weights", [format_bytes(n["bytes"]) for n in networks]),
     ]
     if "activation_bytes" in networks[1]:
-        peaks = [format_bytes(n["activation_bytes"]) if "activation_bytes" in n else "–" for n in networks]
+        peaks = [
+            format_cost("activation_bytes", n["activation_bytes"]) if "activation_bytes" in n else "–" for n in networks
+        ]
         rows.append(row("Peak activation bytes", peaks))
     for split, key in (("validation", "measure_accuracy"), ("test", "test_accuracy")):
         texts = [f"{n[key]:.2%}" for n in networks]

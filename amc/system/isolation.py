@@ -21,9 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
 
-import torch
-from torch import nn
-
 from amc.system import errors
 from amc.system.errors import AmcError, ModelError
 from amc.system.factory import one_line
@@ -146,6 +143,8 @@ def can_isolate() -> bool:
 
 def _be_the_child(work: Callable[[Path], None], folder: Path, limits: Limits) -> None:
     """Do the work and leave without any of the parent's clean-up; never returns."""
+    import torch  # here, so that settings that name limits are read without it
+
     code = 1
     try:
         _die_with_parent()
@@ -244,6 +243,8 @@ def where_raised(error: BaseException) -> str:
 
 def _where(frames: list[FrameType]) -> str:
     """The innermost module that runs in a stack, outermost frame first: its name in the outermost and its class."""
+    from torch import nn
+
     running = [m for frame in frames if isinstance(m := frame.f_locals.get("self"), nn.Module)]
     if not running:
         return ""

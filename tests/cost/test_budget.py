@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from amc.cost.budget import (
     UNITS,
     Budget,
+    Unit,
     flops_2x,
     format_bytes,
     format_cost,
@@ -47,6 +48,8 @@ def test_case_does_not_matter_where_it_is_unambiguous(budget: Budget, change: ob
         ("1.2GFLOPs", "macs", 1.2e9, False),
         ("1.2GMACs", "macs", 1.2e9, False),
         ("600M", "macs", 6e8, False),
+        ("2.4GFLOPs2x", "macs", 1.2e9, False),
+        ("30.78 MFLOPs2x", "macs", 15.39e6, False),
         (" 600 mflops ", "macs", 6e8, False),
         ("1e9MACs", "macs", 1e9, False),
         ("40%", "macs", 0.4, True),
@@ -167,19 +170,32 @@ def test_limit() -> None:
         parse_budget("50%bytes").limit({"macs": 100})
 
 
+@given(st.sampled_from(UNITS), st.floats(min_value=0.01, max_value=1e17))
+def test_what_is_printed_can_be_given_back(unit: Unit, cost: float) -> None:
+    """A printed cost is read as a budget of its own unit, and as that cost to the digits that were printed."""
+    texts = [format_cost(unit, cost)]
+    texts += {"macs": [format_macs(cost), format_flops_2x(cost)], "params": [format_params(cost)],
+              "bytes": [format_bytes(cost)], "activation_bytes": []}[unit]  # fmt: skip
+    for text in texts:
+        budget = parse_budget(text)
+        assert budget.unit == unit and not budget.relative
+        assert budget.value == pytest.approx(cost, rel=0.006, abs=0.006)
+
+
 def test_figures_for_people() -> None:
     """Multiply-adds and the 2-per-multiply-add figure each stand under their own name."""
     assert format_macs(1.2e9) == "1.20 GMACs"
     assert format_macs(999_999_999) == "1.00 GMACs"
     assert format_macs(600) == "600 MACs"
     assert flops_2x(1.2e9) == 2.4e9
-    assert format_flops_2x(1.2e9) == "2.40 GFLOPs (2 per multiply-add)"
+    assert format_flops_2x(1.2e9) == "2.40 GFLOPs2x"
     assert format_params(2_500_000) == "2.50 M params"
     assert format_params(12) == "12 params"
     assert format_bytes(9e6) == "9.00 MB"
     assert format_bytes(9e3) == "9.00 kB"
     assert format_macs(5e16) == "50000.00 TMACs"
-    assert format_cost("activation_bytes", 1.5e6) == "1.50 MB"
+    assert format_bytes(300) == "300 bytes"
+    assert format_cost("activation_bytes", 1.5e6) == "1.50 MBact"
     assert format_cost("macs", 0) == "0 MACs"
 
 

@@ -43,7 +43,7 @@ def record_text(record: Mapping[str, Any]) -> str:
     lines += ["", f"{'':<12}{'dense':>34}{'smallest':>34}"]
     for unit in ("macs", "params", "bytes"):
         lines.append(f"{unit:<12}{format_cost(unit, dense[unit]):>34}{format_cost(unit, smallest[unit]):>34}")
-    lines.append(f"{'FLOPs':<12}{format_flops_2x(dense['macs']):>34}{format_flops_2x(smallest['macs']):>34}")
+    lines.append(f"{'2 per MAC':<12}{format_flops_2x(dense['macs']):>34}{format_flops_2x(smallest['macs']):>34}")
     return "\n".join([*lines, "", *_checks(record["checks"])])
 
 
