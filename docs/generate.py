@@ -1,6 +1,7 @@
 """Writes those parts of the documents that the code knows best: `python docs/generate.py`, `--check` only compares.
 
 In a page, what stands between `<!-- generated: NAME -->` and `<!-- end -->` is what the function of that name gives.
+The rooms are drawn by `docs/rooms.py`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_args, get_origin
+
+import rooms  # docs/rooms.py
 
 DOCS = Path(__file__).parent
 MARK = re.compile(r"(?<=<!-- generated: )([a-z-]+)( -->\n).*?(?=<!-- end -->)", re.DOTALL)
@@ -145,17 +148,26 @@ def _default(parameter: Any) -> str:
     return "" if value is None or value is False or callable(value) else f"`{value}`"
 
 
+# Rooms
+
+
+def room_table() -> str:
+    """The rooms in the order of the import contract, what each is, and which it imports."""
+    return table(("room", "what it is", "imports"), rooms.rows())
+
+
 PARTS: dict[str, Callable[[], str]] = {
     "built-in": built_in,
     "keys": keys,
     "exit-codes": exit_codes,
     "commands": commands,
+    "rooms": room_table,
 }
 
 
 def written() -> dict[Path, str]:
     """Every file with generated parts, as it should be."""
-    files: dict[Path, str] = {}
+    files = {DOCS / "rooms.svg": rooms.drawing()}
     for page in sorted(DOCS.glob("*.md")):
         text = page.read_text(encoding="utf-8")
         made = MARK.sub(lambda found: found[1] + found[2] + "\n" + PARTS[found[1]]() + "\n", text)
