@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Annotated, Any, get_args, get_origin
 
 import rooms  # docs/rooms.py
 
@@ -66,17 +66,15 @@ def _type(field: Any) -> str:
 
 
 def _words(annotation: Any) -> str:
-    if get_origin(annotation) is list:
-        return "list of " + {"text": "texts"}.get(_words(get_args(annotation)[0]), "values")
+    if get_origin(annotation) is Annotated:
+        return _words(get_args(annotation)[0])
+    if get_origin(annotation) in (list, tuple):
+        return f"list of {_words(get_args(annotation)[0])}s"
     if get_origin(annotation) is dict:
         return "table"
-    if isinstance(annotation, type):
-        return {int: "integer", float: "number", str: "text", bool: "true or false"}.get(
-            annotation, annotation.__name__
-        )
+    if isinstance(annotation, type):  # a class of ours is written as a text
+        return {int: "integer", float: "number", bool: "true or false"}.get(annotation, "text")
     parts = [part for part in get_args(annotation) if part is not type(None)]
-    if not parts:
-        raise TypeError(f"a recipe's key must be of a type that has a name here, but is {annotation}")
     return " or ".join(f"`{part}`" if isinstance(part, str) else _words(part) for part in parts)
 
 
