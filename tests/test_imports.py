@@ -13,8 +13,9 @@ IMPORT = re.compile(r"^\s*(import|from) torch_pruning", re.MULTILINE)
 BESIDE = {
     "amc/bench/cut.py",
     "amc/bench/search_methods/magnitude.py",
-    "amc/job/doctor/peer.py",
-}  # where its pruner runs beside ours
+    "amc/bench/coverage/half_pruned.py",
+    "amc/job/doctor/second_opinion.py",
+}  # where it is compared with
 PLACES = os.pathsep.join(str(place) for place in (ROOT, ROOT / "search", ROOT / "predictor"))
 
 

@@ -306,10 +306,10 @@ def doctor(
     ] = None,
     ignore: IgnoreOption = None,
     round_to: RoundToOption = None,
-    zoo: Annotated[
-        str | None, typer.Option(help="torchvision or timm: every network of it, as a table in --out.")
+    zoo: Annotated[str | None, typer.Option(help="torchvision or timm: every network of it, as a table.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder for the tables of --zoo; default: nothing is written.")
     ] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Where the tables of --zoo go.")] = Path("docs/coverage"),
     jobs: Annotated[int, typer.Option(min=1, help="Networks of --zoo at a time.")] = 1,
     only: Annotated[
         str | None, typer.Option(help="Networks of --zoo: a pattern, or a part of their names.", metavar="PATTERN")
@@ -328,8 +328,8 @@ def doctor(
     if zoo is not None:
         _cover(zoo, out, jobs, only, resume, (seconds, gigabytes), json_, quiet)
         return
-    from amc.job.doctor.alone import diagnose, raise_if_failed
-    from amc.job.doctor.text import record_text
+    from amc.job.doctor.diagnosis import diagnose, raise_if_failed
+    from amc.job.doctor.record_text import record_text
 
     flags: dict[str, Any] = {"model.ignore": ignore or None, "surgery.round_to": round_to}
     flags |= {"surgery.trace_seconds": seconds, "surgery.trace_gigabytes": gigabytes}
@@ -341,7 +341,7 @@ def doctor(
 
 def _cover(
     zoo: str,
-    out: Path,
+    out: Path | None,
     jobs: int,
     only: str | None,
     resume: bool,
@@ -349,7 +349,7 @@ def _cover(
     json_: bool,
     quiet: bool,
 ) -> None:
-    from amc.job.doctor.coverage import LIMITS, cover
+    from amc.bench.coverage.coverage import LIMITS, cover
     from amc.system.isolation import Limits
     from amc.system.progress import shown
 

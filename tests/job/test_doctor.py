@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 from collections.abc import Callable
 
 import numpy as np
@@ -11,10 +12,11 @@ import pytest
 import torch
 
 from amc.cost.counts import count_bytes, count_macs, count_params
-from amc.job.doctor.alone import diagnose, raise_if_failed
 from amc.job.doctor.checks import EXAMPLES, KINDS, check_policies, draw_policy
-from amc.job.doctor.record import examine_or_say_why, own_size, subject_of
-from amc.job.doctor.text import record_text
+from amc.job.doctor.diagnosis import diagnose, raise_if_failed
+from amc.job.doctor.examination import examine_or_say_why, own_size, subject_of
+from amc.job.doctor.record_text import record_text
+from amc.job.doctor.second_opinion import compare_groups
 from amc.job.job import load_model
 from amc.job.recipe import Recipe, load_recipe
 from amc.surgery.channel_table import ChannelTable, kept_channels, ranks
@@ -42,6 +44,36 @@ def test_a_record_says_what_the_issue_of_a_network_is() -> None:
     assert "4 of 4" in text and "FAIL" not in text and record["groups"][0]["name"] in text
     json.dumps(record, allow_nan=False)
     raise_if_failed(record)
+
+
+def test_torch_pruning_gives_a_second_opinion() -> None:
+    """Groups that both have, those that one alone has, and why ours leaves a layer alone; in print and in JSON."""
+    record = diagnose(recipe_of("tests.tiny:residual"), "1x16x16", explicit_data=False)
+    opinion = record["second_opinion"]
+    assert opinion["reason"] is None and opinion["tool"].startswith("torch-pruning ")
+    assert opinion["agree"] == sorted(group["outputs"] for group in record["groups"]) and not opinion["only_ours"]
+    (text,) = [line for line in record_text(record).splitlines() if "only torch-pruning's" in line]
+    assert "is not cut: it is the network's output" in text
+    theirs = {"groups": [["b"], ["c", "d"]], "reason": None}
+    ours = {"groups": [{"outputs": ["b"]}, {"outputs": ["c"]}, {"outputs": []}], "frozen": []}
+    found = compare_groups(ours, theirs)
+    assert (found["agree"], found["only_ours"], found["only_torch_pruning"]) == ([["b"]], [["c"]], [["c", "d"]])
+
+
+@pytest.mark.parametrize("fails", ["in its own way", "by ending its process"])
+def test_a_second_opinion_is_never_needed(monkeypatch: pytest.MonkeyPatch, fails: str) -> None:
+    """Where torch-pruning cannot trace a network, the record holds all else and says so."""
+
+    def fail(*_: object, **__: object) -> None:
+        if fails == "by ending its process":
+            os._exit(7)
+        raise KeyError("a node")
+
+    monkeypatch.setattr("torch_pruning.DependencyGraph.build_dependency", fail)
+    record = diagnose(recipe_of("tests.tiny:network"), "1x16x16", explicit_data=False)
+    assert record["ok"] and record["second_opinion"]["agree"] == []
+    assert "second opinion: none; " in record_text(record)
+    assert ("KeyError" if fails == "in its own way" else "exit code 7") in record["second_opinion"]["reason"]
 
 
 def test_groups_that_may_keep_nothing_are_told() -> None:

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from amc.job.doctor.record import examine_or_say_why, subject_of
+from amc.job.doctor.examination import examine_or_say_why, subject_of
 from amc.job.recipe import load_recipe
 from amc.surgery.grouping import trace_groups
 from amc.zoo.networks.example_inputs import example_of, usual_shape

@@ -1,4 +1,4 @@
-"""How the zoos' lists were chosen: `python -m amc.job.doctor.sample torchvision|timm` writes `networks/ZOO.json` anew.
+"""How the zoos' lists were chosen: `python -m amc.bench.coverage.sample torchvision|timm` writes the list anew.
 
 torchvision: all its classifiers. timm: of every module that registers networks, the smallest of each line (the letters
 that names begin with), at most `LINES` of them, the smallest first; of a module with one line, its `SMALLEST` smallest.
@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from amc.job.doctor.zoo import networks_file
+from amc.bench.coverage.network_list import networks_file
 from amc.system.files import write_text
 from amc.zoo.networks.source import import_timm, model_source, torchvision_names
 

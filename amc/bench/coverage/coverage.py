@@ -9,14 +9,16 @@ from fnmatch import fnmatchcase
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+from amc.bench.coverage.coverage_table import compact, markdown
+from amc.bench.coverage.half_pruned import RATIO, prune_by_half
+from amc.bench.coverage.network_list import Entry, entries
+from amc.bench.coverage.sweep import Record, sweep
 from amc.job.doctor.checks import FAINT, TOLERANCE
-from amc.job.doctor.peer import RATIO, prune_by_half
-from amc.job.doctor.record import examine_entry
-from amc.job.doctor.sweep import Record, sweep
-from amc.job.doctor.table import compact, markdown
-from amc.job.doctor.zoo import Entry, entries
+from amc.job.doctor.examination import Subject, examine_or_say_why
+from amc.job.recipe import load_recipe
 from amc.system.errors import GateFailed, UsageError
 from amc.system.files import write_json, write_text
 from amc.system.isolation import Limits, can_isolate
@@ -28,10 +30,9 @@ PEER_LIMITS = Limits(90, 6)
 
 @dataclass(frozen=True)
 class Coverage:
-    """What a sweep of a zoo found, and where it was written."""
+    """What a sweep of a zoo found."""
 
     record: Record
-    folder: Path
 
     @property
     def summary(self) -> Mapping[str, Any]:
@@ -40,15 +41,8 @@ class Coverage:
 
     @property
     def text(self) -> str:
-        """The summary in a few lines."""
-        total, worse = self.summary["total"], self.summary["worse"]
-        lines = [
-            f"{self.record['zoo']}: {self.summary['ok']} of {total} networks hold; torch-pruning's pruner runs on "
-            f"{self.summary['torch_pruning_ok']} of {self.summary['torch_pruning_total']}",
-            f"worse than torch-pruning: {', '.join(worse) or 'nowhere'}",
-        ]
-        lines += [f"  {row['name']}: {row['reason']}" for row in self.record["networks"] if not row["ok"]]
-        return "\n".join([*lines, f"{self.folder / self.record['zoo']}.md"])
+        """The whole table, in Markdown."""
+        return markdown(self.record)
 
     def raise_if_failed(self) -> None:
         """Raise `GateFailed` unless every network holds and none is worse than with torch-pruning."""
@@ -62,7 +56,7 @@ class Coverage:
 
 def cover(
     zoo: str,
-    folder: Path,
+    folder: Path | None,
     progress: Progress,
     *,
     jobs: int = 1,
@@ -70,18 +64,20 @@ def cover(
     resume: bool = False,
     limits: Limits = LIMITS,
 ) -> Coverage:
-    """Examine the networks of a zoo and write `folder`/ZOO.json and ZOO.md.
-
-    torch-pruning's results are kept in torch-pruning-ZOO.json and taken only where they are missing.
+    """Examine the networks of a zoo.
 
     Args:
+        folder: where ZOO.json and ZOO.md are written, and torch-pruning's results kept in torch-pruning-ZOO.json, to be
+            taken only where they are missing; None: nothing is written or kept.
         jobs: networks at a time, each in a process of its own.
-        only: a pattern of names, or a part of one; the rest of the table stays as it was.
+        only: a pattern of names, or a part of one; the rest of the table in `folder` stays as it was.
         resume: go on where a run that was ended before its table was written left off.
 
     Raises:
-        UsageError: the zoo is not known, or the pattern names no network of it.
+        UsageError: the zoo is not known, the pattern names no network of it, or there is nothing to resume from.
     """
+    if resume and folder is None:
+        raise UsageError("--resume needs the folder of the run that was ended; give --out")
     if not can_isolate():
         raise UsageError("--zoo must run where processes can be forked safely (Linux); examine networks by --model")
     known = entries(zoo)
@@ -89,19 +85,43 @@ def cover(
     if not chosen:
         raise UsageError(f"--only must name networks of {zoo}, but {only!r} matches none; e.g. --only 'resnet*'")
     import_zoo(zoo)
-    peers = peer_records(zoo, chosen, folder, progress, jobs)
+    if folder is None:
+        with TemporaryDirectory(prefix="amc-") as scratch:
+            return Coverage(_swept(zoo, Path(scratch), progress, chosen, jobs, limits, {}))
     journal = folder / f".{zoo}.journal"
     if not resume:
         journal.unlink(missing_ok=True)
-    found = sweep(chosen, examine_entry, limits, journal, f"examine {zoo}", progress, jobs)
-    rows = _former_rows(folder / f"{zoo}.json") if only is not None else {}
+    former = _former_rows(folder / f"{zoo}.json") if only is not None else {}
+    found = Coverage(_swept(zoo, folder, progress, chosen, jobs, limits, former))
+    write_json(folder / f"{zoo}.json", found.record)
+    write_text(folder / f"{zoo}.md", found.text)
+    journal.unlink(missing_ok=True)
+    return found
+
+
+def _swept(
+    zoo: str,
+    folder: Path,
+    progress: Progress,
+    chosen: Sequence[Entry],
+    jobs: int,
+    limits: Limits,
+    rows: dict[str, Record],
+) -> Record:
+    """The table's record: `rows` of before, those of `chosen` anew; journals and peer results in `folder`."""
+    peers = peer_records(zoo, chosen, folder, progress, jobs)
+    found = sweep(chosen, examine_entry, limits, folder / f".{zoo}.journal", f"examine {zoo}", progress, jobs)
     for entry in chosen:
         rows[entry.name] = asdict(entry) | compact(found[entry.name]) | {"torch_pruning": peers.get(entry.name)}
-    record = table_record(zoo, [rows[entry.name] for entry in known if entry.name in rows], limits)
-    write_json(folder / f"{zoo}.json", record)
-    write_text(folder / f"{zoo}.md", markdown(record))
-    journal.unlink(missing_ok=True)
-    return Coverage(record, folder)
+    return table_record(zoo, [rows[entry.name] for entry in entries(zoo) if entry.name in rows], limits)
+
+
+def examine_entry(entry: Entry) -> Record:
+    """The record of one network of a zoo; a failure is a record too."""
+    recipe = load_recipe(
+        None, {"name": entry.name, "model.name": entry.name, "model.weights": "none", "model.options": entry.options}
+    )
+    return examine_or_say_why(recipe, Subject((3, entry.size, entry.size)))
 
 
 def matches(name: str, pattern: str) -> bool:

@@ -1,4 +1,4 @@
-"""The networks that `amc doctor --zoo` goes through: lists shipped with the package (`amc.job.doctor.sample`)."""
+"""The networks that `amc doctor --zoo` goes through: lists shipped with the package (`amc.bench.coverage.sample`)."""
 
 from __future__ import annotations
 

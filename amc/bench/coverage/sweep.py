@@ -13,10 +13,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from amc.job.doctor.zoo import Entry
+from amc.bench.coverage.network_list import Entry
 from amc.system.errors import AmcError
 from amc.system.files import write_json
-from amc.system.isolation import POLL_SECONDS, Child, LimitExceeded, Limits, isolated
+from amc.system.isolation import POLL_SECONDS, Child, LimitExceeded, Limits
 from amc.system.progress import Progress
 
 Record = dict[str, Any]
@@ -63,21 +63,6 @@ def sweep(
         for _, child in running:
             child.close()
     return {entry.name: found[entry.name] for entry in entries}
-
-
-def examine_apart(examine: Callable[[], Record], limits: Limits) -> Record:
-    """One record, taken in a child process.
-
-    Raises:
-        LimitExceeded: the child took too long or too much memory.
-    """
-
-    def work(folder: Path) -> None:
-        write_json(folder / RECORD, examine())
-
-    with isolated(work, limits) as folder:
-        record: Record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    return record
 
 
 def _writing(examine: Callable[[Entry], Record], entry: Entry) -> Callable[[Path], None]:

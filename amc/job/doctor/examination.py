@@ -7,14 +7,18 @@ from dataclasses import asdict, dataclass
 from time import perf_counter
 from typing import Any
 
+import numpy as np
 import torch
+from torch import nn
 
 from amc.cost.counts import count_bytes, count_macs, count_params
 from amc.job.doctor.checks import EXAMPLES, check_policies, check_summary
-from amc.job.doctor.zoo import Entry
 from amc.job.job import load_model, settled
-from amc.job.recipe import Recipe, load_recipe
+from amc.job.recipe import Recipe
+from amc.surgery.channel_table import ChannelTable
+from amc.surgery.coupled_channels import KEPT
 from amc.surgery.grouping import trace_groups
+from amc.surgery.layers import LAYERS, out_dim
 from amc.surgery.random_parameters import randomise
 from amc.system.device import Compute
 from amc.system.errors import AmcError, ModelError, UsageError
@@ -57,8 +61,9 @@ def examine(recipe: Recipe, subject: Subject) -> Record:
 
     Returns:
         ok: all checks hold. reason: why not, in one line, else None. groups, frozen: what can be cut, and what cannot
-        with the reason. macs, min_macs, cut_share: of the dense network, of the smallest policy, and the share between
-        them. checks: see `amc.job.doctor.checks`. trace_seconds: of tracing and proving.
+        with the reason; layers: all that a group touches, outputs: those whose output channels it holds. macs,
+        min_macs, cut_share: of the dense network, of the smallest policy, and the share between them. checks: see
+        `amc.job.doctor.checks`. trace_seconds: of tracing and proving.
 
     Raises:
         ModelError: the network cannot be built, traced or cut.
@@ -93,8 +98,11 @@ def examine(recipe: Recipe, subject: Subject) -> Record:
         "checks": check_summary(checks),
         "groups": [
             {"name": group.name, "channels": group.size, "smallest": int(least), "step": group.step,
-             "granularity": group.granularity, "layers": list(group.layers), "macs_share": round(share, DIGITS)}
-            for group, least, share in zip(table.groups, space.low, _alone(high, low, costs["macs"]), strict=True)
+             "granularity": group.granularity, "layers": list(group.layers), "outputs": outputs,
+             "macs_share": round(share, DIGITS)}
+            for group, least, share, outputs in zip(
+                table.groups, space.low, _alone(high, low, costs["macs"]), _outputs(model, table), strict=True
+            )
         ],
         "frozen": [asdict(frozen) for frozen in table.frozen],
         "dense": dense,
@@ -102,12 +110,15 @@ def examine(recipe: Recipe, subject: Subject) -> Record:
     }  # fmt: skip
 
 
-def examine_entry(entry: Entry) -> Record:
-    """The record of one network of a zoo; a failure is a record too."""
-    recipe = load_recipe(
-        None, {"name": entry.name, "model.name": entry.name, "model.weights": "none", "model.options": entry.options}
-    )
-    return examine_or_say_why(recipe, Subject((3, entry.size, entry.size)))
+def _outputs(model: nn.Module, table: ChannelTable) -> list[list[str]]:
+    """For each group, the convolutions and linear layers whose output channels it holds."""
+    found: list[list[str]] = [[] for _ in table.groups]
+    for name, module in model.named_modules():
+        if isinstance(module, LAYERS):
+            for index_map in table.index_maps.get(f"{name}.weight", {}).get(out_dim(module), ()):
+                for group in np.unique(table.channel_group[index_map[index_map != KEPT]]):
+                    found[group].append(name)
+    return [sorted(set(names)) for names in found]
 
 
 def examine_or_say_why(recipe: Recipe, subject: Subject) -> Record:

@@ -7,6 +7,7 @@ from typing import Any
 
 from amc.cost.budget import format_cost, format_flops_2x
 from amc.job.doctor.checks import PARTS
+from amc.job.doctor.second_opinion import opinion_lines
 
 MEANINGS = {
     "shape": "outputs have the dense network's shape",
@@ -44,7 +45,8 @@ def record_text(record: Mapping[str, Any]) -> str:
     for unit in ("macs", "params", "bytes"):
         lines.append(f"{unit:<12}{format_cost(unit, dense[unit]):>34}{format_cost(unit, smallest[unit]):>34}")
     lines.append(f"{'2 per MAC':<12}{format_flops_2x(dense['macs']):>34}{format_flops_2x(smallest['macs']):>34}")
-    return "\n".join([*lines, "", *_checks(record["checks"])])
+    opinion = ["", *opinion_lines(record)] if "second_opinion" in record else []
+    return "\n".join([*lines, "", *_checks(record["checks"]), *opinion])
 
 
 def _checks(checks: Mapping[str, Any]) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from amc.job.doctor.zoo import Entry
+from amc.bench.coverage.network_list import Entry
 from amc.surgery.flop_counter import count_cut_macs
 from amc.system.factory import one_line
 from amc.system.isolation import is_out_of_memory

@@ -15,12 +15,11 @@ import pytest
 import timm
 from torchvision.models import list_models
 
-from amc.job.doctor import coverage
-from amc.job.doctor.coverage import LIMITS, cover, is_worse, matches, table_record
-from amc.job.doctor.record import examine_entry
-from amc.job.doctor.sweep import append_line, read_journal, sweep
-from amc.job.doctor.table import compact, markdown
-from amc.job.doctor.zoo import ZOOS, Entry, entries
+from amc.bench.coverage import coverage
+from amc.bench.coverage.coverage import LIMITS, cover, examine_entry, is_worse, matches, table_record
+from amc.bench.coverage.coverage_table import compact, markdown
+from amc.bench.coverage.network_list import ZOOS, Entry, entries
+from amc.bench.coverage.sweep import append_line, read_journal, sweep
 from amc.system.errors import GateFailed, UsageError
 from amc.system.isolation import Limits, isolated
 from amc.system.progress import Silent
@@ -175,7 +174,7 @@ def test_a_zoo_is_covered_and_resumed(tmp_path: Path, monkeypatch: pytest.Monkey
     assert names == ["alexnet", "googlenet"] and found.summary["worse"] == ["alexnet"]
     with pytest.raises(GateFailed, match="1 do not hold"):
         found.raise_if_failed()
-    assert "alexnet: because" in found.text
+    assert "`alexnet`: because" in found.text
     asked = sorted(path.name for path in tmp_path.glob("asked.*"))
     assert asked == ["asked.alexnet", "asked.googlenet"]
     for path in tmp_path.glob("asked.*"):
@@ -187,6 +186,18 @@ def test_a_zoo_is_covered_and_resumed(tmp_path: Path, monkeypatch: pytest.Monkey
     assert "2 of 2 networks hold" in (tmp_path / "torchvision.md").read_text()
     assert not (tmp_path / ".torchvision.journal").exists()
     assert json.loads((tmp_path / "torchvision.json").read_text()) == found.record
+
+
+def test_without_a_folder_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The table is printed, the working folder stays empty, and there is nothing to resume."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(coverage, "prune_by_half", lambda entry: {"ok": False, "reason": "for a test"})
+    monkeypatch.setattr(coverage, "examine_entry", lambda entry: record())
+    found = cover("torchvision", None, Silent(), only="squeezenet*")
+    assert "2 of 2 networks hold" in found.text and found.summary["torch_pruning_total"] == 2
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(UsageError, match="give --out"):
+        cover("torchvision", None, Silent(), resume=True)
 
 
 def test_mistakes_in_the_flags_are_one_line(tmp_path: Path) -> None:

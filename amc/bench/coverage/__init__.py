@@ -1,0 +1,1 @@
+"""How much of whole zoos can be cut: `amc doctor --zoo`."""
