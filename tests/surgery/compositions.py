@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -193,35 +194,78 @@ class Selective(nn.Module):
         return (both * softmax(weights.view(-1, 2, both.shape[2], 1, 1), 1)).sum(1)
 
 
+class InARow(nn.Module):
+    """Parts one after the other, each between convolutions that give it its channels; some beside an identity path."""
+
+    def __init__(self, parts: list[tuple[nn.Module, int, bool]]) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(part for part, _, _ in parts)
+        self.back = nn.ModuleList(nn.Conv2d(width, 16, 1) for _, width, _ in parts)
+        self.residual = [residual for _, _, residual in parts]
+
+    def forward(self, x: Tensor) -> Tensor:
+        for part, back, residual in zip(self.parts, self.back, self.residual, strict=True):
+            y = back(part(x))
+            x = relu(x + y if residual and y.shape == x.shape else y)
+        return x
+
+
+MIDDLES: dict[str, tuple[Callable[[], nn.Module], int]] = {  # of 16 channels, and how many come out
+    "halves": (Halves, 12),
+    "uneven parts": (Uneven, 20),
+    "shuffle": (Shuffle, 16),
+    "pixel shuffle": (lambda: nn.PixelShuffle(2), 4),
+    "split attention": (Radix, 12),
+    "squeeze-excite": (Excite, 16),
+    "stack": (Stacked, 12),
+    "einsum": (Mixed, 12),
+    "written by parts": (Written, 16),
+    "added in place": (Added, 16),
+    "buffers": (Constant, 16),
+    "standardised": (lambda: Standardised(16, 12, 3), 12),
+    "convnext": (Scaled, 16),
+    "selective": (Selective, 12),
+    "pooled and upsampled": (
+        lambda: nn.Sequential(nn.MaxPool2d(2), nn.Conv2d(16, 12, 1), nn.Upsample(scale_factor=2)),
+        12,
+    ),
+}
+
+
+def in_a_row(parts: list[tuple[str, bool]]) -> nn.Module:
+    """A network of some of these parts, by their names and whether they have an identity path."""
+    built = [(MIDDLES[kind][0](), MIDDLES[kind][1], residual) for kind, residual in parts]
+    return Net(InARow(built), 16)
+
+
+def _case(kind: str, groups: dict[str, int], **more: Any) -> Case:
+    middle, width = MIDDLES[kind]
+    return Case(lambda: Net(middle(), width), groups, **more)
+
+
 STEM = {"stem": 16, "last": 16}
 CASES: dict[str, Case] = {
-    "plain": Case(lambda: Net(nn.Conv2d(16, 12, 1), 12), STEM | {"middle": 12}),
-    "halves": Case(lambda: Net(Halves(), 12), STEM | {"middle.wide": 24}),
-    "uneven parts": Case(
-        lambda: Net(Uneven(), 20),
+    "halves": _case("halves", STEM | {"middle.wide": 24}),
+    "uneven parts": _case(
+        "uneven parts",
         {"stem": 4, "stem#2": 12, "middle.small": 8, "middle.large": 12, "last": 16},
         integers={"middle": {"dims": ("stem", "stem#2")}},
     ),
-    "shuffle": Case(lambda: Net(Shuffle(), 16), {"stem:width": 8, "middle.inner": 12, "last": 16}),
-    "pixel shuffle": Case(lambda: Net(nn.PixelShuffle(2), 4), {"stem": 16, "last": 16}),
-    "split attention": Case(lambda: Net(Radix(), 12), STEM | {"middle.conv": 24, "middle.down": 8}),
-    "squeeze-excite": Case(lambda: Net(Excite(), 16), STEM | {"middle.down": 8}),
-    "stack": Case(lambda: Net(Stacked(), 12), STEM | {"middle.a": 12}),
-    "einsum": Case(lambda: Net(Mixed(), 12), STEM | {"middle": 12}),
-    "written by parts": Case(lambda: Net(Written(), 16), STEM),
-    "added in place": Case(lambda: Net(Added(), 16), STEM),
-    "buffers": Case(lambda: Net(Constant(), 16), STEM),
-    "standardised": Case(lambda: Net(Standardised(16, 12, 3), 12), STEM | {"middle": 12}),
-    "convnext": Case(lambda: Net(Scaled(), 16), STEM | {"middle.fc1": 32}, removable=("middle.fc1",)),
-    "selective": Case(lambda: Net(Selective(), 12), STEM | {"middle.a": 12, "middle.down": 8}),
+    "shuffle": _case("shuffle", {"stem:width": 8, "middle.inner": 12, "last": 16}),
+    "pixel shuffle": _case("pixel shuffle", STEM),
+    "split attention": _case("split attention", STEM | {"middle.conv": 24, "middle.down": 8}),
+    "squeeze-excite": _case("squeeze-excite", STEM | {"middle.down": 8}),
+    "stack": _case("stack", STEM | {"middle.a": 12}),
+    "einsum": _case("einsum", STEM | {"middle": 12}),
+    "written by parts": _case("written by parts", STEM),
+    "added in place": _case("added in place", STEM),
+    "buffers": _case("buffers", STEM),
+    "standardised": _case("standardised", STEM | {"middle": 12}),
+    "convnext": _case("convnext", STEM | {"middle.fc1": 32}, removable=("middle.fc1",)),
+    "selective": _case("selective", STEM | {"middle.a": 12, "middle.down": 8}),
     "group norm of one": Case(lambda: chain(nn.GroupNorm(1, 32)), {"0": 32, "3": 16}),
-    "depthwise": Case(lambda: Net(nn.Conv2d(16, 16, 3, groups=16), 16), STEM),
-    "grouped": Case(lambda: Net(nn.Conv2d(16, 24, 3, groups=4), 24), STEM),
-    "pooled and upsampled": Case(
-        lambda: Net(nn.Sequential(nn.MaxPool2d(2), nn.Conv2d(16, 12, 1), nn.Upsample(scale_factor=2)), 12),
-        STEM | {"middle.1": 12},
-    ),
-}  # fmt: skip
+    "pooled and upsampled": _case("pooled and upsampled", STEM | {"middle.1": 12}),
+}
 
 
 def make(kind: str) -> nn.Module:
