@@ -45,13 +45,13 @@ class Recipe(Settings):
     budget: Annotated[
         tuple[Budget, ...], PlainValidator(_read_budgets), PlainSerializer(lambda budgets: [str(b) for b in budgets])
     ] = Field(default=(), description="caps that must all hold: 1.2GFLOPs, 600M, 40%, 2.5Mparams, 9MB")
-    out: str | None = Field(default=None, min_length=1, description="the run folder; left out: runs/NAME")
-    threads: int | None = Field(default=None, ge=1, le=4096, description="threads of torch; left out: as torch decides")
+    out: str | None = Field(default=None, min_length=1, description="the run folder; default: runs/NAME")
+    threads: int | None = Field(default=None, ge=1, le=4096, description="threads of torch; default: as torch decides")
     device: str | None = Field(
         default=None, min_length=1, description="cpu, cuda, cuda:1, mps; default: the GPU where there is one"
     )
     model: ModelSettings = Field(default=ModelSettings(), description="the dense network")
-    data: DataSettings = Field(default=DataSettings(), description="the pictures")
+    data: DataSettings = Field(default=DataSettings(), description="the data")
     task: TaskSettings = Field(default=TaskSettings(), description="what the network is called with, and what is good")
     surgery: SurgerySettings = Field(default=SurgerySettings(), description="which channels go first")
     recovery: RecoverySettings = Field(default=RecoverySettings(), description="what is done before measuring")
@@ -127,7 +127,7 @@ def recipes_folder() -> Path:
 
 def resolved_toml(recipe: Recipe) -> str:
     """The whole recipe as TOML, defaults included; reading it gives an equal recipe."""
-    return tomli_w.dumps(recipe.model_dump(exclude_none=True))  # TOML has no null: what is left out is None
+    return tomli_w.dumps(recipe.model_dump(exclude_none=True))  # TOML has no null: a key that is not there is None
 
 
 def shareable(recipe: Recipe) -> Recipe:

@@ -14,9 +14,9 @@ class SearchSettings(Settings):
 
     trials: int = Field(default=48, ge=1, description="policies to measure")
     measure_images: int | None = Field(
-        default=None, ge=1, description="pictures a trial is measured on; left out: the whole split"
+        default=None, ge=1, description="examples a trial is measured on; default: the whole split"
     )
-    batch_size: int = Field(default=250, ge=1, description="pictures in a batch of the measurement")
+    batch_size: int = Field(default=250, ge=1, description="examples in a batch of the measurement")
     acquisition: Literal["informative", "exploring", "seernet"] = Field(
         default="informative",
         description="what evolution looks for: ours, ours exploring more, or the paper's (SeerNet, arXiv 2304.06393)",
@@ -25,7 +25,7 @@ class SearchSettings(Settings):
         default=True, description="end a trial once it is sure not to be among the best of what costs no more"
     )
     sensitivity_images: int = Field(
-        default=128, ge=0, description="pictures on which each group is cut alone before the first trial; 0: none is"
+        default=128, ge=0, description="examples on which each group is cut alone before the first trial; 0: none is"
     )
     candidates: int = Field(
         default=5, ge=1, le=1000, description="best policies by prediction that are measured truly at the end"

@@ -19,7 +19,7 @@ class Schedule(Settings):
         default="sgd", description="SGD with Nesterov momentum, or AdamW, which transformers need"
     )
     lr: float = Field(default=0.2, gt=0, le=100, description="largest learning rate")
-    batch_size: int = Field(default=128, ge=1, description="pictures in a step, over all processes")
+    batch_size: int = Field(default=128, ge=1, description="examples in a step, over all processes")
     weight_decay: float = Field(default=5e-4, ge=0, le=1, description="weight decay")
     momentum: float = Field(default=0.9, ge=0, lt=1, description="momentum; AdamW's first decay")
     warmup: float = Field(default=0.25, ge=0, lt=1, description="share of the steps in which the learning rate rises")
@@ -47,15 +47,15 @@ class RecoverySettings(Settings):
     """What is done to a cut network before it is measured."""
 
     fold: bool = Field(default=True, description="fold removed channels into the layers that read them")
-    moment_images: int = Field(default=2048, ge=1, description="training pictures for the moments that folding needs")
+    moment_images: int = Field(default=2048, ge=1, description="training examples for the moments that folding needs")
     batchnorm_images: int = Field(
-        default=512, ge=0, description="training pictures for new BatchNorm statistics; 0 keeps the old"
+        default=512, ge=0, description="training examples for new BatchNorm statistics; 0 keeps the old"
     )
     steps: int = Field(
         default=0, ge=0, le=100_000, description="steps of training, by the loss of [finetune], before a trial is "
         "measured"
     )  # fmt: skip
     lr: float | None = Field(
-        default=None, gt=0, le=100, description="largest learning rate of these steps; left out: 0.4 of [finetune]'s"
+        default=None, gt=0, le=100, description="largest learning rate of these steps; default: 0.4 of [finetune]'s"
     )
-    step_images: int = Field(default=128, ge=1, description="training pictures in such a step")
+    step_images: int = Field(default=128, ge=1, description="training examples in such a step")

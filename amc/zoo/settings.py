@@ -20,14 +20,14 @@ class ModelSettings(Settings):
         default="default", min_length=1, description="default, none (random), or a file: .safetensors, .pth, .pt"
     )
     num_classes: int | None = Field(
-        default=None, ge=1, description="outputs; left out: as many as the data has classes"
+        default=None, ge=1, description="outputs; default: as many as the data has classes"
     )
     options: dict[str, JsonValue] = Field(default={}, description="keyword arguments for the network's factory")
     ignore: list[str] = Field(default=[], description="names of modules whose channels are never cut")
 
 
 class DataSettings(Settings):
-    """The pictures and how they are divided."""
+    """The data and how they are divided."""
 
     name: str = Field(
         default="fashion-mnist-10k",
@@ -36,29 +36,29 @@ class DataSettings(Settings):
         "hapt:FOLDER, shakespeare:FOLDER, or package.module:factory",
     )
     size: int | None = Field(
-        default=None, ge=8, le=4096, description="height and width in pixels; left out: the data's own"
+        default=None, ge=8, le=4096, description="height and width in pixels; default: the data's own"
     )
-    split_seed: int = Field(default=0, ge=0, lt=2**32, description="what decides which picture stands in which split")
-    cache: str | None = Field(default=None, description="folder for downloads; left out: the user's cache folder")
+    split_seed: int = Field(default=0, ge=0, lt=2**32, description="what decides which example stands in which split")
+    cache: str | None = Field(default=None, description="folder for downloads; default: the user's cache folder")
 
 
 class TaskSettings(Settings):
-    """How batches are given to the network and how its outputs are judged; left out: classification."""
+    """How batches are given to the network and how its outputs are judged; default: classification."""
 
     batch: str | None = Field(
         default=None,
         min_length=1,
-        description="package.module:function from a batch to what the network is called with; left out: its first part",
+        description="package.module:function from a batch to what the network is called with; default: its first part",
     )
     metric: str | None = Field(
         default=None,
         min_length=1,
-        description="package.module:function from outputs and batch to a score from 0 to 1 for each example; left out: "
+        description="package.module:function from outputs and batch to a score from 0 to 1 for each example; default: "
         "accuracy",
     )
     loss: str | None = Field(
         default=None,
         min_length=1,
-        description="package.module:function from outputs and batch to what training makes small; left out: "
+        description="package.module:function from outputs and batch to what training makes small; default: "
         "cross-entropy",
     )
