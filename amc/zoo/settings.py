@@ -19,9 +19,7 @@ class ModelSettings(Settings):
     weights: str = Field(
         default="default", min_length=1, description="default, none (random), or a file: .safetensors, .pth, .pt"
     )
-    num_classes: int | None = Field(
-        default=None, ge=1, description="outputs; default: as many as the data has classes"
-    )
+    num_classes: int | None = Field(default=None, ge=1, description="outputs; default: as many as the data has classes")
     options: dict[str, JsonValue] = Field(default={}, description="keyword arguments for the network's factory")
     ignore: list[str] = Field(default=[], description="names of modules whose channels are never cut")
 
