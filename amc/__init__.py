@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from amc.cascade.archive import load_cascade as load_cascade
     from amc.cost.budget import Budget as Budget
+    from amc.cost.budget import format_cost as format_cost
     from amc.cost.budget import parse_budgets as parse_budgets
     from amc.cost.trace import Trace as Trace
     from amc.cost.trace import trace as trace
@@ -28,14 +29,22 @@ if TYPE_CHECKING:
     from amc.job.job import open_job as open_job
     from amc.job.recipe import Recipe as Recipe
     from amc.job.recipe import load_recipe as load_recipe
+    from amc.job.recipe import recipes_folder as recipes_folder
+    from amc.job.rounding import recipe_rounding as recipe_rounding
     from amc.job.run import Run as Run
+    from amc.job.run import claimed as claimed
     from amc.release.archive import load_network as load  # noqa: F401 - listed in __all__
+    from amc.study.heartbeat import measured_by as measured_by
     from amc.study.measure import Measure as Measure
     from amc.study.measure import MeasureSettings as MeasureSettings
+    from amc.study.objective import smoothed_objective as smoothed_objective
+    from amc.study.optimize import fit_predictor as fit_predictor
     from amc.study.optimize import optimize as optimize
     from amc.study.policy import Policy as Policy
     from amc.study.policy import cut as cut
     from amc.study.search import search as search
+    from amc.study.sensitivity import sensitivity_curves as sensitivity_curves
+    from amc.study.sensitivity import sensitivity_price as sensitivity_price
     from amc.study.settings import SearchSettings as SearchSettings
     from amc.study.trial import Protocol as Protocol
     from amc.study.trial import Trial as Trial
@@ -48,9 +57,13 @@ if TYPE_CHECKING:
     from amc.system.errors import RunError as RunError
     from amc.system.errors import StorageError as StorageError
     from amc.system.errors import UsageError as UsageError
+    from amc.system.files import write_json as write_json
+    from amc.system.files import write_text as write_text
     from amc.system.progress import Progress as Progress
     from amc.system.progress import Silent as Silent
+    from amc.system.progress import Stage as Stage
     from amc.system.progress import shown as shown
+    from amc.system.settings import Settings as Settings
     from amc.train.evaluation import Evaluation as Evaluation
     from amc.train.evaluation import evaluate as evaluate
     from amc.train.settings import FinetuneSchedule as FinetuneSchedule
@@ -58,21 +71,26 @@ if TYPE_CHECKING:
     from amc.zoo.data.sources import load_splits as load_splits
     from amc.zoo.data.splits import MemorySplit as MemorySplit
     from amc.zoo.data.splits import Splits as Splits
+    from amc.zoo.networks.source import build_model as build_model
 
 # Where each public name lives; it is imported when it is first asked for, so that `amc --help` stays fast.
 _HOMES = {
     "amc.cascade.archive": ("load_cascade",),
-    "amc.cost.budget": ("Budget", "parse_budgets"),
+    "amc.cost.budget": ("Budget", "format_cost", "parse_budgets"),
     "amc.cost.trace": ("Trace", "trace"),
     "amc.job.api": ("compress", "open_run"),
     "amc.job.job": ("Job", "open_job"),
-    "amc.job.recipe": ("Recipe", "load_recipe"),
-    "amc.job.run": ("Run",),
+    "amc.job.recipe": ("Recipe", "load_recipe", "recipes_folder"),
+    "amc.job.rounding": ("recipe_rounding",),
+    "amc.job.run": ("Run", "claimed"),
     "amc.release.archive": ("load",),
+    "amc.study.heartbeat": ("measured_by",),
     "amc.study.measure": ("Measure", "MeasureSettings"),
-    "amc.study.optimize": ("optimize",),
+    "amc.study.objective": ("smoothed_objective",),
+    "amc.study.optimize": ("fit_predictor", "optimize"),
     "amc.study.policy": ("Policy", "cut"),
     "amc.study.search": ("search",),
+    "amc.study.sensitivity": ("sensitivity_curves", "sensitivity_price"),
     "amc.study.settings": ("SearchSettings",),
     "amc.study.trial": ("Protocol", "Trial"),
     "amc.study.trials": ("Study",),
@@ -86,11 +104,14 @@ _HOMES = {
         "StorageError",
         "UsageError",
     ),
-    "amc.system.progress": ("Progress", "Silent", "shown"),
+    "amc.system.files": ("write_json", "write_text"),
+    "amc.system.progress": ("Progress", "Silent", "Stage", "shown"),
+    "amc.system.settings": ("Settings",),
     "amc.train.evaluation": ("Evaluation", "evaluate"),
     "amc.train.settings": ("FinetuneSchedule", "RecoverySettings"),
     "amc.zoo.data.sources": ("load_splits",),
     "amc.zoo.data.splits": ("MemorySplit", "Splits"),
+    "amc.zoo.networks.source": ("build_model",),
 }
 _PUBLIC = {name: home for home, names in _HOMES.items() for name in names}
 _RENAMED = {"load": "load_network"}  # the face's name -> its home's

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -11,15 +12,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from amc import Measure, MeasureSettings, Recipe, RecoverySettings, Trace, build_model, trace
 from amc.bench.machine import seconds
 from amc.bench.table import Table
-from amc.cost.counts import count_macs
-from amc.job.job import load_model
-from amc.job.recipe import Recipe
-from amc.surgery.channel_table import ChannelTable, kept_channels
-from amc.surgery.folding import Cutter
-from amc.surgery.grouping import trace_groups
-from amc.surgery.importance import rank_channels
 
 NETWORKS = ("resnet50", "mobilenet_v2", "densenet121", "efficientnet_b0", "convnext_tiny")
 CUTS = 15
@@ -34,28 +29,34 @@ def bench_cut(recipe: Recipe, size: int) -> dict[str, Any]:
     does not depend on the policy was found once, when the network was traced. A network that torch-pruning cannot prune
     has None for its seconds.
     """
-    shape = (3, size, size)
-    model = load_model(recipe, recipe.model.num_classes, shape)[1]
-    tables: list[ChannelTable] = []
-    trace_seconds = seconds(lambda: tables.append(trace_groups(model, shape, recipe.model.ignore, recipe.surgery.step)))
-    table = tables[0]
-    place = rank_channels(model, table, "magnitude")
-    rng, space = np.random.default_rng(recipe.seed), table.space
+    given, shape = recipe.model, (3, size, size)
+    model = build_model(
+        given.name, weights=given.weights, num_classes=given.num_classes, in_channels=3, size=size,
+        options=given.options, seed=recipe.seed,
+    ).eval()  # fmt: skip
+    images = torch.randn(1, *shape, generator=torch.Generator().manual_seed(recipe.seed))
+    traced: list[Trace] = []
+    step = recipe.surgery.step
+    trace_seconds = seconds(lambda: traced.append(trace(model, images, ignore=given.ignore, round_to=step)))
+    (network,) = traced
+    batches, settings = [(images, torch.zeros(1).long())], MeasureSettings(recovery=RecoverySettings(fold=False))
+    measure = Measure(network, train=batches, validation=batches, settings=settings)
+    rng, space = np.random.default_rng(recipe.seed), network.space
     policies = rng.integers(1, space.high // space.step, size=(POLICIES, len(space)), endpoint=True) * space.step
-    macs, counts = count_macs(table), torch.from_numpy(policies).double()
-    cutter = Cutter(model, table, None)
+    macs, counts = network.costs["macs"], torch.from_numpy(policies).double()
+    measure.cut(space.high)  # channels are ranked once
     ours: list[float] = []
     theirs: list[float | None] = []
     for turn in range(THEIRS):
         for policy in policies[turn * CUTS // THEIRS : (turn + 1) * CUTS // THEIRS]:
-            ours.append(seconds(lambda policy=policy: cutter(kept_channels(table, place, policy))))  # type: ignore[misc]
+            ours.append(seconds(partial(measure.cut, policy)))
         theirs.append(_torch_pruning_seconds(model, shape))
     pruned = [taken for taken in theirs if taken is not None]
     return {
         "model": recipe.model.name,
         "size": size,
         "threads": torch.get_num_threads(),
-        "groups": len(table.groups),
+        "groups": len(network.groups),
         "trace_seconds": trace_seconds,
         "cut_seconds": median(ours),
         "torch_pruning_seconds": median(pruned) if pruned else None,

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from time import monotonic
 
-from amc.system.errors import AmcError
-from amc.system.progress import Progress, Stage
+from amc import AmcError, Progress, Stage
 
 
 class Paused(BaseException):

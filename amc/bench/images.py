@@ -6,8 +6,7 @@ from dataclasses import replace
 
 from torch.nn.functional import interpolate
 
-from amc.zoo.data.sources import load_splits
-from amc.zoo.data.splits import MemorySplit, Splits
+from amc import MemorySplit, Splits, load_splits
 
 SIZE = 64
 LARGEST = {"train": 2048, "validation": 1000, "test": 200}  # images of each split: enough for a trial

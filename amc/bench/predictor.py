@@ -13,10 +13,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from amc import DataError, Progress, UsageError
 from amc.bench.regressions import Array, predicted, regressions
 from amc.bench.table import MISSING, Table
-from amc.system.errors import DataError, UsageError
-from amc.system.progress import Progress
 from amc_predictor import EnsemblePredictor
 from amc_predictor.examples import MOST_BITS
 from amc_predictor.ranks import kendall, spearman

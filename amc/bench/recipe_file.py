@@ -10,7 +10,7 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from amc.system.errors import UsageError
+from amc import UsageError
 
 T = TypeVar("T", bound=BaseModel)
 

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
 
+from amc import Job, Measure, Progress, Recipe, open_job
+from amc.bench.objectives.kinds import parse_kinds
 from amc.bench.table import Table
-from amc.job.job import Job, open_job
-from amc.job.recipe import Recipe
-from amc.surgery.channel_table import kept_channels
-from amc.surgery.folding import cut_and_fold
-from amc.system.progress import Progress
-from amc.train.evaluation import evaluate
-from amc.train.training import train
 from amc_search import Cap, random_policies
 
-KINDS = {"none": "none", "batchnorm": "BatchNorm", "fold_batchnorm": "fold + BatchNorm"}
+KINDS = {"none": "none", "batchnorm": "BatchNorm", "fold": "fold + BatchNorm"}
 
 
 def bench_recovery(recipe: Recipe, policies: int, epochs: float, progress: Progress) -> dict[str, Any]:
@@ -26,42 +21,39 @@ def bench_recovery(recipe: Recipe, policies: int, epochs: float, progress: Progr
 
     The policies are random, at 25 to 80 % of the dense network's MACs; the test split is not touched.
     """
-    dense = open_job(recipe, None, progress)
+    job = open_job(recipe, None, progress)
+    schedule = recipe.finetune.model_copy(update={"epochs": epochs})
+    job = replace(job, recipe=job.recipe.model_copy(update={"finetune": schedule}))
     shares = np.linspace(0.3, 0.8, policies)
-    chosen = [random_policy(dense, float(share), recipe.seed + index) for index, share in enumerate(shares)]
+    chosen = [random_policy(job, float(share), recipe.seed + index) for index, share in enumerate(shares)]
     stage = progress.stage("cut, recover, measure, fine-tune", 3 * policies)
+    measures = _measures(job)
     rows = []
     for policy in chosen:
-        row: dict[str, Any] = {"macs_share": dense.trace.costs_of(policy)["macs"] / dense.trace.dense_costs()["macs"]}
-        for kind in KINDS:
-            model = recovered(dense, policy, kind)
-            before = evaluate(model, dense.data.validation, dense.compute, task=dense.task).accuracy
-            schedule = recipe.finetune.model_copy(update={"epochs": epochs})
-            train(model, dense.data, schedule, dense.compute, seed=recipe.seed, teacher=dense.model, task=dense.task)
-            after = evaluate(model, dense.data.validation, dense.compute, task=dense.task).accuracy
-            row[kind] = {"before": before, "after": after}
+        row: dict[str, Any] = {"macs_share": job.trace.costs_of(policy)["macs"] / job.trace.dense_costs()["macs"]}
+        for kind, measure in measures.items():
+            model = measure.realise(policy)
+            before = measure.evaluate_whole(model).accuracy
+            job.finetune(model, start=before)
+            row[kind] = {"before": before, "after": measure.evaluate_whole(model).accuracy}
             stage.advance()
         rows.append(row)
-    reference = evaluate(dense.model, dense.data.validation, dense.compute, task=dense.task).accuracy
-    return {"dense": reference, "epochs": epochs, "rows": rows}
+    return {"dense": job.measure.evaluate_whole(job.model).accuracy, "epochs": epochs, "rows": rows}
 
 
-def random_policy(dense: Job, share: float, seed: int) -> NDArray[np.int64]:
+def _measures(job: Job) -> dict[str, Measure]:
+    """What makes the network of a policy after each kind of recovery."""
+    recovery = job.recipe.recovery
+    return {
+        kind.name: job.measure.with_settings(recovery=kind.recovery(recovery)) for kind in parse_kinds(",".join(KINDS))
+    }
+
+
+def random_policy(job: Job, share: float, seed: int) -> NDArray[np.int64]:
     """A policy of random proportions at 85 to 100 % of `share` of the dense MACs."""
-    cap = Cap(dense.trace.costs["macs"], share * dense.trace.dense_costs()["macs"])
-    policy: NDArray[np.int64] = random_policies(dense.space, (cap,), 1, np.random.default_rng(seed))[0]
+    cap = Cap(job.trace.costs["macs"], share * job.trace.dense_costs()["macs"])
+    policy: NDArray[np.int64] = random_policies(job.space, (cap,), 1, np.random.default_rng(seed))[0]
     return policy
-
-
-def recovered(dense: Job, policy: NDArray[np.int64], kind: str) -> nn.Module:
-    """The network of a policy after one kind of recovery: "none", "batchnorm" or "fold_batchnorm"."""
-    moments = dense.measure.moments if kind == "fold_batchnorm" else None
-    model = cut_and_fold(
-        dense.model, dense.trace.table, kept_channels(dense.trace.table, dense.measure.ranks, policy), moments
-    )
-    if kind != "none":
-        dense.measure.settle(model)
-    return model
 
 
 def recovery_text(found: dict[str, Any]) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from amc.system.errors import UsageError
+from amc import UsageError
 from amc_predictor import SeerNetPredictor
 from amc_predictor.seernet import train_network, untrained_network
 

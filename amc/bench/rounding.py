@@ -6,14 +6,13 @@ from dataclasses import asdict
 from statistics import mean
 from typing import Any
 
+from amc import Recipe, recipe_rounding
 from amc.bench.table import MISSING, Table
-from amc.job.recipe import Recipe
-from amc.job.rounding import measure_recipe
 
 
 def bench_rounding(recipe: Recipe) -> dict[str, Any]:
     """What `--round-to auto` measures for a recipe's network, and what it chooses."""
-    found = asdict(measure_recipe(recipe))
+    found = asdict(recipe_rounding(recipe))
     return {"model": recipe.model.name, **found}
 
 

@@ -4,23 +4,13 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
-from pathlib import Path
 from statistics import mean
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
+from amc import Job, MemorySplit, Progress, Recipe, UsageError, fit_predictor, open_job, optimize, search
 from amc.bench.table import Table
-from amc.job.job import Job, open_job
-from amc.job.recipe import Recipe
-from amc.study.optimize import learn, select
-from amc.study.search import run_search
-from amc.study.trials import Study
-from amc.system.errors import UsageError
-from amc.system.progress import Progress
-from amc.train.evaluation import evaluate
-from amc.zoo.data.splits import MemorySplit
 
 KINDS = ("whole", "stopped")
 
@@ -34,30 +24,24 @@ def bench_stop(recipe: Recipe, trials: int, seeds: int, progress: Progress) -> d
     Raises:
         UsageError: the data are not held in memory, so that such images cannot be told apart.
     """
-    dense = open_job(recipe, None, progress)
-    held_out = _unseen(dense)
+    job = open_job(recipe, None, progress)
+    held_out = _unseen(job)
     rows = []
     for seed in range(recipe.seed, recipe.seed + seeds):
         row: dict[str, Any] = {"seed": seed}
         for kind in KINDS:
-            search = recipe.search.model_copy(
-                update={"sensitivity_images": 0, "stop_early": kind == "stopped", "trials": trials}
-            )
-            measure = copy.copy(dense.measure)
-            measure.seed = seed
-            asked = recipe.model_copy(update={"search": search, "seed": seed})
-            row[kind] = _searched(replace(dense, recipe=asked, measure=measure), held_out, progress)
+            row[kind] = _searched(job, trials, seed, kind == "stopped", held_out, progress)
         rows.append(row)
-    found = {"model": recipe.model.name, "budget": list(recipe.budget), "trials": trials, "rows": rows}
-    return {**found, "validation_images": len(dense.data.validation), "held_out_images": len(held_out)}
+    found = {"model": recipe.model.name, "budget": list(map(str, recipe.budget)), "trials": trials, "rows": rows}
+    return {**found, "validation_images": len(job.data.validation), "held_out_images": len(held_out)}
 
 
-def _unseen(dense: Job) -> MemorySplit:
+def _unseen(job: Job) -> MemorySplit:
     """The images of the train split that trials do not learn from."""
-    train, recovery = dense.data.train, dense.recipe.recovery
+    train, recovery = job.data.train, job.recipe.recovery
     if not isinstance(train, MemorySplit):
         raise UsageError(
-            f"this benchmark needs data held in memory, but {dense.data.name!r} is not; take fashion-mnist-10k"
+            f"this benchmark needs data held in memory, but {job.data.name!r} is not; take fashion-mnist-10k"
         )
     unseen = torch.ones(len(train), dtype=torch.bool)
     for seed, images in ((0, recovery.moment_images), (1, recovery.batchnorm_images)):
@@ -66,26 +50,25 @@ def _unseen(dense: Job) -> MemorySplit:
     return replace(train, images=train.images[unseen], labels=train.labels[unseen])
 
 
-def _searched(dense: Job, held_out: MemorySplit, progress: Progress) -> dict[str, float]:
+def _searched(
+    job: Job, trials: int, seed: int, stop_early: bool, held_out: MemorySplit, progress: Progress
+) -> dict[str, float]:
     """One search, and what it chose."""
-    recipe = dense.recipe
-    with TemporaryDirectory() as folder:
-        study = Study.of(dense.measure, folder=Path(folder), alone=True)
-        run_search(study, dense.caps, recipe.search, progress)
-        found = study.trials
-        predictor = learn(dense.space, found, study.dense_accuracy, recipe.seed).predictor
-        chosen = select(study, predictor, dense.caps, recipe.search.candidates)
-    images = sum(trial.images or len(dense.data.validation) for trial in found)
-    assert predictor.ranks is not None
+    measure = copy.copy(job.measure)
+    measure.seed = seed
+    settings = job.recipe.search.model_copy(update={"sensitivity_images": 0, "stop_early": stop_early})
+    study = search(job.trace, measure, job.budgets, trials, settings=settings, progress=progress)
+    found, ranks = study.trials, fit_predictor(study).predictor.ranks
+    chosen = optimize(study, job.budgets, candidates=settings.candidates)
+    assert ranks is not None and chosen.trial is not None
+    images = sum(trial.images or measure.images for trial in found)
     return {
         "stopped": sum(trial.stopped for trial in found),
-        "images": images / (len(found) * max(trial.images or 1 for trial in found)),
+        "images": images / (len(found) * measure.images),
         "seconds": sum(sum(trial.seconds.values()) for trial in found),
         "validation_accuracy": chosen.trial.accuracy,
-        "held_out_accuracy": evaluate(
-            dense.measure.realise(chosen.policy), held_out, dense.compute, task=dense.task
-        ).accuracy,
-        "kendall": predictor.ranks.kendall,
+        "held_out_accuracy": measure.evaluate_whole(measure.realise(chosen.array), held_out).accuracy,
+        "kendall": ranks.kendall,
     }
 
 

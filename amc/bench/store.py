@@ -13,8 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from amc.system.errors import RunError, StorageError
-from amc.system.files import explain_storage
+from amc import RunError, StorageError
 
 FILE = "measured.db"
 OLDER = "labels.db"  # the file of versions before this format
@@ -74,4 +73,6 @@ class Store:
         try:
             yield
         except (sqlite3.Error, OSError) as error:
-            raise StorageError(explain_storage(self.path, error)) from error
+            raise StorageError(
+                f"{self.path} must be readable and writable, but: {error}; check the disk and the folder's rights"
+            ) from error

@@ -18,24 +18,22 @@ from numpy.typing import NDArray
 from optuna.distributions import distribution_to_json
 from optuna.storages._rdb import models
 from optuna.trial import TrialState
-from sqlalchemy import insert
+from sqlalchemy import create_engine, insert
 from sqlalchemy.orm import Session
 from torch import Tensor
 
-from amc.study.database import Database
-from amc.study.optimize import best_candidates, learn
-from amc.study.trial import Protocol, Trial
-from amc.study.trials import Study
-from amc.system.progress import Silent
+from amc import Protocol, Silent, Study, Trial
 from amc_predictor import EnsemblePredictor
 from amc_predictor.ranks import kendall
-from amc_search import Cap, EvolutionarySampler, Space, random_policies
+from amc_search import Cap, EvolutionarySampler, Space, climb, random_policies
 from amc_search.history import CLAIM
 from amc_search.sampler import search_space
 
 PROPOSALS = 24
 FRESH = 500  # policies that the predictor is asked to order
 SIZE, STEP = 256, 8
+DENSE = 0.9  # accuracy of the dense network
+WARM = 32  # best measured policies that an ascent also starts from, as in the product
 PROTOCOL = Protocol(
     model="bench", weights_digest="", data_digest="", groups_digest="", importance="magnitude", fold=True,
     moment_images=0, batchnorm_images=0, measure_images=0, batch_size=1, compute="", seed=0, versions=(),
@@ -89,17 +87,19 @@ def judge(place: str, trials: int, groups: int) -> None:
     bare = _memory_mb("VmRSS")
     start = perf_counter()
     study = Study(None, folder, PROTOCOL, world.space, alone=True)
-    known = study.trials
+    values, known = study.labels(study.measured), np.array([trial.policy for trial in study.trials])
     opened, held = perf_counter() - start, _memory_mb("VmRSS") - bare
     start = perf_counter()
-    predictor = learn(world.space, known, 0.9, 0).predictor
+    predictor = EnsemblePredictor(seed=0)
+    learned = world.space.fractions(np.concatenate([known, world.space.high[None]]))
+    predictor.fit(learned, torch.from_numpy(np.append(values, DENSE)))
     fitted = perf_counter() - start
     fresh = random_policies(world.space, world.caps, FRESH, np.random.default_rng(1))
     truth = torch.tensor([world.measure(policy).accuracy for policy in fresh], dtype=torch.float64)
     with torch.no_grad():
         ordered = kendall(predictor.predict(world.space.fractions(fresh))[0], truth)
     start = perf_counter()
-    best_candidates(predictor, world.space, world.looser, known, 0)
+    climb(predictor, world.space, world.looser, warm=known[np.argsort(-values, kind="stable")[:WARM]])
     retargeted = perf_counter() - start
     between, last = [], perf_counter()
 
@@ -108,7 +108,7 @@ def judge(place: str, trials: int, groups: int) -> None:
         return world.measure(policy)
 
     sampler = EvolutionarySampler(
-        world.space, world.caps, lambda: EnsemblePredictor(seed=0), seed=0, dense_accuracy=0.9, labels=study.labels
+        world.space, world.caps, lambda: EnsemblePredictor(seed=0), seed=0, dense_accuracy=DENSE, labels=study.labels
     )
     for count in range(1, PROPOSALS + 1):
         last = perf_counter()
@@ -156,7 +156,7 @@ def _fill(folder: Path, world: World, trials: int) -> None:
             {"trial_id": number, "key": CLAIM, "value_json": json.dumps(policy.tolist())} for number, policy in numbered
         ],
     }  # fmt: skip
-    with Session(Database(study.url).engine) as session, session.begin():
+    with Session(create_engine(study.url)) as session, session.begin():
         for table, content in rows.items():
             session.execute(insert(table), content)
 

@@ -13,17 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from amc import Job, Progress, Recipe, Study, Trial, load_recipe, open_job
 from amc.bench.machine import seconds
 from amc.bench.recovery import random_policy
 from amc.bench.table import Table
-from amc.job.job import Job, open_job
-from amc.job.recipe import Recipe, load_recipe
-from amc.study.measure import ORDER
-from amc.study.trial import Trial
-from amc.study.trials import Study
-from amc.surgery.layers import BATCH_NORMS
-from amc.system.eval_mode import evaluating
-from amc.system.progress import Progress
 
 NETWORKS = ("resnet20", "resnet18", "mobilenet_v2")
 IMAGES = "amc.bench.images:resized"
@@ -49,31 +42,31 @@ def bench_trial(recipe: Recipe, policies: int, progress: Progress) -> dict[str, 
         Medians over the policies, in seconds: the parts of a trial, the whole, the bare forward passes; and of the
         ratio of the last two.
     """
-    dense = open_job(recipe, None, progress)
+    job = open_job(recipe, None, progress)
     shares = np.linspace(0.3, 0.8, policies)
     stage = progress.stage(f"trials of {recipe.model.name}", policies)
     rows: list[dict[str, float]] = []
     with TemporaryDirectory() as folder:
-        study = Study(None, Path(folder), dense.measure.protocol(), dense.space, alone=True)
-        dense.measure(random_policy(dense, 0.5, recipe.seed))  # batches are made once a study
-        study.measure_one(dense.space.high, dense.measure)
+        study = Study.of(job.measure, folder=Path(folder), alone=True)
+        job.measure(random_policy(job, 0.5, recipe.seed))  # batches are made once a study
+        study.measure_one(job.space.high, job.measure)
         for index, share in enumerate(shares):
-            rows.append(_of_one(dense, study, random_policy(dense, float(share), recipe.seed + index)))
+            rows.append(_of_one(job, study, random_policy(job, float(share), recipe.seed + index)))
             stage.advance()
     middle = {key: median(row[key] for row in rows) for key in rows[0]}
-    found = {"model": recipe.model.name, "input_shape": list(dense.data.input_shape), "compute": dense.compute.name}
+    found = {"model": recipe.model.name, "input_shape": list(job.data.input_shape), "compute": job.compute.name}
     return {**found, "threads": torch.get_num_threads(), "policies": policies, **middle}
 
 
-def _of_one(dense: Job, study: Study, policy: NDArray[np.int64]) -> dict[str, float]:
+def _of_one(job: Job, study: Study, policy: NDArray[np.int64]) -> dict[str, float]:
     """The fastest of `ROUNDS` trials of one policy, and of its bare forward passes between them."""
-    small = dense.measure.realise(policy)
+    small = job.measure.realise(policy)
     best: dict[str, float] = {}
     bare = float("inf")
     for _ in range(ROUNDS):
-        bare = min(bare, seconds(partial(_forward, dense, small)))
+        bare = min(bare, seconds(partial(_forward, job, small)))
         trials: list[Trial] = []
-        whole = seconds(lambda: trials.append(dense.measure(policy)))  # noqa: B023 - called at once
+        whole = seconds(lambda: trials.append(job.measure(policy)))  # noqa: B023 - called at once
         if whole < best.get("whole", float("inf")):
             best = {**trials[0].seconds, "whole": whole}
     done = trials[0]
@@ -83,20 +76,20 @@ def _of_one(dense: Job, study: Study, policy: NDArray[np.int64]) -> dict[str, fl
 
 
 @torch.inference_mode()
-def _forward(dense: Job, small: nn.Module) -> None:
+def _forward(job: Job, small: nn.Module) -> None:
     """The forward passes of a trial and nothing else."""
-    measure, size = dense.measure, dense.recipe.search.batch_size
-    images = dense.recipe.recovery.batchnorm_images
-    norms = [module for module in small.modules() if isinstance(module, BATCH_NORMS)]
-    with evaluating(small), dense.compute.autocast():
+    measure, images = job.measure, job.recipe.recovery.batchnorm_images
+    norms = [module for module in small.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    small.eval()
+    with job.compute.autocast():
         for norm in norms:
             norm.train()
-        for batch in measure.train.batches(size, seed=1, limit=images) if images else ():
-            dense.task.call(batch).to(dense.compute.device).on(small)
+        for batch in measure.train.batches(measure.settings.batch_size, seed=1, limit=images) if images else ():
+            job.task.call(batch).to(job.compute.device).on(small)
         for norm in norms:
             norm.eval()
-        for batch in measure.validation.batches(size, seed=ORDER, limit=dense.recipe.search.measure_images):
-            dense.task.call(batch).to(dense.compute.device).on(small)
+        for batch in measure.batches():
+            job.task.call(batch).to(job.compute.device).on(small)
 
 
 def trial_text(rows: list[dict[str, Any]]) -> str:

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+import tomli_w
+
+from amc import Progress, Recipe, Silent, compress, measured_by
 from amc.bench.table import Table
-from amc.job.folder import RECIPE
-from amc.job.job import Job, open_job
-from amc.job.recipe import Recipe, amended, resolved_toml
-from amc.job.workers import worker_pool
-from amc.study.heartbeat import measured_by
-from amc.study.trials import Study
-from amc.system.files import write_text
-from amc.system.progress import Progress, Silent
 
 
 def bench_workers(recipe: Recipe, workers: int, trials: int, repeats: int, progress: Progress) -> dict[str, Any]:
@@ -28,33 +22,27 @@ def bench_workers(recipe: Recipe, workers: int, trials: int, repeats: int, progr
     Returns:
         `per_minute`: number of workers -> the rates, one a repeat; `ratio`: that of their medians.
     """
-    recipe = amended(recipe, {"threads": 1, "search.trials": trials})
     rates: dict[int, list[float]] = {1: [], workers: []}
     stage = progress.stage("searches", 2 * repeats)
     with tempfile.TemporaryDirectory(prefix="amc-bench-") as place:
-        home = Path(place) / "dense"
-        home.mkdir()
-        dense = open_job(recipe, home, Silent())
-        accuracy = dense.measure.evaluate_whole(dense.model, dense.data.validation).accuracy
+        path = Path(place) / "recipe.toml"
+        path.write_text(tomli_w.dumps(recipe.model_dump(exclude_none=True)))
         for repeat in range(repeats):
             for number in rates:
-                folder = Path(place) / f"{number}-{repeat}"
-                shutil.copytree(home, folder)
-                write_text(folder / RECIPE, resolved_toml(recipe))
-                rates[number].append(_rate(dense, folder, number, accuracy))
+                rates[number].append(_rate(path, Path(place) / f"{number}-{repeat}", number, trials))
                 stage.advance()
     ratio = median(rates[workers]) / median(rates[1])
     return {"model": recipe.model.name, "trials": trials, "workers": workers, "per_minute": rates, "ratio": ratio}
 
 
-def _rate(dense: Job, folder: Path, number: int, accuracy: float) -> float:
+def _rate(recipe: Path, folder: Path, number: int, trials: int) -> float:
     """Policies a minute."""
-    study = Study.of(dense.measure, folder=folder, alone=True)
-    study.describe(resolved_toml(dense.recipe), accuracy)
-    with worker_pool(study, folder, number, dense.recipe.threads or 1) as pool:
-        study.follow(dense.recipe.search.trials, Silent(), pool.tend)
+    run = compress(recipe=recipe, out=folder, progress=Silent(), settings={
+        "threads": 1, "search.trials": trials, "search.workers": number, "search.study": "run",
+        "search.candidates": 1, "finetune.epochs": 0.0, "finetune.uniform": False,
+    })  # fmt: skip
     ends: dict[str | None, list[float]] = {}
-    for trial in study.measured:
+    for trial in run.study.measured[:trials]:
         if trial.datetime_complete:
             ends.setdefault(measured_by(trial), []).append(trial.datetime_complete.timestamp())
     begin, end = max(min(times) for times in ends.values()), max(max(times) for times in ends.values())

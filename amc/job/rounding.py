@@ -29,14 +29,14 @@ def settle_rounding(recipe: Recipe, folder: Path | None, progress: Progress, bro
     def decide() -> NDArray[np.int64]:
         if folder is not None and (folder / RECIPE).is_file():
             return np.array([read_recipe(folder).surgery.step])
-        found = measure_recipe(recipe, brought)
+        found = recipe_rounding(recipe, brought)
         progress.say(found.text)
         return np.array([found.step])
 
     return with_step(recipe, int(distributed.from_leader(1, decide)[0]))
 
 
-def measure_recipe(recipe: Recipe, brought: Brought | None = None) -> Rounding:
+def recipe_rounding(recipe: Recipe, brought: Brought | None = None) -> Rounding:
     """Measure the layer speeds of a recipe's network."""
     if recipe.threads:
         torch.set_num_threads(recipe.threads)

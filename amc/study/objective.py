@@ -25,7 +25,7 @@ FEWEST = 8  # trials for a curve
 RESOLUTION = 0.01  # accuracies this close to the best one steer the curve most
 
 
-def denoised(
+def smoothed_objective(
     accuracy: NDArray[np.float64], loss: NDArray[np.float64], seen: NDArray[np.float64] | None = None
 ) -> NDArray[np.float64]:
     """Labels (n,) in [0, 1] from accuracies (n,) and calibrated losses (n,), nats, of the same trials.
@@ -52,4 +52,4 @@ def labels_of(trials: Sequence[Trial]) -> NDArray[np.float64]:
     most = max((trial.images or 0 for trial in trials), default=0)
     seen = [trial.images / most if trial.images else 1.0 for trial in trials]
     accuracy, loss = (np.array([getattr(trial, of) for trial in trials]) for of in ("accuracy", "loss"))
-    return denoised(accuracy, loss, np.array(seen))
+    return smoothed_objective(accuracy, loss, np.array(seen))

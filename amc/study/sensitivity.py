@@ -47,10 +47,10 @@ def measure_sensitivity(study: Study, settings: SearchSettings, progress: Progre
     search.
     """
     if images_for(study.measure, settings) and study.told(SENSITIVITY) is None:
-        study.tell(SENSITIVITY, measure_curves(study.measure, settings, progress))
+        study.tell(SENSITIVITY, sensitivity_curves(study.measure, settings, progress))
 
 
-def measure_curves(measure: Measure, settings: SearchSettings, progress: Progress | None = None) -> Curves:
+def sensitivity_curves(measure: Measure, settings: SearchSettings, progress: Progress | None = None) -> Curves:
     """Cut each group alone to each of `LEVELS` and measure how far that moves the outputs.
 
     The distance is the divergence from the whole network's classes, in nats, or a relative square error where outputs
@@ -102,7 +102,7 @@ def images_for(measure: Measure, settings: SearchSettings) -> int:
     return min(wanted, int(affordable)) if affordable >= min(wanted, FEWEST) else 0
 
 
-def price(measure: Measure, settings: SearchSettings) -> int:
+def sensitivity_price(measure: Measure, settings: SearchSettings) -> int:
     """What the curves cost, in trials, rounded up: images passed through a network for them, and for one trial."""
     if not images_for(measure, settings):
         return 0

@@ -14,7 +14,7 @@ from amc.bench.objectives import flow as bench_module
 from amc.bench.objectives.caps import recipe_and_caps
 from amc.bench.objectives.fidelity import drawn, drawn_kendall, kendall, regret, spread_of
 from amc.bench.objectives.flow import Wanted, bench_objectives
-from amc.bench.objectives.kinds import measure_of, parse_kinds
+from amc.bench.objectives.kinds import parse_kinds
 from amc.bench.objectives.policies import chosen_policies
 from amc.bench.objectives.report import objectives_text, write_report
 from amc.bench.objectives.verdict import found_for_cap, long_values, trial_values, verdict
@@ -46,7 +46,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
 
 
 @pytest.fixture(scope="module")
-def dense(tiny: Recipe) -> Job:
+def job(tiny: Recipe) -> Job:
     return open_job(tiny)
 
 
@@ -70,27 +70,28 @@ def test_a_kind_that_is_none_is_told(text: str) -> None:
         parse_kinds(text)
 
 
-def test_a_kind_is_measured_as_a_trial_is(dense: Job) -> None:
+def test_a_kind_is_measured_as_a_trial_is(job: Job) -> None:
     """The kind of the recipe's own recovery gives accuracy and loss of `amc compress`."""
-    policy = dense.space.nearest(dense.space.high / 2)
+    policy = job.space.nearest(job.space.high / 2)
     (fold,) = parse_kinds("fold")
-    ours, theirs = measure_of(dense, fold.recovery(dense.recipe.recovery))(policy), dense.measure(policy)
+    same = job.measure.with_settings(recovery=fold.recovery(job.recipe.recovery))
+    ours, theirs = same(policy), job.measure(policy)
     assert (ours.accuracy, ours.loss) == (theirs.accuracy, theirs.loss)
 
 
-def test_half_of_the_policies_are_good_ones(dense: Job) -> None:
+def test_half_of_the_policies_are_good_ones(job: Job) -> None:
     """All are distinct and under the cap, uniform ratios come first, the good ones are best by the judge."""
-    caps = dense.trace.caps(CAP["40%"])
+    caps = job.trace.caps(CAP["40%"])
 
     def judge(policies: NDArray[np.int64]) -> NDArray[np.float64]:
         return policies[:, 0].astype(np.float64)
 
-    chosen = chosen_policies(dense.space, caps, 12, 0, judge)
+    chosen = chosen_policies(job.space, caps, 12, 0, judge)
     policies, origins = np.stack([policy for policy, _ in chosen]), [origin for _, origin in chosen]
     assert origins == ["uniform"] + ["random"] * 5 + ["good"] * 6
-    assert len(np.unique(policies, axis=0)) == 12 and (repair(policies, dense.space, caps) == policies).all()
+    assert len(np.unique(policies, axis=0)) == 12 and (repair(policies, job.space, caps) == policies).all()
     assert judge(policies[6:]).min() >= np.median(judge(policies[1:6]))
-    again = chosen_policies(dense.space, caps, 12, 0, judge)
+    again = chosen_policies(job.space, caps, 12, 0, judge)
     assert all((ours == theirs).all() for (ours, _), (theirs, _) in zip(chosen, again, strict=True))
 
 
@@ -241,7 +242,7 @@ def test_a_comparison_is_told_in_full(tiny: Recipe, tmp_path: Path) -> None:
     )
 
 
-def test_networks_measured_otherwise_are_not_mixed(tiny: Recipe, dense: Job, tmp_path: Path) -> None:
+def test_networks_measured_otherwise_are_not_mixed(tiny: Recipe, job: Job, tmp_path: Path) -> None:
     """Another recovery or fine-tune needs another folder."""
     bench_objectives(tiny, wanted(kinds="none", repeats=1, epochs=0.1), tmp_path, 60, Silent())
     other = tiny.model_copy(update={"finetune": tiny.finetune.model_copy(update={"lr": 0.5})})

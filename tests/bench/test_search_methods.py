@@ -85,7 +85,7 @@ def drawn(offset: int) -> Method:
     return search
 
 
-def methods(dense: Job) -> Mapping[str, Method]:
+def methods(job: Job) -> Mapping[str, Method]:
     plain: Method = lambda problem: void(problem.measure(uniform(problem.space, problem.caps)))  # noqa: E731
     return {"amc": drawn(0), "other": drawn(1), "uniform": plain}
 
@@ -203,14 +203,14 @@ def test_the_test_split_is_touched_once_a_network(
 ) -> None:
     """Each fine-tuned network, and the dense one, is tested once, and never again when the comparison goes on."""
     tested: list[int] = []
-    honest = Job.evaluate
+    honest = Measure.evaluate_whole
 
-    def count(self: Job, model: Any, split: Any) -> Any:
-        if split is self.splits.test:
+    def count(self: Measure, model: Any, split: Any = None) -> Any:
+        if split is not None:  # the validation split goes without saying
             tested.append(len(split))
         return honest(self, model, split)
 
-    monkeypatch.setattr(Job, "evaluate", count)
+    monkeypatch.setattr(Measure, "evaluate_whole", count)
     bench_methods(recipe, home / "tested", methods=methods)
     policies = outcome(home / "tested")["progress"]["finals"]
     assert len(tested) == policies + 1 and set(tested) == {100}
@@ -250,7 +250,7 @@ def test_a_report_of_another_folder_is_refused(
     (tmp_path / "other" / "0123" / "measured.db").touch()
     before = sorted(tmp_path.rglob("*"))
     with monkeypatch.context() as patch:
-        patch.setattr(flow, "prepare", None)
+        patch.setattr(flow, "open_job", None)
         for name in ("none", "empty", "run"):
             with pytest.raises(RunError, match="holds nothing of it") as caught:
                 bench_methods(recipe, tmp_path / name, Wanted(report_only=True))
@@ -286,11 +286,11 @@ def test_only_some_winners_are_fine_tuned(recipe: BenchRecipe, tmp_path: Path) -
 def test_a_method_that_does_not_run_is_left_out(home: Path, recipe: BenchRecipe) -> None:
     """Its reason is told, the others go on, and it is tried again when the comparison goes on."""
 
-    def broken(dense: Job) -> Mapping[str, Method]:
+    def broken(job: Job) -> Mapping[str, Method]:
         def fail(problem: Problem) -> None:
             raise MissingExtra("other", "nothing")
 
-        return {**methods(dense), "other": fail}
+        return {**methods(job), "other": fail}
 
     found = bench_methods(recipe, home / "left", Wanted(only=("other", "uniform")), methods=broken)
     assert set(found["left_out"]["other"]) == {"40%", "60%+70%params"}

@@ -8,7 +8,7 @@ from torch import nn
 
 from amc.cost.layer_speeds import STEPS, choose, heaviest, measure_rounding, slowdowns
 from amc.job.recipe import load_recipe, resolved_toml
-from amc.job.rounding import measure_recipe, settle_rounding
+from amc.job.rounding import recipe_rounding, settle_rounding
 from amc.system.device import Compute
 from amc.system.errors import UsageError
 from amc.system.progress import Silent
@@ -66,7 +66,7 @@ def test_a_measurement_is_short_and_says_what_it_saw() -> None:
 def test_a_network_without_wide_layers_keeps_the_default() -> None:
     """There is nothing to measure, and 8 is taken."""
     recipe = load_recipe(None, {"model.name": "tests.tiny:network", "data.name": "tests.tiny:pictures"})
-    found = measure_recipe(recipe.model_copy(update={"model": recipe.model.model_copy(update={"weights": "none"})}))
+    found = recipe_rounding(recipe.model_copy(update={"model": recipe.model.model_copy(update={"weights": "none"})}))
     assert found.step == 8 and "no layer" in found.text
 
 

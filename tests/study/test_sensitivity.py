@@ -20,10 +20,10 @@ from amc.study.sensitivity import (
     held_sensitivity,
     images_for,
     levels,
-    measure_curves,
     measure_sensitivity,
     networks,
-    price,
+    sensitivity_curves,
+    sensitivity_price,
 )
 from amc.study.settings import SearchSettings
 from amc.study.trials import Study
@@ -48,7 +48,7 @@ def study_of(dense: Job, folder: Path) -> Study:
 
 def test_a_curve_is_the_divergence_of_the_outputs_of_networks_cut_in_one_group(dense: Job) -> None:
     """Against the definition, by hand, on 40 pictures, all networks with BatchNorm settled on the same few."""
-    curves = measure_curves(dense.measure, dense.recipe.search)
+    curves = sensitivity_curves(dense.measure, dense.recipe.search)
     group, level = 1, 2
     policy = dense.space.high.copy()
     policy[group] = levels(dense.space, group)[level]
@@ -76,7 +76,7 @@ def test_levels_are_legal_rising_and_never_the_whole_group() -> None:
 
 def test_the_price_counts_the_pictures_that_pass_through_networks(dense: Job) -> None:
     """All networks, on 40 pictures and half as many for BatchNorm, over the 100 + 100 of a trial, rounded up."""
-    assert price(dense.measure, dense.recipe.search) == -(-networks(dense.space) * 60 // 200)
+    assert sensitivity_price(dense.measure, dense.recipe.search) == -(-networks(dense.space) * 60 // 200)
 
 
 def test_a_short_search_pays_for_fewer_pictures_or_none(dense: Job) -> None:
@@ -86,8 +86,8 @@ def test_a_short_search_pays_for_fewer_pictures_or_none(dense: Job) -> None:
         return dense.measure, dense.recipe.search.model_copy(update={"trials": trials})
 
     assert [images_for(*of(trials)) for trials in (1, 5, 8, 9, 100)] == [0, 0, 38, 40, 40]
-    assert all(price(*of(trials)) <= -(-trials // 4) for trials in (8, 9, 100))
-    assert measure_curves(*of(1)) == [] and price(*of(1)) == 0
+    assert all(sensitivity_price(*of(trials)) <= -(-trials // 4) for trials in (8, 9, 100))
+    assert sensitivity_curves(*of(1)) == [] and sensitivity_price(*of(1)) == 0
 
 
 def test_curves_are_measured_once_and_kept_with_the_study(
@@ -104,7 +104,7 @@ def test_curves_are_measured_once_and_kept_with_the_study(
     def fail(*_: object) -> object:
         raise AssertionError("measured again")
 
-    monkeypatch.setattr("amc.study.sensitivity.measure_curves", fail)
+    monkeypatch.setattr("amc.study.sensitivity.sensitivity_curves", fail)
     measure_sensitivity(study_of(dense, tmp_path), dense.recipe.search)
     again = held_sensitivity(study_of(dense, tmp_path))
     assert first is not None and again is not None and torch.equal(first.harm, again.harm)
@@ -133,7 +133,7 @@ def test_a_network_whose_outputs_are_not_finite_leaves_its_knot_out(
         return small
 
     monkeypatch.setattr(type(dense.measure), "realise", wrecked)
-    (kept, moved), *_ = measure_curves(dense.measure, dense.recipe.search)
+    (kept, moved), *_ = sensitivity_curves(dense.measure, dense.recipe.search)
     assert len(kept) == len(moved) == len(levels(dense.space, 0)) - 1
 
 

@@ -6,9 +6,8 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 
+from amc import Budget, Recipe, load_recipe, parse_budgets, recipes_folder
 from amc.bench.search_methods.bench_recipe import cap_name, load_bench_recipe
-from amc.cost.budget import Budget, parse_budgets
-from amc.job.recipe import Recipe, load_recipe, recipes_folder
 
 CAPS = "15%,40%"
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from time import perf_counter
@@ -15,21 +15,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from amc import (
+    Budget,
+    Evaluation,
+    Job,
+    Measure,
+    ModelError,
+    Progress,
+    Recipe,
+    RunError,
+    Silent,
+    UsageError,
+    open_job,
+)  # fmt: skip
+from amc.bench.caps import reachable_caps
 from amc.bench.deadline import Deadline, Paused, PausingProgress, Unfinished
-from amc.bench.objectives.kinds import JUDGED, JUDGES, Kind, measure_of, parse_kinds
+from amc.bench.objectives.kinds import JUDGED, JUDGES, Kind, parse_kinds
 from amc.bench.objectives.policies import chosen_policies, mean_ranks
 from amc.bench.objectives.verdict import found_for_cap, verdict
 from amc.bench.store import Store
-from amc.cost.budget import Budget
-from amc.job.job import Job, open_job
-from amc.job.recipe import Recipe
-from amc.study.measure import Measure
-from amc.study.optimize import unreachable
-from amc.system.errors import ModelError, RunError, UsageError
-from amc.system.progress import Progress, Silent
-from amc.train.evaluation import Evaluation
-from amc.train.training import train
-from amc_search import CapUnreachable
 
 FEWEST = 6  # policies: fewer order nothing
 REPEATED = 8  # policies, at least, that are fine-tuned once more for each repeat
@@ -134,19 +138,19 @@ class _Work:
         self.total = len(wanted.caps) * wanted.networks(wanted.policies)
         self.done = self.taken = 0
         folding = recipe.recovery.model_copy(update={"fold": True})  # kinds differ in it; the long ones are as asked
-        self.dense: Job = open_job(recipe.model_copy(update={"recovery": folding}), out, progress)
+        self.job: Job = open_job(recipe.model_copy(update={"recovery": folding}), out, progress)
         self._measures: dict[str, Measure] = {}
         self._check_conditions()
 
     def _check_conditions(self) -> None:
         """All that a measurement depends on must be as it was before."""
-        protocol = asdict(self.dense.measure.protocol())
+        protocol = asdict(self.job.measure.protocol())
         del protocol["training"]
         conditions = {
             **protocol,
             "recovery": self.recipe.recovery.model_dump(),
             "finetune": self.recipe.finetune.model_dump(exclude={"epochs", "uniform"}),
-            "loss": self.dense.task.loss_fingerprint,
+            "loss": self.job.task.loss_fingerprint,
         }
         for name, value in json.loads(json.dumps(conditions)).items():
             held = self.store.get("condition", name)
@@ -161,7 +165,7 @@ class _Work:
     @cached_property
     def reference(self) -> Evaluation:
         """The dense network on the validation split."""
-        return self.dense.measure.evaluate(self.dense.model)
+        return self.job.measure.evaluate(self.job.model)
 
     def cap(self, name: str, budgets: tuple[Budget, ...]) -> dict[str, Any]:
         """What is found for one cap, once all its networks are measured."""
@@ -179,9 +183,9 @@ class _Work:
             for index, (policy, _) in enumerate(policies):
                 if seed in seeds[index]:
                     long[index].append(self._long(policy, seed, advance))
-        dense = self.dense.trace.dense_costs(budgets)
+        dense = self.job.trace.dense_costs(budgets)
         shares = [
-            {b.unit: self.dense.trace.costs_of(policy, budgets)[b.unit] / dense[b.unit] for b in budgets}
+            {b.unit: self.job.trace.costs_of(policy, budgets)[b.unit] / dense[b.unit] for b in budgets}
             for policy, _ in policies
         ]
         rows = [
@@ -205,11 +209,8 @@ class _Work:
         known = self.store.get("plan", *key)
         if known is None:
             self.progress.say(f"{name}: choosing policies, half of them good ones, by the trials {JUDGED}")
-            caps = self.dense.trace.caps(budgets)
-            try:
-                chosen = chosen_policies(self.dense.space, caps, self.wanted.policies, self.recipe.seed, self._judge)
-            except CapUnreachable as error:
-                raise unreachable(error) from None
+            caps = reachable_caps(self.job, budgets)
+            chosen = chosen_policies(self.job.space, caps, self.wanted.policies, self.recipe.seed, self._judge)
             if len(chosen) < FEWEST:
                 raise UsageError(f"{name} must leave {FEWEST} policies to choose from, but leaves {len(chosen)}")
             known = [[policy.tolist(), origin] for policy, origin in chosen]
@@ -240,7 +241,7 @@ class _Work:
 
     def _measure(self, kind: Kind) -> Measure:
         if kind.name not in self._measures:
-            measure = measure_of(self.dense, kind.recovery(self.recipe.recovery))
+            measure = self.job.measure.with_settings(recovery=kind.recovery(self.recipe.recovery))
             measure.lessons.prepare()  # once a study: no part of a trial's time
             self._measures[kind.name] = measure
         return self._measures[kind.name]
@@ -248,7 +249,7 @@ class _Work:
     @cached_property
     def _start(self) -> Measure:
         """Gives the networks that long fine-tunes begin with: recovered as the recipe says."""
-        return measure_of(self.dense, self.recipe.recovery)
+        return self.job.measure.with_settings(recovery=self.recipe.recovery)
 
     def _long(self, policy: Policy, seed: int, advance: Callable[[], None]) -> Record:
         """What a long fine-tune comes to on the validation split: of the weights that `amc compress` would release."""
@@ -264,13 +265,13 @@ class _Work:
         return record
 
     def _finetuned(self, policy: Policy, seed: int, checkpoint: Path) -> Record:
-        dense = self.dense
         model = self._start.realise(policy)
         schedule = self.recipe.finetune.model_copy(update={"epochs": self.wanted.epochs})
+        seeded = self.recipe.model_copy(update={"seed": self.recipe.seed + seed, "finetune": schedule})
         start = perf_counter()
-        done = train(
-            model, dense.data, schedule, dense.compute, seed=self.recipe.seed + seed, teacher=dense.model,
-            checkpoint=checkpoint, progress=PausingProgress(Silent(), self.deadline), task=dense.task,
+        done = replace(self.job, recipe=seeded).finetune(
+            model, start=self._start.evaluate_whole(model).accuracy, checkpoint=checkpoint,
+            progress=PausingProgress(Silent(), self.deadline),
         )  # fmt: skip
         seconds = max(done.seconds, perf_counter() - start)  # what was done before an interrupt counts
         found = self._start.evaluate(model)

@@ -10,10 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from amc.job.job import Job
-from amc.study.measure import Measure
-from amc.system.errors import UsageError
-from amc.train.settings import RecoverySettings
+from amc import RecoverySettings, UsageError
 
 KIND = re.compile(r"(none|batchnorm|fold)(?:\+([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?(?:@(\d*\.?\d+))?)?")
 NONE, FOLD = "none", "fold"
@@ -60,8 +57,3 @@ def parse_kinds(text: str) -> tuple[Kind, ...]:
 
 JUDGES = parse_kinds("fold,fold+20")  # by which good policies are chosen, whatever kinds are compared
 JUDGED = " and ".join(kind.name for kind in JUDGES)
-
-
-def measure_of(dense: Job, recovery: RecoverySettings) -> Measure:
-    """What measures policies after another recovery than the recipe's; data that `dense` keeps are shared."""
-    return dense.measure.with_settings(recovery=recovery)

@@ -9,6 +9,7 @@ from typing import Any
 from plotly import graph_objects as go
 from plotly.subplots import make_subplots
 
+from amc import write_json, write_text
 from amc.bench.machine import machine
 from amc.bench.objectives.fidelity import ENOUGH_FOR_TOP, TOP
 from amc.bench.objectives.kinds import JUDGED
@@ -16,7 +17,6 @@ from amc.bench.objectives.policies import GOOD
 from amc.bench.objectives.verdict import ACCURACY, Finding, long_values, trial_values
 from amc.bench.page import GREY, OURS, UNIFORM, Section, page
 from amc.bench.table import MISSING, Table
-from amc.system.files import write_json, write_text
 
 HEADS = ["trial", "objective", "Kendall", "95 %", "of the good", "top-5 regret", "95 %", "Kendall, accuracy",
          "regret, points", "s a trial"]  # fmt: skip

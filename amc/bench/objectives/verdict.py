@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from amc import smoothed_objective
 from amc.bench.objectives.fidelity import (
     ENOUGH_FOR_TOP,
     MATTERS,
@@ -22,7 +23,6 @@ from amc.bench.objectives.fidelity import (
     spread_of,
 )
 from amc.bench.objectives.policies import GOOD
-from amc.study.objective import denoised as smoothed
 
 ENOUGH = 0.7  # of Kendall's tau
 LOSS, ACCURACY, SMOOTHED = "loss", "accuracy", "smoothed"
@@ -88,7 +88,7 @@ def trial_values(rows: list[Row], kind: str) -> dict[str, Reals]:
     found = {ACCURACY: np.array(_signed(records, ACCURACY))}
     if any(record["loss"] for record in records):
         found[LOSS] = np.array(_signed(records, LOSS))
-        found[SMOOTHED] = smoothed(found[ACCURACY], -found[LOSS])
+        found[SMOOTHED] = smoothed_objective(found[ACCURACY], -found[LOSS])
     return found
 
 

@@ -14,10 +14,8 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, PrivateAttr, field_validator
 from pydantic_core import PydanticCustomError
 
+from amc import Budget, Recipe, Settings, load_recipe, parse_budgets, recipes_folder
 from amc.bench.recipe_file import dotted, read_recipe
-from amc.cost.budget import Budget, parse_budgets
-from amc.job.recipe import Recipe, load_recipe, recipes_folder
-from amc.system.settings import Settings
 
 OURS = "amc"  # the method that the others are compared with; its ablations are called amc-WITHOUT
 UNIFORM = "uniform"

@@ -11,15 +11,13 @@ from time import perf_counter
 import numpy as np
 from numpy.typing import NDArray
 
+from amc import Job, ModelError, UsageError, sensitivity_curves
+from amc.bench.caps import reachable_caps
 from amc.bench.deadline import Deadline
 from amc.bench.search_methods.bench_recipe import BenchRecipe, Objective
 from amc.bench.store import Store
-from amc.job.job import Job
-from amc.study.optimize import unreachable
-from amc.study.sensitivity import Curves, measure_curves
-from amc.system.errors import ModelError, UsageError
-from amc_search import Cap, CapUnreachable
-from amc_search.repair import check_reachable
+from amc_search import Cap
+from amc_search.rivals.problem import Curves
 
 DEGENERATE = 1e-9  # the objective value of what could not be measured: all others are above 0
 POLICY = "policy"  # the kind of a measured policy's record
@@ -53,7 +51,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """What cutting each group alone does (`amc.study.sensitivity`), and the wall time that measuring it took."""
+    """What cutting each group alone does, and the wall time that measuring it took."""
 
     curves: Curves
     seconds: float
@@ -68,18 +66,13 @@ class Context:
             deadline, so that every command comes further than the last, however long it takes to get there.
     """
 
-    def __init__(self, recipe: BenchRecipe, dense: Job, store: Store, deadline: Deadline) -> None:
+    def __init__(self, recipe: BenchRecipe, job: Job, store: Store, deadline: Deadline) -> None:
         """Raises `BudgetUnreachable` for a cap that no policy meets."""
-        self.recipe, self.dense, self.store, self.deadline = recipe, dense, store, deadline
+        self.recipe, self.job, self.store, self.deadline = recipe, job, store, deadline
         self.has_advanced = False
         self.caps: dict[str, tuple[Cap, ...]] = {
-            name: dense.trace.caps(budgets) for name, budgets in recipe.all_caps.items()
+            name: reachable_caps(job, budgets) for name, budgets in recipe.all_caps.items()
         }
-        try:
-            for caps in self.caps.values():
-                check_reachable(dense.space, caps)
-        except CapUnreachable as error:
-            raise unreachable(error) from None
 
     @cached_property
     def reference(self) -> Measured:
@@ -88,12 +81,12 @@ class Context:
         Raises:
             UsageError: objective values shall be likelihoods, but the task's metric gives no loss.
         """
-        found = self.dense.measure.evaluate(self.dense.model)
-        if self.recipe.objective == "likelihood" and self.dense.task.metric is not None and found.loss == 0:
+        found = self.job.measure.evaluate(self.job.model)
+        if self.recipe.objective == "likelihood" and self.job.task.metric is not None and found.loss == 0:
             raise UsageError(
                 'objective = "likelihood" needs a loss, but this task\'s metric gives none; take "accuracy"'
             )
-        return Measured(found.accuracy, found.loss, found.seconds, self.dense.trace.dense_costs())
+        return Measured(found.accuracy, found.loss, found.seconds, self.job.trace.dense_costs())
 
     @property
     def dense_value(self) -> float:
@@ -108,7 +101,7 @@ class Context:
     def sensitivity(self) -> Sensitivity:
         """What cutting each group alone does."""
         start = perf_counter()
-        return Sensitivity(measure_curves(self.dense.measure, self.dense.recipe.search), perf_counter() - start)
+        return Sensitivity(sensitivity_curves(self.job.measure, self.job.recipe.search), perf_counter() - start)
 
     def measured(self, policy: Policy) -> Measured:
         """What measuring a (d,) policy gives, from the store if it was measured before.
@@ -123,10 +116,10 @@ class Context:
         if known is not None:
             return Measured(**known)
         try:
-            trial = self.dense.measure(policy)
+            trial = self.job.measure(policy)
             found = Measured(trial.accuracy, trial.loss, sum(trial.seconds.values()), dict(trial.costs))
         except ModelError as error:  # outputs that are not finite: the policy is at fault, and the worst there is
-            found = Measured(0.0, math.inf, 0.0, self.dense.trace.costs_of(policy), str(error))
+            found = Measured(0.0, math.inf, 0.0, self.job.trace.costs_of(policy), str(error))
         self.store.put(POLICY, *policy.tolist(), value=asdict(found))
         self.has_advanced = True
         return found

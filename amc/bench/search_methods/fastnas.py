@@ -23,10 +23,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from amc.bench.search_methods.widths import PeerFailed, policy_left
-from amc.job.job import Job
-from amc.system.factory import one_line
-from amc.system.isolation import is_out_of_memory
+from amc import Job
+from amc.bench.search_methods.widths import PeerFailed, failure, policy_left
 from amc_search import Cap, Policies, use_of
 from amc_search.rivals.extra import MissingExtra
 from amc_search.rivals.problem import Problem
@@ -54,7 +52,7 @@ class FastNAS:
         calls: of the score function, over all problems so far.
     """
 
-    dense: Job
+    job: Job
     calls: int = 0
     _known: dict[int, bytes] = field(default_factory=dict)  # widths on offer -> losses, in its own format
 
@@ -69,10 +67,10 @@ class FastNAS:
 
     def policy(self, caps: tuple[Cap, ...], trials: int) -> Policies:
         """A legal policy (d,) under all caps."""
-        widths = min(WIDTHS, 1 + (trials - 2) // len(self.dense.space))
+        widths = min(WIDTHS, 1 + (trials - 2) // len(self.job.space))
         if widths < 2:
             raise PeerFailed(
-                f"FastNAS needs at least {len(self.dense.space) + 2} trials for {len(self.dense.space)} groups, but "
+                f"FastNAS needs at least {len(self.job.space) + 2} trials for {len(self.job.space)} groups, but "
                 f"has {trials}; allow more trials"
             )
         cap = caps[0]
@@ -81,7 +79,7 @@ class FastNAS:
         unit, times = CONSTRAINTS[cap.cost.unit]
         for attempt in range(TRIES):
             left = self.pruned(unit, cap.limit * times * TIGHTER**attempt, widths)
-            policy = policy_left(self.dense, left)
+            policy = policy_left(self.job, left)
             if use_of(policy[None], caps)[0] <= 1:
                 return policy
         raise PeerFailed(f"FastNAS met its own constraint of {unit} {TRIES} times, but never all caps; use one cap")
@@ -93,7 +91,7 @@ class FastNAS:
                 from modelopt.torch.prune import prune
         except ImportError:  # of it, or of what it imports
             raise MissingExtra("modelopt-fastnas", "nvidia-modelopt") from None
-        copied = copy.deepcopy(self.dense.model).to(memory_format=torch.contiguous_format)  # it sorts no other order
+        copied = copy.deepcopy(self.job.model).to(memory_format=torch.contiguous_format)  # it sorts no other order
         try:
             with _quiet(), self._losses(widths) as path:
                 settings = {
@@ -103,11 +101,9 @@ class FastNAS:
                     copied, [("fastnas", self._rules(widths))], {unit: limit}, self._example, settings
                 )[0]
         except Exception as error:  # in many ways
-            if is_out_of_memory(error):
-                raise
             if UNMET in str(error):
                 raise PeerFailed(f"FastNAS can prune no network to {limit:.4g} {unit}; raise the cap") from None
-            raise PeerFailed(f"FastNAS fails on this network: {one_line(error)}") from None
+            raise failure("FastNAS", error) from None
         return found
 
     @contextlib.contextmanager
@@ -123,30 +119,30 @@ class FastNAS:
     @property
     def _example(self) -> tuple[Any, ...]:
         """One example as it wants it: a last dictionary is taken for keyword arguments."""
-        return (*self.dense.trace.example.args, dict(self.dense.trace.example.kwargs))
+        return (*self.job.trace.example.args, dict(self.job.trace.example.kwargs))
 
     def _score(self, model: nn.Module) -> float:
         """The likelihood of the right answer on the validation split, in (0, 1]; accuracy where a task has no loss."""
         self.calls += 1
         model.eval()  # this re-estimates BatchNorm by its own hook
-        found = self.dense.measure.evaluate(model)
+        found = self.job.measure.evaluate(model)
         return math.exp(-found.loss) if found.loss else found.accuracy
 
     def _calibrate(self, model: nn.Module) -> None:
         """Show it training examples, which it keeps to re-estimate BatchNorm for every network."""
         seeds = itertools.count()
-        batches = itertools.chain.from_iterable(self.dense.measure.train.batches(BATCH, seed=seed) for seed in seeds)
+        batches = itertools.chain.from_iterable(self.job.measure.train.batches(BATCH, seed=seed) for seed in seeds)
         with torch.no_grad():
             for batch in itertools.islice(batches, BATCHES):
-                self.dense.task.call(batch).to(self.dense.compute.device).on(model)
+                self.job.task.call(batch).to(self.job.compute.device).on(model)
 
     def _rules(self, widths: int) -> dict[str, Any]:
         """Its settings: so many equally spaced widths a layer, multiples of our step."""
         from modelopt.torch.prune.fastnas import FastNASConfig
 
         rules: dict[str, Any] = FastNASConfig().model_dump()
-        modules = dict(self.dense.model.named_modules())
-        steps = {name: group.step for group in self.dense.trace.table.groups for name in group.layers}
+        modules = dict(self.job.model.named_modules())
+        steps = {name: group.step for group in self.job.trace.table.groups for name in group.layers}
         for kind, by_name in rules.items():
             for setting in by_name["*"] or ():
                 if setting.endswith("_ratio"):

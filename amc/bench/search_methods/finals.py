@@ -5,20 +5,19 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Collection, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from zlib import crc32
 
 import numpy as np
 
+from amc import Progress
 from amc.bench.deadline import PausingProgress
 from amc.bench.search_methods.bench_recipe import UNIFORM, BenchRecipe
 from amc.bench.search_methods.context import Context, Policy
 from amc.bench.search_methods.searches import Search
 from amc.bench.store import Store
-from amc.system.progress import Progress
-from amc.train.training import train
 from amc_search import random_policies, uniform
 from amc_search.design import distinct
 
@@ -72,7 +71,7 @@ def drawn(context: Context, cap: str) -> list[Policy]:
     count = context.recipe.finetune_random
     if not count:
         return []
-    return list(distinct(random_policies(context.dense.space, context.caps[cap], 4 * count, rng))[:count])
+    return list(distinct(random_policies(context.job.space, context.caps[cap], 4 * count, rng))[:count])
 
 
 def field(context: Context, searches: Iterable[Search], only: Collection[str] = ()) -> list[Policy]:
@@ -84,7 +83,7 @@ def field(context: Context, searches: Iterable[Search], only: Collection[str] = 
     wanted: list[Policy] = []
     for cap in context.recipe.cap_names:
         if not only or UNIFORM in only:
-            wanted.append(uniform(context.dense.space, context.caps[cap]))
+            wanted.append(uniform(context.job.space, context.caps[cap]))
         wanted += [] if only else drawn(context, cap)
         wanted += [policy for found in contenders(context.recipe, searches, cap).values() for policy in found.values()]
     return list({policy.tobytes(): policy for policy in wanted}.values())
@@ -97,7 +96,7 @@ def read_finals(
     searches = list(searches)
     finals, others = {}, {}
     for cap in context.recipe.cap_names if context.recipe.winners_of else ():
-        policies = {UNIFORM: {0: uniform(context.dense.space, context.caps[cap])}}
+        policies = {UNIFORM: {0: uniform(context.job.space, context.caps[cap])}}
         policies |= {m: of for m, of in contenders(context.recipe, searches, cap).items() if m != UNIFORM}
         known = {method: {seed: _known(context, p) for seed, p in of.items()} for method, of in policies.items()}
         finals[cap] = {m: kept for m, of in known.items() if (kept := {s: f for s, f in of.items() if f})}
@@ -119,12 +118,12 @@ def _known(context: Context, policy: Policy) -> list[Final]:
 
 def evaluate_dense(context: Context) -> None:
     """Look at the test split with the dense network, once for all time."""
-    dense, store = context.dense, context.store
-    if known_final(store, dense.space.high, UNTRAINED) is None:
+    job, store = context.job, context.store
+    if known_final(store, job.space.high, UNTRAINED) is None:
         context.deadline.check()
-        seen = dense.measure.evaluate_whole(dense.model, dense.data.test)
+        seen = job.measure.evaluate_whole(job.model, job.data.test)
         final = Final(seen.accuracy, seen.loss, context.reference.accuracy, 0.0)
-        keep_final(store, dense.space.high, UNTRAINED, final)
+        keep_final(store, job.space.high, UNTRAINED, final)
 
 
 def finetune(context: Context, policy: Policy, data_seed: int, folder: Path, progress: Progress) -> None:
@@ -136,18 +135,16 @@ def finetune(context: Context, policy: Policy, data_seed: int, folder: Path, pro
     if known_final(context.store, policy, data_seed) is not None:
         return
     context.deadline.check()
-    dense, start = context.dense, perf_counter()
+    job, start = context.job, perf_counter()
     name = hashlib.sha256(policy.tobytes()).hexdigest()[:12]
     checkpoint = folder / f"checkpoint-{name}-{data_seed}.pt"
-    model = copy.deepcopy(dense.measure.realise(policy))
-    done = train(
-        model, dense.data, dense.recipe.finetune, dense.compute, seed=dense.recipe.seed + data_seed,
-        teacher=dense.model, checkpoint=checkpoint, title=f"fine-tune {name}, order {data_seed}",
-        progress=PausingProgress(progress, context.deadline), task=dense.task,
-        start=dense.measure.evaluate_whole(model, dense.data.validation).accuracy,
+    model = copy.deepcopy(job.measure.realise(policy))
+    done = replace(job, recipe=job.recipe.model_copy(update={"seed": job.recipe.seed + data_seed})).finetune(
+        model, start=job.measure.evaluate_whole(model).accuracy, checkpoint=checkpoint,
+        title=f"fine-tune {name}, order {data_seed}", progress=PausingProgress(progress, context.deadline),
     )  # fmt: skip
     seconds = done.seconds or perf_counter() - start
-    seen = dense.measure.evaluate_whole(model, dense.data.test)
+    seen = job.measure.evaluate_whole(model, job.data.test)
     measured = done.best_accuracy if done.accuracies else context.measured(policy).accuracy
     keep_final(context.store, policy, data_seed, Final(seen.accuracy, seen.loss, measured, seconds))
     checkpoint.unlink(missing_ok=True)

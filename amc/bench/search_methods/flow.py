@@ -8,12 +8,14 @@ folder in searches/: what it measured stays.
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from amc import Job, ModelError, Progress, RunError, Silent, UsageError, claimed, open_job, write_json, write_text
 from amc.bench.deadline import Deadline, Paused, Unfinished
 from amc.bench.search_methods import finals
 from amc.bench.search_methods.bench_recipe import BenchRecipe
@@ -26,12 +28,6 @@ from amc.bench.search_methods.searches import FRONT, Search, Spec, front_caps, r
 from amc.bench.search_methods.shared_study import front_method
 from amc.bench.search_methods.tables import table_markdown
 from amc.bench.store import FILE, Store
-from amc.job.folder import read_json
-from amc.job.job import Job, open_job
-from amc.job.run import claimed
-from amc.system.errors import ModelError, RunError, UsageError
-from amc.system.files import write_json, write_text
-from amc.system.progress import Progress, Silent
 from amc_search.rivals.extra import MissingExtra
 from amc_search.rivals.problem import Method
 
@@ -81,15 +77,15 @@ def bench_methods(
     _check(recipe, wanted)
     if wanted.report_only:
         _check_begun(out, "*", recipe)
-    job = recipe.compress_recipe()
+    ordinary = recipe.compress_recipe()
     with claimed(out):
-        dense = open_job(job, out, progress, store=not wanted.report_only)
-        folder = out / dense.measure.protocol().digest
+        job = open_job(ordinary, out, progress, store=not wanted.report_only)
+        folder = out / job.measure.protocol().digest
         if wanted.report_only:
             _check_begun(out, folder.name, recipe)
         with Store(folder) as store:
-            known = {} if wanted.report_only else (methods or product_methods)(dense)
-            context = Context(recipe, dense, store, deadline)
+            known = {} if wanted.report_only else (methods or product_methods)(job)
+            context = Context(recipe, job, store, deadline)
             work = _Work(context, folder / recipe.objective, wanted, known, progress)
             try:
                 work.run()
@@ -119,11 +115,11 @@ def _check_begun(out: Path, protocol: str, recipe: BenchRecipe) -> None:
         )
 
 
-def product_methods(dense: Job) -> Mapping[str, Method]:
+def product_methods(job: Job) -> Mapping[str, Method]:
     """All methods by name."""
     from amc.bench.search_methods.methods import all_methods
 
-    return all_methods(dense)
+    return all_methods(job)
 
 
 class _Work:
@@ -135,7 +131,7 @@ class _Work:
         self.context, self.recipe, self.folder, self.progress = context, context.recipe, folder, progress
         self.wanted, self.methods = wanted, methods
         self.specs = specs_of(self.recipe, list(wanted.only))
-        self.left_out: LeftOut = read_json(folder / LEFT_OUT) if (folder / LEFT_OUT).is_file() else {}
+        self.left_out: LeftOut = json.loads((folder / LEFT_OUT).read_text()) if (folder / LEFT_OUT).is_file() else {}
         if not wanted.report_only:
             self._check_methods()
 
@@ -220,7 +216,7 @@ class _Work:
         tuned, drawn = finals.read_finals(self.context, searches)
         return Findings(
             self.recipe, searches, [one for one in orders if one is not None], tuned, drawn,
-            finals.known_final(self.context.store, self.context.dense.space.high, finals.UNTRAINED), self.left_out,
+            finals.known_final(self.context.store, self.context.job.space.high, finals.UNTRAINED), self.left_out,
             finals.missing(self.context, searches),
         )  # fmt: skip
 

@@ -6,25 +6,23 @@ import copy
 import math
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
-from amc.bench.search_methods.widths import PeerFailed, policy_left
-from amc.job.job import Job
-from amc.surgery.channel_table import SUFFIXES
-from amc.surgery.layers import LAYERS
-from amc.system.factory import one_line
-from amc.system.isolation import is_out_of_memory
-from amc.zoo.call import Call, float_tensors
+from amc import Job
+from amc.bench.search_methods.widths import PeerFailed, failure, policy_left
 from amc_search import Cap, Policies, use_of
 from amc_search.rivals.problem import Problem
 
 STRIDE = 0.1  # of the ratios tried in turn: the cost need not fall with the ratio, so the first that fits is sought
 HALVINGS = 6  # then, between that and the one before: to 0.16 % of all channels
 NORMS = (2, 1)
-HEADS = SUFFIXES[1]
+HEADS = ":heads"  # ends the name of a group of heads
+LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
 
 
 @dataclass(frozen=True)
@@ -42,7 +40,7 @@ class TorchPruning:
         isomorphic: rank only among layers of one structure (Isomorphic Pruning, Fang et al. 2024, arXiv 2407.04616).
     """
 
-    dense: Job
+    job: Job
     isomorphic: bool = False
 
     def __call__(self, problem: Problem) -> None:
@@ -56,7 +54,7 @@ class TorchPruning:
 
     def policies(self, caps: tuple[Cap, ...]) -> list[Policies]:
         """One legal policy (d,) under all caps for each norm and rounding, equals left out."""
-        step = math.gcd(*self.dense.space.steps)
+        step = math.gcd(*self.job.space.steps)
         found: dict[bytes, Policies] = {}
         least = math.inf
         for norm in NORMS:
@@ -74,7 +72,7 @@ class TorchPruning:
         tried: dict[float, tuple[Policies, float]] = {}
 
         def fits(ratio: float) -> bool:
-            policy = policy_left(self.dense, self.pruned(ratio, norm, round_to))
+            policy = policy_left(self.job, self.pruned(ratio, norm, round_to))
             tried[ratio] = policy, float(use_of(policy[None], caps)[0])
             return tried[ratio][1] <= 1
 
@@ -98,18 +96,16 @@ class TorchPruning:
                 warnings.simplefilter("ignore")
                 return self._pruned(ratio, norm, round_to)
         except Exception as error:  # in many ways
-            if is_out_of_memory(error):
-                raise
-            raise PeerFailed(f"torch-pruning fails on this network: {one_line(error)}") from None
+            raise failure("torch-pruning", error) from None
 
     def _pruned(self, ratio: float, norm: int, round_to: int | None) -> nn.Module:
         import torch_pruning
 
-        copied = copy.deepcopy(self.dense.model).requires_grad_(True).eval()  # it overlooks layers that are frozen
+        copied = copy.deepcopy(self.job.model).requires_grad_(True).eval()  # it overlooks layers that are frozen
         modules = dict(copied.named_modules())
-        ignored = [modules[frozen.name] for frozen in self.dense.trace.table.frozen if frozen.name in modules]
+        ignored = [modules[frozen.name] for frozen in self.job.trace.table.frozen if frozen.name in modules]
         pruner = torch_pruning.pruner.BasePruner(
-            copied, self.dense.trace.example, forward_fn=_forward, global_pruning=True, isomorphic=self.isomorphic,
+            copied, self.job.trace.example, forward_fn=_forward, global_pruning=True, isomorphic=self.isomorphic,
             importance=torch_pruning.importance.GroupMagnitudeImportance(p=norm), pruning_ratio=ratio,
             round_to=round_to, ignored_layers=ignored, num_heads=self._heads(modules),
             in_channel_groups={}, out_channel_groups={},  # its defaults are shared by all pruners of a process
@@ -119,7 +115,7 @@ class TorchPruning:
 
     def _heads(self, modules: dict[str, nn.Module]) -> dict[nn.Module, int]:
         """Layers that produce heads, with their number: it is to be told, and prunes the width of all heads alike."""
-        table, found = self.dense.trace.table, {}
+        table, found = self.job.trace.table, {}
         heads = {index for index, group in enumerate(table.groups) if group.name.endswith(HEADS)}
         for name, module in modules.items():
             for index_map in (
@@ -131,5 +127,6 @@ class TorchPruning:
         return found
 
 
-def _forward(model: nn.Module, call: Call) -> list[Tensor]:
-    return float_tensors(call.on(model))
+def _forward(model: nn.Module, call: Any) -> list[Tensor]:
+    leaves = tree_leaves(call.on(model))
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]

@@ -21,10 +21,9 @@ import optuna
 import torch
 from numpy.typing import NDArray
 
+from amc import Job
 from amc.bench.search_methods.fastnas import FastNAS
 from amc.bench.search_methods.magnitude import TorchPruning
-from amc.job.job import Job
-from amc.study.optimize import KAPPA
 from amc_predictor import EnsemblePredictor, SeerNetPredictor, Sensitivity
 from amc_predictor.networks import Training
 from amc_search import ACQUISITIONS, EvolutionarySampler, Learned, Parts, close
@@ -96,7 +95,7 @@ def amc(problem: Problem, switches: Switches) -> None:
             return
     close(
         problem.space, problem.caps, problem.left, lambda: Learned(*problem.known, switches.fitted(make, problem)),
-        problem.measure_all, seed=problem.seed, kappa=KAPPA, parts=switches.closing,
+        problem.measure_all, seed=problem.seed, parts=switches.closing,
     )  # fmt: skip
 
 
@@ -133,11 +132,11 @@ METHODS: dict[str, Method] = {
 }
 
 
-def all_methods(dense: Job) -> dict[str, Method]:
+def all_methods(job: Job) -> dict[str, Method]:
     """All methods by name; each other tool raises `widths.PeerFailed` where it does not run on this network."""
     return {
         **METHODS,
-        "tp-magnitude": TorchPruning(dense),
-        "tp-isomorphic": TorchPruning(dense, isomorphic=True),
-        "modelopt-fastnas": FastNAS(dense),
+        "tp-magnitude": TorchPruning(job),
+        "tp-isomorphic": TorchPruning(job, isomorphic=True),
+        "modelopt-fastnas": FastNAS(job),
     }

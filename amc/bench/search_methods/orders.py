@@ -10,12 +10,11 @@ from zlib import crc32
 import numpy as np
 import torch
 
+from amc import RunError, write_json
 from amc.bench.search_methods.bench_recipe import OURS
 from amc.bench.search_methods.context import Context
 from amc.bench.search_methods.methods import OURS as PARTS
 from amc.bench.search_methods.searches import FRONT, Search, Spec
-from amc.system.errors import RunError
-from amc.system.files import write_json
 from amc_predictor.ranks import kendall, spearman
 from amc_search import Policies, random_policies
 from amc_search.design import distinct
@@ -71,7 +70,7 @@ def read_order(found: Search, folder: Path, count: int) -> Order | None:
 
 def order(found: Search, context: Context, folder: Path) -> Order:
     """Fit on one search, predict fresh policies, measure them truly, write both down. Raises `Paused`."""
-    space = context.dense.space
+    space = context.job.space
     seen = {tuple(policy) for policy in found.policies}
     fresh = [policy for policy in fresh_policies(context, found.spec.cap) if tuple(policy.tolist()) not in seen]
     values = torch.tensor([context.value_of(context.measured(policy)) for policy in fresh], dtype=torch.float64)
@@ -91,7 +90,7 @@ def order(found: Search, context: Context, folder: Path) -> Order:
 def fresh_policies(context: Context, cap: str) -> Policies:
     """Random feasible policies near a cap, the same for all searches under it; fewer where the grid has no more."""
     count, rng = context.recipe.rank, np.random.default_rng([7, crc32(cap.encode())])
-    return distinct(random_policies(context.dense.space, context.caps[cap], 4 * count, rng))[:count]
+    return distinct(random_policies(context.job.space, context.caps[cap], 4 * count, rng))[:count]
 
 
 def _basis(found: Search, count: int) -> int:

@@ -46,13 +46,13 @@ def results(found: Findings, context: Context) -> dict[str, Any]:
 
 def _task(found: Findings, context: Context) -> dict[str, Any]:
     """The network, its data, and what they score uncut."""
-    dense, reference = context.dense, context.reference
+    job, reference = context.job, context.reference
     return {
-        "model": dense.recipe.model.name,
-        "data": dense.data.name,
-        "metric": dense.task.metric_name,
-        "groups": len(dense.space),
-        "protocol": dense.measure.protocol().digest,
+        "model": job.recipe.model.name,
+        "data": job.data.name,
+        "metric": job.task.metric_name,
+        "groups": len(job.space),
+        "protocol": job.measure.protocol().digest,
         "dense": {
             "accuracy": reference.accuracy,
             "loss": reference.loss,

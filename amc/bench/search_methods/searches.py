@@ -16,13 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from amc import RunError, sensitivity_price, write_json
 from amc.bench.search_methods.bench_recipe import OURS, BenchRecipe, cap_name
 from amc.bench.search_methods.context import Context, Policy
-from amc.study.sensitivity import Curves, price
-from amc.system.errors import RunError
-from amc.system.files import write_json
 from amc_search import Cap, is_feasible
-from amc_search.rivals.problem import Method, Problem, run
+from amc_search.rivals.problem import Curves, Method, Problem, run
 
 FRONT = "front"  # in the place of a cap: the one study of ours for all caps of the front
 
@@ -150,9 +148,9 @@ def search(
     names = [spec.cap] if spec.cap != FRONT else front_caps(context.recipe)
     recorder = _Recorder(context, tell)
     problem = Problem(
-        context.dense.space, loosest([context.caps[name] for name in names]), recorder,
+        context.job.space, loosest([context.caps[name] for name in names]), recorder,
         trials=spec.trials, seed=spec.seed, dense_label=context.dense_value,
-        curves=recorder.curves, price=price(context.dense.measure, context.dense.recipe.search),
+        curves=recorder.curves, price=sensitivity_price(context.job.measure, context.job.recipe.search),
     )  # fmt: skip
     run(method, problem)
     recorder.finish()

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from amc.bench.search_methods.methods import CLOSING, Make
 from amc.bench.search_methods.methods import OURS as PARTS
-from amc.study.optimize import KAPPA
 from amc_search import Cap, Learned, close, propose, starting_policies
 from amc_search.design import distinct, usual_start
 from amc_search.repair import use_of
@@ -69,9 +68,7 @@ def _close(problem: Problem, make: Make, caps: tuple[Cap, ...], count: int) -> N
         return Learned(policies, values, PARTS.fitted(make, problem))
 
     if count:
-        close(
-            problem.space, caps, count, learn, problem.measure_all, seed=problem.seed, kappa=KAPPA, parts=PARTS.closing
-        )
+        close(problem.space, caps, count, learn, problem.measure_all, seed=problem.seed, parts=PARTS.closing)
 
 
 def _apart(problem: Problem, caps: tuple[Cap, ...]) -> tuple[Policies, NDArray[np.float64], Policies]:
