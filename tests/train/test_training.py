@@ -90,7 +90,7 @@ def test_the_learning_rate_rises_once_and_falls_to_nothing(steps: int, warmup: f
 def test_training_learns_and_counts() -> None:
     """The network learns; accuracies, steps and the best one are told, and the mode is as it was."""
     model = small().eval()
-    before = evaluate(model, SPLITS.measure, CPU).accuracy
+    before = evaluate(model, SPLITS.validation, CPU).accuracy
     done = train(model, SPLITS, Schedule(epochs=6, lr=0.1, batch_size=16), CPU)
     assert not model.training and not model[1].training
     assert len(done.accuracies) == 6 and done.best_accuracy == max(done.accuracies) > max(before, 0.6)
@@ -117,12 +117,12 @@ def test_the_best_weights_are_kept() -> None:
     """The network left behind measures what the best epoch did, though later epochs were worse."""
     model = small()
     done = train(model, SPLITS, Schedule(epochs=8, lr=0.6, batch_size=8, warmup=0.9, momentum=0.9), CPU, seed=1)
-    assert evaluate(model, SPLITS.measure, CPU).accuracy == done.best_accuracy == max(done.accuracies)
+    assert evaluate(model, SPLITS.validation, CPU).accuracy == done.best_accuracy == max(done.accuracies)
 
 
 def test_the_test_split_is_never_seen() -> None:
     """Training works without one."""
-    blind = Splits("blind", SPLITS.train, SPLITS.measure, None, (1, 8, 8), 3)  # type: ignore[arg-type]
+    blind = Splits("blind", SPLITS.train, SPLITS.validation, None, (1, 8, 8), 3)  # type: ignore[arg-type]
     assert train(small(), blind, SCHEDULE, CPU).best_accuracy > 0
 
 
@@ -165,7 +165,7 @@ def test_parts_of_an_epoch_are_allowed() -> None:
 def test_a_lone_last_picture_is_no_step() -> None:
     """One picture over a whole number of batches does not stop a BatchNorm that sees one pixel."""
     model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(1, 4, 1), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 3))
-    splits = Splits("odd", shapes(33, 0), SPLITS.measure, SPLITS.test, (1, 8, 8), 3)
+    splits = Splits("odd", shapes(33, 0), SPLITS.validation, SPLITS.test, (1, 8, 8), 3)
     assert train(model, splits, Schedule(epochs=1, batch_size=16), CPU).steps == 2
 
 
@@ -239,7 +239,7 @@ def test_the_teacher_is_followed_and_left_alone() -> None:
     train(teacher, SPLITS, Schedule(epochs=6, lr=0.1, batch_size=16), CPU)
     before = weights(teacher)
     wrong = MemorySplit(SPLITS.train.images, torch.zeros(100, dtype=torch.int64), (0.3,), (0.3,))  # type: ignore[attr-defined]
-    splits = Splits("wrong", wrong, SPLITS.measure, SPLITS.test, (1, 8, 8), 3)
+    splits = Splits("wrong", wrong, SPLITS.validation, SPLITS.test, (1, 8, 8), 3)
     schedule = FinetuneSchedule(epochs=8, lr=0.1, batch_size=16, distill=1.0, temperature=2.0)
     student = copy.deepcopy(small(3))
     assert train(student, splits, schedule, CPU, teacher=teacher).best_accuracy > 0.6
