@@ -87,6 +87,21 @@ def test_commands_exist(words: tuple[str, ...]) -> None:
         parse_budgets([given["budget"]] if isinstance(given["budget"], str) else given["budget"])
 
 
+def test_commands_in_sentences_exist() -> None:
+    """An `amc ...` within a sentence names a command that there is, with options that it has."""
+    for page in PAGES:
+        prose = FENCE.sub("", page.read_text(encoding="utf-8"))
+        for words in (found.split() for found in re.findall(r"`amc ([^`]+)`", prose)):
+            command = typer.main.get_command(app)
+            while hasattr(command, "commands") and words and not words[0].startswith("-"):
+                context = command.make_context(command.name, words[:1], resilient_parsing=True)
+                _, command, _ = command.resolve_command(context, [words.pop(0)])
+                assert command is not None, f"{page.name} names a command that there is not: {words}"
+            known = {option for parameter in command.params for option in parameter.opts + parameter.secondary_opts}
+            given = {word for word in words if word.startswith("-")}
+            assert given <= known | {"--help"}, f"{page.name}: {command.name} {' '.join(words)}"
+
+
 def test_toml_blocks_are_recipes() -> None:
     """Every TOML that a page shows is a recipe."""
     shown = [block["text"] for page in PAGES for block in blocks(page, "toml")]
