@@ -117,19 +117,19 @@ def worker(
     set_: SetOption = None,
     json_: JsonOption = False,
     quiet: QuietOption = False,
-    leashed: Annotated[bool, typer.Option("--leashed", hidden=True)] = False,
+    supervised: Annotated[bool, typer.Option("--supervised", hidden=True)] = False,
 ) -> None:
     """Measure policies for a study that was begun elsewhere, until it has all its trials."""
-    if leashed:
-        from amc.study.worker_pool import on_leash
+    if supervised:
+        from amc.study.worker_pool import start_watchdog
 
-        on_leash()
+        start_watchdog()
     from amc.job.worker import work
     from amc.system.progress import shown
 
     overrides = {"model.name": model, "model.weights": weights, "data.name": data, **settings_of(set_)}
     with shown(quiet=quiet) as progress:
-        done = work(where, progress, recipe=recipe, study=study, overrides=overrides, leashed=leashed)
+        done = work(where, progress, recipe=recipe, study=study, overrides=overrides, supervised=supervised)
     line = f"{done['study']}: {done['measured_here']} policies measured here, {done['trials']} in all"
     print_result(done if json_ else line)
 

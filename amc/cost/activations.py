@@ -1,4 +1,4 @@
-"""Peak activation bytes: the most memory that intermediate results of one picture hold at any moment.
+"""Peak activation bytes: the most memory that intermediate results of one image hold at any moment.
 
 Counted: the storage of the input and of every result still alive after each operation of an eager forward pass in
 `eval` mode, in the tensors' own dtype. Not counted: weights, and what a kernel allocates for itself while it runs.
@@ -29,7 +29,7 @@ from amc.zoo.call import Call, as_call
 
 @dataclass(frozen=True)
 class ActivationCost:
-    """max over moments of `constant + policies @ channels.T`; bytes of one picture.
+    """max over moments of `constant + policies @ channels.T`; bytes of one image.
 
     Attributes:
         channels: (T, d) bytes that one kept channel of each group adds at each moment.
@@ -85,7 +85,7 @@ def live_bytes(model: nn.Module, inputs: Call | Tensor) -> list[int]:
 
 
 def profile_activations(model: nn.Module, table: ChannelTable, example: Call | tuple[int, ...]) -> ActivationCost:
-    """Measure the affine functions of `ActivationCost` for one example, or one picture of shape (C, H, W).
+    """Measure the affine functions of `ActivationCost` for one example, or one image of shape (C, H, W).
 
     Raises:
         ValueError: live bytes are not affine in the keep-counts (two policies checked).

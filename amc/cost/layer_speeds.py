@@ -2,7 +2,7 @@
 
 Kernels work on blocks of channels: a width that does not fill its blocks may run slower than the next one that does,
 and is then not worth having. The heaviest layers of the network are run at widths between two multiples of 32, at their
-own kernel, stride and picture size, in the number format and memory layout that trials use. A width's slowdown is its
+own kernel, stride and image size, in the number format and memory layout that trials use. A width's slowdown is its
 time over the one that its multiply-adds would take between those two; a step is fine where its odd multiples slow down
 by no more than `TOLERANCE`, and the finest such step is taken: finer policies are better policies.
 """
@@ -73,11 +73,11 @@ class Rounding:
 
     @property
     def text(self) -> str:
-        told = [f"{mean(times):.2f}x at multiples of {step}" for step, times in self.slowdown.items() if times]
-        if not told:
+        parts = [f"{mean(times):.2f}x at multiples of {step}" for step, times in self.slowdown.items() if times]
+        if not parts:
             return f"round-to auto: step {self.step}; no layer is wide enough to be measured"
         return (
-            f"round-to auto: step {self.step}; time against full blocks of {STEPS[-1]} channels: {', '.join(told)} "
+            f"round-to auto: step {self.step}; time against full blocks of {STEPS[-1]} channels: {', '.join(parts)} "
             f"({', '.join(self.layers)})"
         )
 
@@ -91,8 +91,8 @@ def measure_rounding(model: nn.Module, example: Call, compute: Compute, seconds:
         times = layer_times(shape, range(low, low + STEPS[-1] + 1, STEPS[0]), compute, seconds / len(shapes))
         for step, found in slowdowns(times).items():
             slowdown[step].append(found)
-    told = {step: tuple(found) for step, found in slowdown.items()}
-    return Rounding(choose(told), told, tuple(shape.name for shape in shapes))
+    measured = {step: tuple(found) for step, found in slowdown.items()}
+    return Rounding(choose(measured), measured, tuple(shape.name for shape in shapes))
 
 
 def choose(slowdown: dict[int, tuple[float, ...]]) -> int:

@@ -45,11 +45,11 @@ def compress(
         batch: `package.module:function` from a batch to the network's arguments; None: the batch's first element.
         loss: `package.module:function` from outputs and batch to what fine-tuning makes small; None: cross-entropy.
         out: the run folder; the same call with the same folder resumes.
-        progress: told what is being done; None is silent.
+        progress: where it is shown; None shows nothing.
         settings: any other recipe key, dotted: `{"finetune.epochs": 10}`.
 
     Raises:
-        AmcError: see `amc.system.errors`; the message is one line with the mend.
+        AmcError: see `amc.system.errors`; the message is one line with the fix.
     """
     if recipe is None and model is None:
         recipe = "quickstart"

@@ -1,6 +1,6 @@
 """`metrics.json`: the figures of a run, in one schema that pipelines may rely on (`amc-metrics/1`, METRICS below).
 
-Accuracies are shares in 0..1. Costs are of one picture; `macs` are multiply-adds, `flops_2x` the same counted 2 each.
+Accuracies are shares in 0..1. Costs are of one image; `macs` are multiply-adds, `flops_2x` the same counted 2 each.
 Keys may be added within one schema number; none is removed or changes its meaning.
 """
 
@@ -26,14 +26,14 @@ METRICS = {
     "budgets": "list of {budget, unit, limit, used}: `used` is the released network's exact cost, never above `limit`",
     "trials, failed_trials": "measured policies, those stopped early included; policies that could not be measured",
     "asked_trials": "how many policies the search was asked to measure",
-    "stopped": "how many of `trials` were stopped early: their accuracy is of the pictures seen until then",
+    "stopped": "how many of `trials` were stopped early: their accuracy is of the images seen until then",
     "seconds": "wall time of the command that finished the run; stage_seconds: its parts",
     "predictor": "cross-validated: kendall, spearman, rmse, coverage_90; warning: a sentence, or null",
     "dense, released, uniform": "macs, flops_2x, params, bytes, measure_accuracy, test_accuracy, test_interval_95, "
     "test_loss (mean calibrated cross-entropy, nats; 0 where the metric gives no losses); the last two also "
     "*_before_finetune of the accuracies",
     "released.removed": "names of the groups that keep 0 channels: the branches they stand in are gone",
-    "comparison": "released minus uniform on the test pictures, in pairs: before_finetune and after_finetune, each "
+    "comparison": "released minus uniform on the test images, in pairs: before_finetune and after_finetune, each "
     "{difference, low, high} (95 %); after_finetune is null where uniform was not fine-tuned",
     "certificate": "what a model that adds up what each group is worth says, in the search's labels: explained "
     "(cross-validated R^2 of the better half of the trials), near (whether that is enough to trust it), seconds; and "
@@ -140,11 +140,15 @@ def _certificate(chosen: Selection) -> dict[str, Any] | None:
     certificate = chosen.certificate
     if certificate is None:
         return None
-    told = {"explained": certificate.model.explained, "near": certificate.model.is_near, "seconds": certificate.seconds}
+    found = {
+        "explained": certificate.model.explained,
+        "near": certificate.model.is_near,
+        "seconds": certificate.seconds,
+    }
     if not certificate.model.is_near:
-        return told
+        return found
     return {
-        **told,
+        **found,
         "optimum": certificate.value,
         "bound": certificate.bound,
         "proven": certificate.is_proven,

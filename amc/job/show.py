@@ -95,14 +95,14 @@ def details(run: RunFolder, terminal: Terminal | None = None) -> str:
         "",
         _head(f"Time: {seconds_text(metrics['seconds'])}", terminal),
         *_stages(metrics["stage_seconds"], terminal),
-        f"  {trials_sentence(metrics)}, {metrics['failed_trials']} failed{_lessons(run)}",
+        f"  {trials_sentence(metrics)}, {metrics['failed_trials']} failed{_steps(run)}",
         "",
         f"{run.folder / REPORT} has the plots; `amc front {run.folder}` the best policies over a range of caps",
     ]
     return _finished(lines, terminal, bold=1)
 
 
-def _lessons(run: RunFolder) -> str:
+def _steps(run: RunFolder) -> str:
     steps = run.recipe.recovery.steps
     return f"; each after {steps} step{'s' if steps > 1 else ''} of training" if steps else ""
 

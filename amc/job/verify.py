@@ -171,6 +171,6 @@ def _parse_drop(text: str) -> float:
     return value
 
 
-def _noise(recipe: Recipe, pictures: int) -> float:
-    """How far two machines' arithmetic may differ: two pictures, or a thousandth of them."""
-    return max(2 / pictures, 0.001) + 1e-9
+def _noise(recipe: Recipe, images: int) -> float:
+    """How far two machines' arithmetic may differ: two images, or a thousandth of them."""
+    return max(2 / images, 0.001) + 1e-9

@@ -22,7 +22,7 @@ from amc.study.trials import RECIPE, Study
 from amc.system.errors import RunError, UsageError
 from amc.system.progress import Progress
 
-MENDS = {
+FIXES = {
     "weights_digest": "give the same --weights",
     "data_digest": "give the same --data",
     "compute": "use a machine with the same device and number format",
@@ -37,17 +37,17 @@ def work(
     recipe: str | None = None,
     study: str | None = None,
     overrides: Mapping[str, object] | None = None,
-    leashed: bool = False,
+    supervised: bool = False,
 ) -> dict[str, Any]:
     """Join a study and measure until it holds its total; returns what was done.
 
     Args:
         where: a storage URL, or a run folder on this machine.
         progress: where it is shown.
-        recipe: a recipe, a TOML file or a run folder; left out: the one that the study was begun with.
+        recipe: a recipe, a TOML file or a run folder; default: the one that the study was begun with.
         study: the study's name, where the storage holds several.
         overrides: recipe values by dotted key.
-        leashed: started by the process that holds the run folder, which answers for its trials.
+        supervised: started by the process that holds the run folder, which answers for its trials.
 
     Raises:
         AmcError: no such study, the network here is not the study's, the storage is gone; one line each.
@@ -59,10 +59,10 @@ def work(
     if wanted is None:
         raise UsageError(f"{joined.name} was begun by an earlier AMC and holds no recipe; give its --recipe")
     wanted = amended(wanted, {"threads": wanted.threads or 1, **(overrides or {})})
-    wanted.budgets  # noqa: B018 - a recipe without a budget is told so before the network is prepared
+    wanted.budgets  # noqa: B018 - a recipe without a budget is refused before the network is prepared
     job = open_job(wanted, folder, progress, store=False)
     _check_same(job.measure.protocol(), joined)
-    trials = Study.of(job.measure, url, folder if leashed else None)
+    trials = Study.of(job.measure, url, folder if supervised else None)
     before = trials.done_here
     measure_sensitivity(trials, wanted.search, progress)
     measure, sampler = stopping_measure(trials, job.caps, wanted.search), sampler_of(trials, job.caps, wanted.search)
@@ -116,9 +116,9 @@ def _check_same(mine: Protocol, joined: _Joined) -> None:
     for key, value in asdict(mine).items():
         value, theirs = list(value) if isinstance(value, tuple) else value, joined.protocol.get(key)
         if value != theirs:
-            mend = MENDS.get(key, "leave out --recipe and --set, so that the study's own recipe holds")
+            fix = FIXES.get(key, "give no --recipe and --set, so that the study's own recipe holds")
             raise RunError(
                 f"a worker must measure as its study {joined.name} does, but here {key} is {value!r} and there "
-                f"{theirs!r}; {mend}"
+                f"{theirs!r}; {fix}"
             )
     raise RunError(f"a worker must measure as its study {joined.name} does, but its protocol is another; update AMC")

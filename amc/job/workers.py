@@ -12,7 +12,7 @@ from amc.study.heartbeat import name_of
 from amc.study.search import run_search
 from amc.study.sensitivity import measure_sensitivity
 from amc.study.trials import Study
-from amc.study.worker_pool import Crew
+from amc.study.worker_pool import WorkerPool
 from amc.system.progress import Progress
 
 
@@ -28,20 +28,20 @@ def search_with_workers(job: Job, study: Study, folder: Path, progress: Progress
         return
     measure_sensitivity(study, wanted, progress)  # once, and not by every worker
     with worker_pool(study, folder, wanted.workers, job.recipe.threads or 1) as pool:
-        study.follow(wanted.trials, progress, pool.tend)
+        study.follow(wanted.trials, progress, pool.poll)
 
 
-def worker_pool(study: Study, folder: Path, number: int, threads: int) -> Crew:
+def worker_pool(study: Study, folder: Path, number: int, threads: int) -> WorkerPool:
     """Workers for the study of a run folder that this process holds, each on so many threads."""
     name = f"amc-{study.protocol.digest}"  # a shared storage may hold others
-    command = [sys.executable, "-m", "amc.cli", "worker", str(folder), "--study", name, "--leashed", "--quiet"]
+    command = [sys.executable, "-m", "amc.cli", "worker", str(folder), "--study", name, "--supervised", "--quiet"]
 
     def environment(place: int) -> dict[str, str]:
         device = {"LOCAL_RANK": str(place % torch.cuda.device_count())} if torch.cuda.is_available() else {}
         return {"OMP_NUM_THREADS": str(threads), **device}
 
-    def bury(pid: int) -> None:
+    def mark_failed(pid: int) -> None:
         dead = name_of(folder, pid)
-        study.bury(lambda owner: owner is not None and owner.startswith(dead))
+        study.mark_failed(lambda owner: owner is not None and owner.startswith(dead))
 
-    return Crew(command, number, bury, environment)
+    return WorkerPool(command, number, mark_failed, environment)

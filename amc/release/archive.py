@@ -40,7 +40,7 @@ class Architecture:
         source: builds the dense skeleton.
         layers: the integers of each module that differ from the dense network's, by module name.
         replacements: what took the place of a library's module, by module name.
-        input_shape: one picture's channels, height, width.
+        input_shape: one image's channels, height, width.
         normalisation: mean and std per channel that inputs are normalised with, where they are known.
         weights_sha256: of the weights file.
     """

@@ -74,7 +74,9 @@ def _outputs(evidence: Evidence) -> str:
 
 def _training(evidence: Evidence) -> str:
     epochs = evidence.measure.settings.schedule.epochs
-    return f"fine-tuned for {epochs:g} epochs, taught by the dense network" if epochs else "not trained afterwards"
+    return (
+        f"fine-tuned for {epochs:g} epochs, with the dense network as teacher" if epochs else "not trained afterwards"
+    )
 
 
 def _branches(metrics: dict[str, Any]) -> str:
@@ -134,7 +136,7 @@ def _limits(evidence: Evidence) -> str:
     data, hardware, metrics = evidence.data, evidence.measure.compute.name, evidence.metrics
     limits = [
         "For images like those it was trained on; nothing is known of other data, of robustness, or of fairness "
-        "across groups. Removing channels can harm rare classes more than the mean accuracy shows.",
+        "across groups. Removing channels can hurt rare classes more than the mean accuracy shows.",
         f"Data: {len(data.train):,} images to train, {len(data.validation):,} to choose the policy, "
         f"{len(data.test):,} to test, looked at once. The intervals tell the chance in the test images, "
         "not that in the training.",

@@ -13,12 +13,12 @@ def comparison_sentences(metrics: dict[str, Any]) -> list[str]:
 
 
 def comparison_sentence(when: str, pair: dict[str, float] | None) -> str:
-    """`pair`: released minus uniform in 0..1, {difference, low, high} (95 %, same pictures); None: not measured."""
+    """`pair`: released minus uniform in 0..1, {difference, low, high} (95 %, same images); None: not measured."""
     if pair is None:
         return f"{when}: not compared, since the uniform baseline was not fine-tuned."
     difference, low, high = (pair[key] for key in ("difference", "low", "high"))
     if low == high == 0:
-        return f"{when}, the released network and uniform ratios are right on exactly the same test pictures."
+        return f"{when}, the released network and uniform ratios are right on exactly the same test images."
     figures = f"95% interval {points(low)} to {points(high)}"
     if low > 0:
         verdict = f"is better than uniform ratios by {100 * difference:.2f} points"
@@ -26,10 +26,10 @@ def comparison_sentence(when: str, pair: dict[str, float] | None) -> str:
         verdict = f"is worse than uniform ratios by {-100 * difference:.2f} points"
     else:
         return (
-            f"{when}, the test pictures do not tell the released network from uniform ratios: "
+            f"{when}, the test images do not tell the released network from uniform ratios: "
             f"the difference is {points(difference)} points ({figures})."
         )
-    return f"{when}, the released network {verdict} on the test pictures ({figures})."
+    return f"{when}, the released network {verdict} on the test images ({figures})."
 
 
 def points(share: float) -> str:

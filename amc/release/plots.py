@@ -36,7 +36,7 @@ AXES = {
 }
 ROW = 21  # pixels of a horizontal bar
 STOPPED = "trial stopped early"
-PARTLY = " of the pictures seen until it was stopped"
+PARTLY = " of the images seen until it was stopped"
 CROSS = {"symbol": "x-thin", "size": 7, "color": OVER, "line": {"color": OVER, "width": 1.4}}
 
 
@@ -86,7 +86,7 @@ def front_plot(
         marks: drawn on top.
         limit: the cap in `unit`.
         predicted: points {cost, mean, low, high}, by rising cost.
-        stopped: (n,) trials stopped early: their accuracy is of a part of the pictures, so they are marked and have no
+        stopped: (n,) trials stopped early: their accuracy is of a part of the images, so they are marked and have no
             say in the front; empty means none.
     """
     stopped = stopped or [False] * len(costs)
@@ -211,7 +211,7 @@ def prediction_plot(
 ) -> Plot:
     """Out-of-fold predictions with their 90 % intervals against the labels learned from, all (n,).
 
-    `stopped` tells whose labels are of a part of the pictures; empty means none's.
+    `stopped` tells whose labels are of a part of the images; empty means none's.
     """
     stopped = stopped or [False] * len(true)
     ends = [min([*true, *predicted]), max([*true, *predicted])]

@@ -1,4 +1,6 @@
-"""Which running trials are alive: each has a pulse, and everyone watches the others'.
+"""Which running trials are alive: each has a heartbeat, and everyone watches the others'.
+
+Optuna's own heartbeats compare clocks of the database and work with `optimize` alone; these count.
 
 While a trial is measured, a thread writes an ever-growing count on it. A trial whose count has not changed while a
 watcher's own steady clock ran `GRACE_SECONDS` is dead. No two clocks are ever compared, so a clock that
@@ -20,7 +22,7 @@ from uuid import uuid4
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
-PULSE = "amc:pulse"  # system attribute: who measures, and the count
+HEARTBEAT = "amc:pulse"  # system attribute: who measures, and the count
 BEAT_SECONDS = 10.0
 GRACE_SECONDS = 60.0
 
@@ -38,11 +40,11 @@ def new_name(folder: Path | None) -> str:
 
 def measured_by(trial: FrozenTrial) -> str | None:
     """Who measures a running trial, if it is one of ours."""
-    pulse = trial.system_attrs.get(PULSE)
-    return str(pulse[0]) if pulse else None
+    beat = trial.system_attrs.get(HEARTBEAT)
+    return str(beat[0]) if beat else None
 
 
-class Pulse:
+class Heartbeat:
     """Beats on a trial as long as it is entered."""
 
     def __init__(self, storage: BaseStorage, trial_id: int, name: str) -> None:
@@ -65,14 +67,14 @@ class Pulse:
         while not self._over.wait(BEAT_SECONDS):
             count += 1
             try:
-                self.storage.set_trial_system_attr(self.trial_id, PULSE, [self.name, count])
+                self.storage.set_trial_system_attr(self.trial_id, HEARTBEAT, [self.name, count])
             except Exception:
                 continue  # the storage is away, or took the trial for dead: whoever ends the trial will see
         self.storage.remove_session()
 
 
-class Watch:
-    """The pulses that this process has seen, and for how long each stood still."""
+class HeartbeatMonitor:
+    """The heartbeats that this process has seen, and for how long each stood still."""
 
     def __init__(self) -> None:
         self._still: dict[int, tuple[object, float]] = {}
@@ -91,10 +93,10 @@ class Watch:
         for trial in trials:
             if trial.state != TrialState.RUNNING:
                 continue
-            pulse = trial.system_attrs.get(PULSE)
-            before, seconds = self._still.get(trial._trial_id, (pulse, -passed))
-            seconds = seconds + passed if before == pulse else 0.0
-            still[trial._trial_id] = (pulse, seconds)
+            beat = trial.system_attrs.get(HEARTBEAT)
+            before, seconds = self._still.get(trial._trial_id, (beat, -passed))
+            seconds = seconds + passed if before == beat else 0.0
+            still[trial._trial_id] = (beat, seconds)
             if seconds >= GRACE_SECONDS:
                 dead.append(trial)
         self._still = still

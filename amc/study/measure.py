@@ -28,7 +28,7 @@ from amc.system.device import Compute
 from amc.system.eval_mode import evaluating
 from amc.train.evaluation import Evaluation, evaluate
 from amc.train.settings import FinetuneSchedule, RecoverySettings
-from amc.train.short_distillation import Lessons, lesson_record, lesson_schedule
+from amc.train.short_distillation import ShortDistillation, short_record, short_schedule
 from amc.zoo.data.kept import KeptSplit
 from amc.zoo.data.loaders import as_split
 from amc.zoo.data.splits import Split
@@ -172,7 +172,7 @@ class Measure:
             compute=self.compute.name,
             seed=self.seed,
             versions=("amc 1", f"torch {torch.__version__}"),
-            training=lesson_record(recovery, self.settings.schedule, self.task),
+            training=short_record(recovery, self.settings.schedule, self.task),
         )
 
     def with_settings(self, **changes: Any) -> Measure:
@@ -183,7 +183,7 @@ class Measure:
         """
         other = copy.copy(self)
         other.settings = replace(self.settings, **changes)
-        for found in ("moments", "lessons", "cutter"):
+        for found in ("moments", "short_distillation", "cutter"):
             other.__dict__.pop(found, None)
         if other.recovery.fold and self.recovery.fold:
             other.moments = self.moments
@@ -195,9 +195,9 @@ class Measure:
         return self.with_settings(recovery=recovery, images=images)
 
     @cached_property
-    def lessons(self) -> Lessons:
-        schedule = lesson_schedule(self.recovery, self.settings.schedule)
-        return Lessons(self.model, self.train, schedule, self.recovery.steps, self.compute, self.task)
+    def short_distillation(self) -> ShortDistillation:
+        schedule = short_schedule(self.recovery, self.settings.schedule)
+        return ShortDistillation(self.model, self.train, schedule, self.recovery.steps, self.compute, self.task)
 
     @cached_property
     def cutter(self) -> Cutter:
@@ -225,7 +225,7 @@ class Measure:
         small = self.cut(policy, seconds)
         if self.recovery.steps:
             with _timed(seconds, "train"):
-                self.lessons(small)
+                self.short_distillation(small)
         with _timed(seconds, "batchnorm"):
             self.settle(small)
         return small

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from amc.cost.budget import Budget, format_cost, parse_budgets
-from amc.study.objective import labels_of
+from amc.study.objective import objective_values
 from amc.study.policy import Policy
 from amc.study.sensitivity import held_sensitivity
 from amc.study.trial import Trial
@@ -142,7 +142,7 @@ def _fitted(
 def _known(space: Space, trials: Sequence[Trial], dense_accuracy: float) -> tuple[Policies, NDArray[np.float64]]:
     """The policies of trials and the dense one, (n, d), and their objective values, (n,)."""
     policies = np.array([*(trial.policy for trial in trials), space.high], dtype=np.int64)
-    return policies, np.append(labels_of(trials), dense_accuracy)
+    return policies, np.append(objective_values(trials), dense_accuracy)
 
 
 def best_candidates(
@@ -154,7 +154,7 @@ def best_candidates(
         BudgetUnreachable: no legal policy fits; the message names the smallest reachable cost.
     """
     measured = np.array([trial.policy for trial in trials], dtype=np.int64).reshape(-1, len(space))
-    order = np.argsort(-labels_of(trials), kind="stable")[:WARM]
+    order = np.argsort(-objective_values(trials), kind="stable")[:WARM]
     try:
         return climb(predictor, space, caps, kappa=KAPPA, seed=seed, warm=measured[order])
     except CapUnreachable as error:
@@ -188,8 +188,10 @@ def select(study: Study, predictor: EnsemblePredictor, caps: tuple[Cap, ...], nu
         return _known(study.space, study.trials, study.dense_accuracy)
 
     def learned() -> Learned:
-        told = known()
-        return Learned(*told, fitted.pop() if fitted else _fitted(study.space, *told, seed, predictor.sensitivity))
+        examples = known()
+        return Learned(
+            *examples, fitted.pop() if fitted else _fitted(study.space, *examples, seed, predictor.sensitivity)
+        )
 
     def measured(policies: list[NDArray[np.int64]]) -> None:
         study.measure_all(policies, study.measure)
@@ -204,7 +206,7 @@ def select(study: Study, predictor: EnsemblePredictor, caps: tuple[Cap, ...], nu
 
 def best_of(trials: Sequence[Trial], caps: tuple[Cap, ...]) -> Trial:
     """The trial under all caps with the best objective value, of those measured to the end; at least one must be."""
-    labels = labels_of(trials)
+    labels = objective_values(trials)
     fitting = [index for index, trial in enumerate(trials) if not trial.stopped and _fits(trial, caps)]
     return trials[max(fitting, key=lambda index: labels[index])]
 

@@ -14,7 +14,7 @@ from amc.study.measure import Measure
 from amc.study.optimize import unreachable
 from amc.study.sensitivity import held_sensitivity, measure_sensitivity
 from amc.study.settings import SearchSettings
-from amc.study.stopping import Rivals
+from amc.study.stopping import CheaperTrials
 from amc.study.trial import Trial
 from amc.study.trials import Study
 from amc.system.errors import UsageError
@@ -77,7 +77,7 @@ def stopping_measure(
     if not settings.stop_early:
         return study.measure
     units = tuple(dict.fromkeys(cap.cost.unit for cap in caps))
-    return partial(study.measure, floor=Rivals(lambda: study.trials, units))
+    return partial(study.measure, floor=CheaperTrials(lambda: study.trials, units))
 
 
 def sampler_of(study: Study, caps: tuple[Cap, ...], settings: SearchSettings) -> EvolutionarySampler:

@@ -1,8 +1,8 @@
-"""When a trial may stop before its last picture: as soon as it is sure enough that it can no longer matter.
+"""When a trial may stop before its last image: as soon as it is sure enough that it can no longer matter.
 
 A trial cannot matter when its accuracy on all N examples will be below that of a measured policy that costs no more
-(`Rivals`): under no cap would it be chosen. Whether it will is told by a sequential test on the examples seen so far,
-which come in random order, drawn without replacement: however often one looks, the chance to stop a policy that would
+(`CheaperTrials`): under no cap would it be chosen. A sequential test decides that on the examples seen so far, which
+come in random order, drawn without replacement: however often one looks, the chance to stop a policy that would
 have reached the threshold is at most `ALPHA`.
 
 - Right or wrong: with s of t examples right and K of all N, the martingale P(s | K) (t + 1) of a uniform prior against
@@ -71,7 +71,7 @@ def _log_choose(n: int, k: int) -> float:
 
 
 @dataclass(frozen=True)
-class Rivals:
+class CheaperTrials:
     """The floor of a study: what the policies that cost no more have reached.
 
     Attributes:
@@ -83,7 +83,7 @@ class Rivals:
     units: tuple[str, ...]
 
     def __call__(self, costs: Mapping[str, float]) -> float:
-        """The best accuracy of a whole trial that costs no more in any unit; 0 where there is none to be told."""
+        """The best accuracy of a whole trial that costs no more in any unit; 0 where there is none."""
         if not all(unit in costs for unit in self.units):  # peak activations are not counted for every trial
             return 0.0
         reached = (

@@ -80,7 +80,7 @@ def patiently(act: Callable[[], Answer], url: str, say: Callable[[str], None], p
     """What `act` returns; while the storage is gone it is tried again, for `patience` seconds at most.
 
     Whatever `act` wrote may be there already when it is tried again. What does not heal by itself, as a full disk, is
-    told at once.
+    raised at once.
 
     Raises:
         StorageError: the storage did not come back.

@@ -24,9 +24,9 @@ from optuna.distributions import BaseDistribution
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from amc.study.heartbeat import PULSE, Pulse, Watch, measured_by, name_of, new_name
+from amc.study.heartbeat import HEARTBEAT, Heartbeat, HeartbeatMonitor, measured_by, name_of, new_name
 from amc.study.measure import Measure
-from amc.study.objective import labels_of
+from amc.study.objective import objective_values
 from amc.study.storage import MEMORY, end_trial, open_storage, patiently, study_url
 from amc.study.tally import Tally, is_counted, is_measured
 from amc.study.trial import Protocol, Trial
@@ -78,13 +78,13 @@ class Study:
         self.name = new_name(folder)
         self._storage = open_storage(self.url)
         self._say: Callable[[str], None] = lambda text: None
-        self._watch = Watch()
+        self._watch = HeartbeatMonitor()
         self._known: dict[int, Trial] = {}
         self.done_here = 0  # trials that this process measured
         self._study = self._patiently(self._open, 0.0)
         if alone:
             home = name_of(folder)
-            self.bury(lambda name: name.startswith(home) if name else url is None)
+            self.mark_failed(lambda name: name.startswith(home) if name else url is None)
 
     @classmethod
     def of(cls, measure: Measure, url: str | None = None, folder: Path | None = None, *, alone: bool = False) -> Study:
@@ -106,10 +106,10 @@ class Study:
     @cached_property
     def dense_accuracy(self) -> float:
         """The uncut network's own, on the whole validation split; measured once and kept with the study."""
-        known = self.told(DENSE_ACCURACY)
+        known = self.attribute(DENSE_ACCURACY)
         if known is None:
             known = self.measure.evaluate_whole(self.measure.model).accuracy
-            self.tell(DENSE_ACCURACY, known)
+            self.set_attribute(DENSE_ACCURACY, known)
         return float(known)
 
     @property
@@ -124,7 +124,7 @@ class Study:
 
     def labels(self, trials: Sequence[FrozenTrial]) -> NDArray[np.float64]:
         """What is learned from measured trials, (n,): see `amc.study.objective`."""
-        return labels_of([self._read(trial) for trial in trials])
+        return objective_values([self._read(trial) for trial in trials])
 
     @property
     def arms(self) -> list[str]:
@@ -141,13 +141,13 @@ class Study:
     def describe(self, recipe: str, dense_accuracy: float) -> None:
         """Leave word for workers elsewhere: the resolved recipe, as TOML, and the dense network's accuracy."""
         for key, value in ((RECIPE, recipe), (DENSE_ACCURACY, dense_accuracy)):
-            self.tell(key, value)
+            self.set_attribute(key, value)
 
-    def tell(self, key: str, value: object) -> None:
+    def set_attribute(self, key: str, value: object) -> None:
         """Leave a JSON-able value for whoever opens the study."""
         self._patiently(lambda: self._study.set_user_attr(key, value))
 
-    def told(self, key: str) -> Any:
+    def attribute(self, key: str) -> Any:
         """What was left under a key, or None."""
         return self._patiently(lambda: self._study.user_attrs.get(key))
 
@@ -162,7 +162,7 @@ class Study:
         """Go on until the study holds `total` measured trials, whoever measured them.
 
         Raises:
-            ModelError: several trials in a row failed; the last reason is told.
+            ModelError: several trials in a row failed; the last reason is named.
             StorageError: a result could not be stored.
         """
         self._say = progress.say
@@ -177,16 +177,16 @@ class Study:
             if failed >= FAILURES_IN_A_ROW:
                 raise ModelError(f"{failed} policies in a row could not be measured; the last: {reason}")
 
-    def follow(self, total: int, progress: Progress, tend: Callable[[int], None]) -> None:
+    def follow(self, total: int, progress: Progress, poll: Callable[[int], None]) -> None:
         """Look on while others measure, until the study holds `total` measured trials.
 
-        `tend` is called several times a second with how many trials there are; what it raises ends the waiting.
+        `poll` is called several times a second with how many trials there are; what it raises ends the waiting.
         """
         self._say = progress.say
         showing = Tally(progress, "measure policies", total)
         while not showing.done(measured := self.measured):
-            tend(len(measured))
-            self._patiently(lambda: self._bury(self._watch.dead(self._study.get_trials(deepcopy=False))))
+            poll(len(measured))
+            self._patiently(lambda: self._mark_failed(self._watch.dead(self._study.get_trials(deepcopy=False))))
             sleep(LOOK_SECONDS)
 
     def measure_all(self, policies: Sequence[Policy], measure: Callable[[Policy], Trial]) -> list[Trial]:
@@ -214,10 +214,10 @@ class Study:
             raise ModelError(f"a policy that is needed could not be measured: {self.failures[-1]}")
         return trials[0]
 
-    def bury(self, is_dead: Callable[[str | None], bool]) -> None:
+    def mark_failed(self, is_dead: Callable[[str | None], bool]) -> None:
         """Mark running trials as failed by the name of who measures them, which may be missing."""
         self._patiently(
-            lambda: self._bury(t for t in self._study.get_trials(deepcopy=False) if is_dead(measured_by(t)))
+            lambda: self._mark_failed(t for t in self._study.get_trials(deepcopy=False) if is_dead(measured_by(t)))
         )
 
     def _open(self) -> optuna.Study:
@@ -234,7 +234,7 @@ class Study:
     def _begin(self, sampler: optuna.samplers.BaseSampler, total: int) -> tuple[int, Policy] | None:
         """Claim a policy; None while trials that others have begun may be the last ones."""
         trials = self._study.get_trials(deepcopy=False)
-        self._bury([*self._watch.dead(trials), *(trial for trial in trials if measured_by(trial) == self.name)])
+        self._mark_failed([*self._watch.dead(trials), *(trial for trial in trials if measured_by(trial) == self.name)])
         if sum(is_counted(trial) for trial in trials) >= total:
             return None
         trial_id = self._create()[0]
@@ -245,7 +245,7 @@ class Study:
             return None
         self._study.sampler = sampler
         try:
-            with Pulse(self._storage, trial_id, self.name):
+            with Heartbeat(self._storage, trial_id, self.name):
                 return trial_id, self._propose(optuna.Trial(self._study, trial_id))
         except UpdateFinishedTrialError:  # taken for dead while it was choosing: another try
             return None
@@ -260,14 +260,14 @@ class Study:
     def _create(self, policy: Sequence[int] | None = None) -> tuple[int, Policy]:
         """A running trial of ours, in one transaction; with a policy, it is claimed."""
         claim = {} if policy is None else {CLAIM: list(policy)}
-        template = create_trial(state=TrialState.RUNNING, system_attrs={PULSE: [self.name, 0], **claim})
+        template = create_trial(state=TrialState.RUNNING, system_attrs={HEARTBEAT: [self.name, 0], **claim})
         trial_id = self._storage.create_new_trial(self._study._study_id, template_trial=template)
         return trial_id, np.array(policy if policy else (), dtype=np.int64)
 
     def _work(self, trial_id: int, policy: Policy, measure: Callable[[Policy], Trial]) -> str | None:
         """Measure the policy of a trial and end it; returns why it failed, if it did."""
         try:
-            with Pulse(self._storage, trial_id, self.name):
+            with Heartbeat(self._storage, trial_id, self.name):
                 result = measure(policy)
             if not (math.isfinite(result.accuracy) and math.isfinite(result.loss)):
                 raise ModelError(f"accuracy and loss must be finite, but are {result.accuracy} and {result.loss}")
@@ -329,7 +329,7 @@ class Study:
         else:
             self._store(trial_id, policy, result)
 
-    def _bury(self, trials: Iterable[FrozenTrial]) -> None:
+    def _mark_failed(self, trials: Iterable[FrozenTrial]) -> None:
         for trial in trials:
             if trial.state == TrialState.RUNNING:
                 end_trial(self._storage, trial._trial_id, TrialState.FAIL, attributes={"reason": INTERRUPTED})

@@ -1,7 +1,7 @@
 """Worker processes on this machine, and the one that looks after them.
 
-Each worker has a process group of its own, so that Ctrl-C reaches only who looks after them, and a leash: a pipe on its
-standard input that nobody writes to. When the other end goes, however it goes, the worker ends at once.
+Each worker has a process group of its own, so that Ctrl-C reaches only who looks after them, and a watchdog: a pipe on
+its standard input that nobody writes to. When the other end goes, however it goes, the worker ends at once.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ class Worker:
 
 
 @dataclass
-class Crew:
+class WorkerPool:
     """Keeps `number` processes of one command at work as long as it is entered.
 
     Attributes:
-        command: what each runs; it must call `on_leash`.
-        on_death: told the process id of every worker that died.
+        command: what each runs; it must call `start_watchdog`.
+        on_death: called with the process id of every worker that died.
         environment: what differs from this process's, by the worker's number.
     """
 
@@ -77,7 +77,7 @@ class Crew:
     ) -> None:
         self._stop()
 
-    def tend(self, measured: int) -> None:
+    def poll(self, measured: int) -> None:
         """Replace workers that died; `measured` is how many trials there are.
 
         Raises:
@@ -130,7 +130,7 @@ class Crew:
             self.on_death(worker.process.pid)
 
 
-def on_leash() -> None:
+def start_watchdog() -> None:
     """End this process at once when the process that started it closes its end of our standard input, or dies."""
 
     def wait() -> None:

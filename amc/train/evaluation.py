@@ -95,7 +95,7 @@ def evaluate(
 
 
 def paired_difference(ours: Evaluation, theirs: Evaluation) -> tuple[float, float, float]:
-    """Accuracy of `ours` minus `theirs` on the same pictures, with its 95 % interval: (difference, low, high).
+    """Accuracy of `ours` minus `theirs` on the same images, with its 95 % interval: (difference, low, high).
 
     Normal interval of the mean of the n differences: of right and wrong, in {-1, 0, 1}, as in McNemar's test.
     """

@@ -1,7 +1,7 @@
 """A cut network's short training before it is measured: a few steps towards the dense network's outputs.
 
 All policies of a study learn from the same batches in the same order, and what the dense network makes of these is
-computed once, not for each of them. Pictures are not augmented: few steps see few of them twice.
+computed once, not for each of them. Images are not augmented: few steps see few of them twice.
 """
 
 from __future__ import annotations
@@ -27,31 +27,31 @@ from amc.zoo.task import Task
 FIRST = 4  # the seed of the first pass; the following ones are those of the next passes
 
 # Of the fine-tune's learning rate: on ResNet-20 at 15 % of its multiply-adds, 20 steps at 0.4 of it left policies that
-# are any good at losses of 0.40 to 0.53, at twice of it at 0.60 to 0.73; wrecked ones prefer more.
+# are any good at losses of 0.40 to 0.53, at twice of it at 0.60 to 0.73; degenerate ones prefer more.
 LESS = 0.4
 
 # What of a fine-tune's settings holds for the short one too.
 SHARED = {"optimizer", "momentum", "weight_decay", "warmup", "schedule", "label_smoothing", "distill", "temperature"}
 
 
-def lesson_schedule(recovery: RecoverySettings, finetune: FinetuneSchedule) -> FinetuneSchedule:
+def short_schedule(recovery: RecoverySettings, finetune: FinetuneSchedule) -> FinetuneSchedule:
     """The recipe's fine-tune with the learning rate and the batches of the short one."""
     rate = recovery.lr or LESS * finetune.lr
     return finetune.model_copy(update={"lr": rate, "batch_size": recovery.step_images, "ema": 0.0})
 
 
-def lesson_record(recovery: RecoverySettings, finetune: FinetuneSchedule, task: Task) -> str:
+def short_record(recovery: RecoverySettings, finetune: FinetuneSchedule, task: Task) -> str:
     """All that the short training depends on, as JSON; empty where there is none."""
     if not recovery.steps:
         return ""
     record = finetune.model_dump(include=SHARED)
-    rate = lesson_schedule(recovery, finetune).lr
+    rate = short_schedule(recovery, finetune).lr
     record |= {"steps": recovery.steps, "lr": rate, "images": recovery.step_images}
     return json.dumps(record | {"loss": task.loss_fingerprint}, sort_keys=True)
 
 
 @dataclass(eq=False)
-class Lessons:
+class ShortDistillation:
     """The short training of one dense network's offspring.
 
     Attributes:
@@ -69,7 +69,7 @@ class Lessons:
     compute: Compute
     task: Task
     seed: int = 0
-    _taught: list[Any] = field(default_factory=list)
+    _teacher_outputs: list[Any] = field(default_factory=list)
     _room: float = field(default_factory=lambda: SHARE * free_bytes())
 
     def __call__(self, model: nn.Module) -> None:
@@ -100,7 +100,7 @@ class Lessons:
     def prepare(self) -> None:
         """Ask the teacher about all batches now, as the first call would."""
         for step, batch in enumerate(self._batches() if self.schedule.distill else ()):
-            self._taught_at(step, batch)
+            self._teacher_outputs_at(step, batch)
 
     def _train(self, model: nn.Module) -> Tensor:
         """The loss of the last step."""
@@ -109,7 +109,7 @@ class Lessons:
             set_learning_rate(optimizer, self.schedule, step, self.steps)
             with self.compute.autocast():
                 outputs = self.task.call(batch).to(device).on(model)
-            loss = loss_of(outputs, batch, self.task, self.schedule, lambda: self._taught_at(step, batch))  # noqa: B023
+            loss = loss_of(outputs, batch, self.task, self.schedule, lambda: self._teacher_outputs_at(step, batch))  # noqa: B023
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
@@ -119,20 +119,20 @@ class Lessons:
         """As many batches as there are steps: pass after pass over the split, each in an order of its own."""
         size, seed, left = self.schedule.batch_size, FIRST, self.steps
         whole, rest = divmod(len(self.split), size)
-        a_pass = max(1, whole + (rest >= 2))  # BatchNorm cannot train on one picture
+        a_pass = max(1, whole + (rest >= 2))  # BatchNorm cannot train on one image
         while left:
             here = min(left, a_pass)
             yield from self.split.batches(size, seed=seed, limit=here * size)
             seed, left = seed + 1, left - here
 
-    def _taught_at(self, step: int, batch: Batch) -> Any:
+    def _teacher_outputs_at(self, step: int, batch: Batch) -> Any:
         """What the teacher makes of the batch of a step; kept as long as memory allows."""
-        if step < len(self._taught):
-            return self._taught[step]
+        if step < len(self._teacher_outputs):
+            return self._teacher_outputs[step]
         call = self.task.call(batch).to(self.compute.device)
         with torch.no_grad(), evaluating(self.teacher), self.compute.autocast():
-            taught = call.on(self.teacher)
-        self._room -= sum(leaf.nbytes for leaf in tree_leaves(taught) if isinstance(leaf, Tensor))
-        if step == len(self._taught) and self._room >= 0:
-            self._taught.append(taught)
-        return taught
+            outputs = call.on(self.teacher)
+        self._room -= sum(leaf.nbytes for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor))
+        if step == len(self._teacher_outputs) and self._room >= 0:
+            self._teacher_outputs.append(outputs)
+        return outputs

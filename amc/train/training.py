@@ -74,27 +74,27 @@ def teacher_share(schedule: Schedule) -> float:
 
 
 def loss_of(
-    outputs: Any, batch: Batch, task: Task, schedule: Schedule, taught: Callable[[], Any] | None = None
+    outputs: Any, batch: Batch, task: Task, schedule: Schedule, teacher_outputs: Callable[[], Any] | None = None
 ) -> Tensor:
     """The task's loss, the teacher's share in it, or the teacher alone where the task knows no loss.
 
     Without a teacher and without labels it is the task's distance from the dense network.
 
-    `taught` gives the teacher's outputs; it is asked only where they count.
+    `teacher_outputs` gives them; it is called only where they count.
 
     Raises:
         UsageError: there is neither a loss nor a teacher whose outputs could be matched.
     """
     loss, share = task.loss(outputs, batch, schedule.label_smoothing), teacher_share(schedule)
     soft = None
-    if taught is not None and share > 0:
+    if teacher_outputs is not None and share > 0:
         assert isinstance(schedule, FinetuneSchedule)
-        soft = task.distil(outputs, taught(), schedule.temperature, batch)
+        soft = task.distil(outputs, teacher_outputs(), schedule.temperature, batch)
     if loss is None and soft is None:
         loss = task.agreement_loss(outputs, batch)
     if loss is None and soft is None:
         raise UsageError(
-            "training needs a loss, but none can be told from these outputs and batches; give --loss "
+            "training needs a loss, but none can be derived from these outputs and batches; give --loss "
             "package.module:function"
         )
     if soft is None or loss is None:
@@ -123,7 +123,7 @@ def train(
         splits: `train` is learned from, `validation` picks the best epoch.
         schedule: epochs, learning rate and the rest.
         compute: where, and in which number format.
-        seed: order and augmentation of the pictures.
+        seed: order and augmentation of the images.
         teacher: gives soft targets; its share and temperature stand in a `FinetuneSchedule`.
         checkpoint: written after every epoch; the same call with the same file goes on where it stopped.
         title: what the progress is called.
@@ -156,8 +156,8 @@ def train(
             module.training = mode
     if start is not None and loop.training.best_accuracy < start:
         progress.say(
-            f"{title}: it did harm ({start:.2%} before, {loop.training.best_accuracy:.2%} after, on the validation "
-            "split), so the weights before it are kept; try a smaller finetune.lr, or more epochs"
+            f"{title}: it made the network worse ({start:.2%} before, {loop.training.best_accuracy:.2%} after, on the "
+            "validation split), so the weights before it are kept; try a smaller finetune.lr, or more epochs"
         )
         loop.best, loop.training.best_accuracy = first, start
     loop.finish()
@@ -188,7 +188,7 @@ class _Loop:
         self.model, self.splits, self.schedule, self.compute, self.seed = model, splits, schedule, compute, seed
         self.teacher, self.task = teacher.eval() if teacher is not None else None, task
         whole, rest = divmod(len(splits.train), schedule.batch_size)
-        self.per_epoch = max(1, whole + (rest >= 2 * self.world))  # BatchNorm cannot train on one picture
+        self.per_epoch = max(1, whole + (rest >= 2 * self.world))  # BatchNorm cannot train on one image
         self.steps, self.step = round(schedule.epochs * self.per_epoch), 0
         self.training = Training(steps=self.steps)
         self.optimizer = optimizer_of(model, schedule)
@@ -250,8 +250,8 @@ class _Loop:
         call = self.task.call(batch).to(self.compute.device)
         with self.compute.autocast():
             outputs = call.on(self.running)
-        taught = partial(self._taught, call) if self.teacher is not None else None
-        loss = loss_of(outputs, batch, self.task, self.schedule, taught)
+        outputs_of = partial(self._teacher_outputs, call) if self.teacher is not None else None
+        loss = loss_of(outputs, batch, self.task, self.schedule, outputs_of)
         if not math.isfinite(loss.item()):
             raise ModelError(f"the loss must stay finite, but is {loss.item()} at step {self.step}; lower `lr`")
         self.optimizer.zero_grad()
@@ -260,7 +260,7 @@ class _Loop:
         if self.average is not None:
             self.average.update_parameters(self.model)
 
-    def _taught(self, call: Call) -> Any:
+    def _teacher_outputs(self, call: Call) -> Any:
         assert self.teacher is not None
         with torch.no_grad(), self.compute.autocast():
             return call.on(self.teacher)

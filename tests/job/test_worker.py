@@ -17,10 +17,10 @@ from optuna.trial import TrialState
 from amc.job.recipe import amended, load_recipe, parse_recipe, resolved_toml, shareable
 from amc.job.run import Run
 from amc.job.worker import work
-from amc.study.heartbeat import PULSE, name_of
+from amc.study.heartbeat import HEARTBEAT, name_of
 from amc.study.search import sampler_of
 from amc.study.trials import NOT_NEEDED, Study
-from amc.study.worker_pool import DEATHS_IN_A_ROW, Crew
+from amc.study.worker_pool import DEATHS_IN_A_ROW, WorkerPool
 from amc.system.errors import ModelError, RunError, UsageError
 from amc.system.progress import Silent
 from amc_search.history import CLAIM
@@ -98,7 +98,7 @@ def test_the_total_is_never_passed(tmp_path: Path) -> None:
     random_search(one, 3)
     assert one._begin(optuna.samplers.RandomSampler(0), 4) is not None
     assert two._begin(optuna.samplers.RandomSampler(1), 4) is None
-    one.bury(lambda name: name == one.name)
+    one.mark_failed(lambda name: name == one.name)
     assert two._begin(optuna.samplers.RandomSampler(1), 4) is not None
     assert NOT_NEEDED not in two.failures and two.failures == ["interrupted"]
 
@@ -110,7 +110,7 @@ def test_a_result_that_was_given_up_is_kept_once(tmp_path: Path, meanwhile: bool
     policy = np.array([2, 4])
 
     def late(asked):
-        two.bury(lambda name: name == one.name)
+        two.mark_failed(lambda name: name == one.name)
         if meanwhile:
             two.measure_one(policy, fake)
         return fake(asked)
@@ -143,12 +143,12 @@ def test_only_the_folders_own_trials_are_buried_when_it_is_opened_again(tmp_path
     Study(url, tmp_path / "run", PROTOCOL, SPACE, alone=True)
     states = {tuple(trial.system_attrs[CLAIM]): trial.state for trial in ours._study.get_trials()}
     assert states == {(2, 4): TrialState.FAIL, (4, 4): TrialState.RUNNING}
-    assert theirs._study.get_trials()[1].system_attrs[PULSE][0].startswith(name_of(None))
+    assert theirs._study.get_trials()[1].system_attrs[HEARTBEAT][0].startswith(name_of(None))
 
 
-def crew_of(code: str, buried: list[int], number: int = 2) -> Crew:
-    leash = "from amc.study.worker_pool import on_leash; on_leash(); import os, signal, sys, time; "
-    return Crew([sys.executable, "-c", leash + code], number, buried.append)
+def crew_of(code: str, buried: list[int], number: int = 2) -> WorkerPool:
+    leash = "from amc.study.worker_pool import start_watchdog; start_watchdog(); import os, signal, sys, time; "
+    return WorkerPool([sys.executable, "-c", leash + code], number, buried.append)
 
 
 def until(holds: Callable[[], object], seconds: float = 60.0) -> None:
@@ -165,7 +165,7 @@ def test_a_killed_worker_is_replaced_and_its_trials_are_buried() -> None:
         victim, other = (worker.process for worker in crew.workers)
         victim.kill()
         victim.wait()
-        crew.tend(0)
+        crew.poll(0)
         assert buried == [victim.pid]
         assert crew.workers[0].process.poll() is None and crew.workers[1].process is other
     assert all(worker.process.poll() is not None for worker in crew.workers) and len(buried) == 3
@@ -175,22 +175,22 @@ def test_a_workers_own_error_is_told() -> None:
     """It ended with a reason and a code: the others are stopped and the reason is ours."""
     with crew_of("print('amc: the loss is NaN', file=sys.stderr); sys.exit(2)", []) as crew:
         with pytest.raises(ModelError, match=r"^the loss is NaN$"):
-            until(lambda: crew.tend(0))
+            until(lambda: crew.poll(0))
 
 
 def test_workers_that_keep_dying_end_the_search() -> None:
     """Eight deaths without a trial between are no chance."""
     with crew_of("os.kill(os.getpid(), signal.SIGKILL)", [], number=1) as crew:
         with pytest.raises(ModelError, match=rf"{DEATHS_IN_A_ROW} in a row were killed \(signal 9\)"):
-            until(lambda: crew.tend(0))
+            until(lambda: crew.poll(0))
 
 
 def test_a_worker_ends_with_who_started_it() -> None:
     """Kill -9 leaves no orphans."""
-    leash = "from amc.study.worker_pool import on_leash; on_leash(); import time; time.sleep(600)"
+    leash = "from amc.study.worker_pool import start_watchdog; start_watchdog(); import time; time.sleep(600)"
     code = (
-        "import sys, time; from amc.study.worker_pool import Crew; "
-        f"crew = Crew([sys.executable, '-c', {leash!r}], 2, print); crew.__enter__(); "
+        "import sys, time; from amc.study.worker_pool import WorkerPool; "
+        f"crew = WorkerPool([sys.executable, '-c', {leash!r}], 2, print); crew.__enter__(); "
         "print('ready', flush=True); time.sleep(600)"
     )
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=ROOT)

@@ -157,12 +157,12 @@ def test_failed_and_nan_trials_are_never_learned_from():
     for outcome in (float("nan"), None, 0.5):
         trial = study.ask(sampler.search_space)
         if outcome is None:
-            study.tell(trial, state=TrialState.FAIL)
+            study.set_attribute(trial, state=TrialState.FAIL)
         elif outcome == outcome:
-            study.tell(trial, outcome)
+            study.set_attribute(trial, outcome)
         else:
             with pytest.warns(UserWarning, match="nan"):
-                study.tell(trial, outcome)
+                study.set_attribute(trial, outcome)
     first, second, third = (policy_of(trial, sampler.space) for trial in study.trials)
     assert first == second != third
     history = sampler.history(study)
@@ -174,7 +174,7 @@ def test_a_study_whose_every_trial_failed_still_goes_on():
     sampler = sampler_of(startup=2)
     study = study_of(sampler)
     for _ in range(8):
-        study.tell(study.ask(sampler.search_space), state=TrialState.FAIL)
+        study.set_attribute(study.ask(sampler.search_space), state=TrialState.FAIL)
     assert len({policy_of(trial, sampler.space) for trial in study.trials}) == 4
 
 
@@ -297,7 +297,7 @@ def test_trials_that_were_stopped_early_are_learned_from():
         trial = study.ask(sampler.search_space)
         if value is not None:
             trial.report(value, 100)
-        study.tell(trial, state=TrialState.PRUNED)
+        study.set_attribute(trial, state=TrialState.PRUNED)
     first, second, third = (policy_of(trial, sampler.space) for trial in study.trials)
     history = sampler.history(study)
     assert history.accuracy.tolist() == [0.25, 0.5] and history.policies.tolist() == [list(first), list(third)]

@@ -117,7 +117,7 @@ def test_outputs_that_do_not_correspond_give_no_curves(
     monkeypatch.setattr(type(dense.task), "distil", lambda *_: None)
     study = study_of(dense, tmp_path)
     measure_sensitivity(study, dense.recipe.search)
-    assert held_sensitivity(study) is None and study.told(SENSITIVITY) == []
+    assert held_sensitivity(study) is None and study.attribute(SENSITIVITY) == []
 
 
 def test_a_network_whose_outputs_are_not_finite_leaves_its_knot_out(

@@ -109,7 +109,7 @@ def starting_seconds() -> float:
 def kill(process: subprocess.Popen[bytes], rng: random.Random, report: Report) -> bool:
     """Kill workers, their coordinator or all of them; whether the coordinator is gone."""
     try:
-        workers = [child for child in psutil.Process(process.pid).children() if "--leashed" in child.cmdline()]
+        workers = [child for child in psutil.Process(process.pid).children() if "--supervised" in child.cmdline()]
     except (psutil.NoSuchProcess, psutil.ZombieProcess):
         return process.poll() is not None
     whom = rng.choices(("worker", "coordinator", "all"), (5, 3, 2))[0]

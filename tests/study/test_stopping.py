@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from amc.study.stopping import ALPHA, Rivals, SequentialTest
+from amc.study.stopping import ALPHA, CheaperTrials, SequentialTest
 from amc.study.trial import Trial
 
 TOTAL, LOOK, RUNS = 600, 40, 400
@@ -68,8 +68,8 @@ def trial(accuracy: float, macs: float, params: float, stopped: bool = False) ->
 def test_rivals_cost_no_more_in_any_unit() -> None:
     """The floor is the best whole trial that costs no more in every capped unit."""
     trials = [trial(0.8, 10, 10), trial(0.9, 10, 30), trial(0.95, 30, 5), trial(0.99, 5, 5, stopped=True)]
-    both, macs = Rivals(lambda: trials, ("macs", "params")), Rivals(lambda: trials, ("macs",))
+    both, macs = CheaperTrials(lambda: trials, ("macs", "params")), CheaperTrials(lambda: trials, ("macs",))
     assert both({"macs": 10, "params": 10}) == 0.8
     assert macs({"macs": 10, "params": 10}) == 0.9
     assert both({"macs": 9, "params": 9}) == 0.0
-    assert Rivals(lambda: trials, ("activation_bytes",))({"macs": 99, "params": 99}) == 0.0
+    assert CheaperTrials(lambda: trials, ("activation_bytes",))({"macs": 99, "params": 99}) == 0.0

@@ -12,7 +12,7 @@ from amc.job.run import Run
 from amc.job.show import details
 from amc.system.progress import Silent
 from amc.train.settings import FinetuneSchedule, RecoverySettings
-from amc.train.short_distillation import lesson_record
+from amc.train.short_distillation import short_record
 from amc.zoo.task import CLASSIFICATION, load_task
 from tests.conftest import finished_run
 from tests.tiny import network
@@ -50,6 +50,6 @@ def test_the_record_of_steps_holds_the_users_loss() -> None:
     """Without steps nothing of it counts; with them another loss is another protocol."""
     recovery, finetune = RecoverySettings(steps=3), FinetuneSchedule()
     mine = load_task(loss=f"{__name__}:squared")
-    assert lesson_record(RecoverySettings(), finetune, mine) == ""
-    assert lesson_record(recovery, finetune, mine) != lesson_record(recovery, finetune, CLASSIFICATION)
+    assert short_record(RecoverySettings(), finetune, mine) == ""
+    assert short_record(recovery, finetune, mine) != short_record(recovery, finetune, CLASSIFICATION)
     assert mine.fingerprint == CLASSIFICATION.fingerprint  # trials without steps do not ask for the loss

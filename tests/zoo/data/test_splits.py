@@ -16,7 +16,7 @@ def split_of(number: int = 37, augmentation: Augmentation = Augmentation()) -> M
     return MemorySplit(images, torch.arange(number), (0.5, 0.4, 0.3), (0.2, 0.2, 0.2), augmentation)
 
 
-def labels_of(batches: list[tuple[Tensor, Tensor]]) -> list[int]:
+def objective_values(batches: list[tuple[Tensor, Tensor]]) -> list[int]:
     return [label for _, labels in batches for label in labels.tolist()]
 
 
@@ -65,7 +65,7 @@ def test_ranks_partition_every_global_batch(
         parts = [ranks[number_of_batch] for ranks in shared]
         assert sorted(label for part in parts for label in part) == sorted(batch)
         assert all(len(part) <= size for part in parts)
-    assert len(labels_of(list(split.batches(size, seed=seed, limit=limit)))) == min(number, limit or number)
+    assert len(objective_values(list(split.batches(size, seed=seed, limit=limit)))) == min(number, limit or number)
 
 
 def test_batches_are_normalised_floats() -> None:
