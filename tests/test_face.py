@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -143,3 +144,82 @@ def test_a_storage_is_found_again_by_the_same_objects(model: nn.Module, tmp_path
         found = amc.search(space, measure, ["50%"], trials=trials, storage=storage)
         numbers.append(found.done_here)
     assert numbers == [4, 0, 2]
+
+
+def brightness(outputs: Tensor, batch: tuple[Tensor, Tensor]) -> Tensor:
+    """A metric of the user's own: how sure the network is of the right class."""
+    return outputs.softmax(1).gather(1, batch[1][:, None])[:, 0]
+
+
+def compressed(model: nn.Module, out: Path, **more: object) -> amc.Run:
+    settings = {
+        "search.trials": 8, "search.candidates": 2, "search.study": "run", "finetune.epochs": 1, "surgery.round_to": 4,
+        **dict(more.pop("settings", {})),  # type: ignore[call-overload]
+    }  # fmt: skip
+    given = {**loaders(), "test": DataLoader(quarters(256, 3), 64), **more}
+    return amc.compress(model, budget="50%", out=out, device="cpu", settings=settings, **given)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def object_run(model: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> amc.Run:
+    """A whole run of a network and loaders that no recipe names."""
+    return compressed(model, tmp_path_factory.mktemp("object") / "run")
+
+
+def test_objects_are_compressed_as_names_are(model: nn.Module, object_run: amc.Run) -> None:
+    """The same flow, folder and figures; the network given stays as it is."""
+    assert object_run.metrics["budgets"][0]["used"] <= object_run.metrics["budgets"][0]["limit"]
+    assert object_run.metrics["dense"]["test_accuracy"] > 0.5
+    inputs = torch.rand(4, 3, 16, 16)
+    again = amc.load(object_run.folder, model=small_network)
+    assert torch.equal(again(inputs), object_run.model(inputs))
+    assert object_run.retarget("70%").policy.costs["macs"] <= 0.7 * object_run.metrics["dense"]["macs"]
+    program = torch.export.load(next(object_run.folder.glob("*.pt2"))).module()
+    assert torch.allclose(program(inputs), again(inputs), atol=1e-4)
+
+
+def test_a_release_of_an_object_says_how_it_is_loaded(object_run: amc.Run) -> None:
+    """No name builds it again: the error names the fix."""
+    with pytest.raises(amc.ModelError, match="model="):
+        amc.load(object_run.folder)
+
+
+def test_the_same_call_resumes_and_more_trials_go_on(model: nn.Module, object_run: amc.Run, tmp_path: Path) -> None:
+    """A finished run does nothing again; with more trials it measures only those that are new."""
+    folder = tmp_path / "run"
+    shutil.copytree(object_run.folder, folder)
+    assert compressed(model, folder).metrics == object_run.metrics
+    more = compressed(model, folder, settings={"search.trials": 12})
+    assert more.metrics["trials"] >= 12 > object_run.metrics["asked_trials"]
+    old = {trial.policy for trial in object_run.study.trials}
+    assert old <= {trial.policy for trial in more.study.trials}
+
+
+def test_another_object_in_the_same_folder_is_refused(object_run: amc.Run) -> None:
+    """A run folder holds one job: other weights are another job."""
+    with pytest.raises(amc.RunError, match=r"model\.weights"):
+        compressed(small_network(), object_run.folder)
+
+
+def test_an_own_metric_is_a_function(model: nn.Module, tmp_path: Path) -> None:
+    """A callable judges every network, and its name stands in the figures."""
+    run = compressed(model, tmp_path / "run", metric=brightness)
+    assert run.metrics["metric"] == "brightness"
+
+
+def test_without_labels_the_metric_is_agreement(model: nn.Module, tmp_path: Path) -> None:
+    """Batches of images alone: networks are judged by how often they agree with the dense one."""
+    images = quarters(512, 1).tensors[0]
+    parts = {"train": images[:256].split(64), "validation": images[256:].split(64), "test": images[256:].split(64)}
+    run = compressed(model, tmp_path / "run", **parts)
+    assert run.metrics["metric"] == "agreement" and run.metrics["dense"]["test_accuracy"] == 1.0
+    assert 0.3 < run.metrics["released"]["test_accuracy"] <= 1.0
+
+
+def test_a_run_is_opened_again_with_its_objects(model: nn.Module, object_run: amc.Run) -> None:
+    """What needs the dense network is given it; other data are refused."""
+    given = {**loaders(), "test": DataLoader(quarters(256, 3), 64)}
+    run = amc.open_run(object_run.folder, model=model, **given)
+    assert run.job.digests == object_run.metrics["digests"]
+    with pytest.raises(amc.RunError, match="data"):
+        amc.open_run(object_run.folder, model=model, **{**given, "train": DataLoader(quarters(512, 9), 64)}).job  # noqa: B018

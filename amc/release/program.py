@@ -6,6 +6,7 @@ such file it is to be loaded only from where you trust it.
 
 from __future__ import annotations
 
+import copy
 import warnings
 from pathlib import Path
 from typing import Any
@@ -34,14 +35,10 @@ def save_program(folder: Path, model: nn.Module, example: Call) -> dict[str, Any
         StorageError: the file cannot be written.
     """
     (folder / PROGRAM).unlink(missing_ok=True)  # an older one would be of other weights
-    modes = [(module, module.training) for module in model.modules()]
     try:
-        program, batch = _exported(model.eval(), example.to("cpu"))
+        program, batch = _exported(_compact(model), example.to("cpu"))
     except Exception as cause:  # torch.export fails in many ways
         return {"missing": one_line(cause)}
-    finally:
-        for module, mode in modes:
-            module.training = mode
     write_whole(folder / PROGRAM, lambda file: torch.export.save(program, file))
     return {"file": PROGRAM, "batch": batch}
 
@@ -55,6 +52,14 @@ def load_program(folder: str | Path) -> ExportedProgram:
         return torch.export.load(path)
     except Exception as cause:  # as many ways
         raise RunError(f"{path} must be a torch.export program, but: {one_line(cause)}; restore the release") from None
+
+
+def _compact(model: nn.Module) -> nn.Module:
+    """A copy in `eval` mode on the CPU whose tensors are plain: those of a cut network are views, some channels-last."""
+    own = copy.deepcopy(model).cpu().eval()
+    for tensor in (*own.parameters(), *own.buffers()):
+        tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
+    return own
 
 
 def _exported(model: nn.Module, example: Call) -> tuple[ExportedProgram, str | int]:
