@@ -55,7 +55,7 @@ def load_program(folder: str | Path) -> ExportedProgram:
 
 
 def _compact(model: nn.Module) -> nn.Module:
-    """A copy in `eval` mode on the CPU whose tensors are plain: those of a cut network are views, some channels-last."""
+    """A copy in `eval` mode on the CPU with plain tensors: those of a cut network are views, some channels-last."""
     own = copy.deepcopy(model).cpu().eval()
     for tensor in (*own.parameters(), *own.buffers()):
         tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)

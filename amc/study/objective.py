@@ -1,12 +1,12 @@
 """What the search learns from: measured accuracy, less its noise.
 
-Top-1 accuracy on some thousand pictures is a coarse number: two good policies differ by less than its noise. The
+Top-1 accuracy on some thousand images is a coarse number: two good policies differ by less than its noise. The
 cross-entropy of the same outputs is much finer, once a temperature has taken out how confident the network happens to
 be (recovery changes that, not the ranking). So accuracy is regressed on this calibrated loss over all trials, and a
 trial's label lies mostly on that curve. On 50 random policies of a ResNet-20 at 43 to 50 % of its multiply-adds,
-2,000 pictures, the order agreed with that on 11,000 others at Kendall 0.76 for accuracy and 0.83 for these labels.
+2,000 images, the order agreed with that on 11,000 others at Kendall 0.76 for accuracy and 0.83 for these labels.
 
-A trial that was stopped early has accuracy and loss of the pictures it saw. It is labelled like any other, and has the
+A trial that was stopped early has accuracy and loss of the images it saw. It is labelled like any other, and has the
 less say in where the curve lies the fewer they were.
 """
 
@@ -31,7 +31,7 @@ def smoothed_objective(
     """Labels (n,) in [0, 1] from accuracies (n,) and calibrated losses (n,), nats, of the same trials.
 
     The curve is a parabola in exp(-loss), fitted closest where accuracy is high: there the order matters. Fewer than
-    `FEWEST` trials, or losses all alike, leave the accuracies as they are. `seen` is the share of the pictures that
+    `FEWEST` trials, or losses all alike, leave the accuracies as they are. `seen` is the share of the images that
     each trial saw, (n,) in (0, 1]; None: all.
     """
     likelihood = np.exp(-loss)
@@ -47,7 +47,7 @@ def smoothed_objective(
     return labels
 
 
-def labels_of(trials: Sequence[Trial]) -> NDArray[np.float64]:
+def objective_values(trials: Sequence[Trial]) -> NDArray[np.float64]:
     """The labels (n,) of trials of one study, whole or stopped."""
     most = max((trial.images or 0 for trial in trials), default=0)
     seen = [trial.images / most if trial.images else 1.0 for trial in trials]

@@ -36,7 +36,7 @@ Curves = list[tuple[list[float], list[float]]]  # a group's kept fractions and w
 
 def held_sensitivity(study: Study) -> Sensitivity | None:
     """The curves that the study holds, if any."""
-    curves = study.told(SENSITIVITY)
+    curves = study.attribute(SENSITIVITY)
     return (Sensitivity.of(curves) or None) if curves else None
 
 
@@ -46,8 +46,8 @@ def measure_sensitivity(study: Study, settings: SearchSettings, progress: Progre
     None are measured where the settings want none, or where they would cost more than they are worth to so short a
     search.
     """
-    if images_for(study.measure, settings) and study.told(SENSITIVITY) is None:
-        study.tell(SENSITIVITY, sensitivity_curves(study.measure, settings, progress))
+    if images_for(study.measure, settings) and study.attribute(SENSITIVITY) is None:
+        study.set_attribute(SENSITIVITY, sensitivity_curves(study.measure, settings, progress))
 
 
 def sensitivity_curves(measure: Measure, settings: SearchSettings, progress: Progress | None = None) -> Curves:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from amc.study.objective import FEWEST, labels_of, smoothed_objective
+from amc.study.objective import FEWEST, objective_values, smoothed_objective
 from amc.study.trial import Trial
 
 
@@ -61,7 +61,7 @@ def test_whole_and_stopped_trials_are_labelled_together() -> None:
         known = zip(measured, loss, images, strict=True)
         return [Trial((8,), {}, float(a), float(b), {}, n == 250, n) for a, b, n in known]
 
-    mixed = labels_of(trials([250 if index % 3 == 0 else 2000 for index in range(30)]))
+    mixed = objective_values(trials([250 if index % 3 == 0 else 2000 for index in range(30)]))
     assert mixed.shape == (30,) and (np.abs(mixed - measured) < 0.05).all()
-    assert (labels_of(trials([None] * 30)) == smoothed_objective(measured, loss)).all()
-    assert len(labels_of([])) == 0
+    assert (objective_values(trials([None] * 30)) == smoothed_objective(measured, loss)).all()
+    assert len(objective_values([])) == 0

@@ -242,7 +242,7 @@ class _Work:
     def _measure(self, kind: Kind) -> Measure:
         if kind.name not in self._measures:
             measure = self.job.measure.with_settings(recovery=kind.recovery(self.recipe.recovery))
-            measure.lessons.prepare()  # once a study: no part of a trial's time
+            measure.short_distillation.prepare()  # once a study: no part of a trial's time
             self._measures[kind.name] = measure
         return self._measures[kind.name]
 
