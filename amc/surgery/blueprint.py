@@ -122,7 +122,7 @@ class Blueprint(Generic[Module]):
 
 
 def _slots(modules: Iterable[tuple[str, nn.Module]]) -> list[Slot]:
-    """Every place of a tensor, None among them, in the order of the walk."""
+    """Every slot of a tensor, None among them, in the order of the walk."""
     return [
         Slot(number, store, name, f"{path}.{name}" if path else name, tensor)
         for number, (path, module) in enumerate(modules)

@@ -132,13 +132,13 @@ class ChannelTable:
         renumber = np.full(len(self.groups) + 1, KEPT, dtype=np.int32)
         renumber[staying] = np.arange(len(staying), dtype=np.int32)
         channel_group = renumber[self.channel_group]
-        units = np.flatnonzero(channel_group != KEPT)
-        new_unit = np.full(len(self.channel_group) + 1, KEPT, dtype=np.int32)
-        new_unit[units] = np.arange(len(units), dtype=np.int32)
+        staying_channels = np.flatnonzero(channel_group != KEPT)
+        new_number = np.full(len(self.channel_group) + 1, KEPT, dtype=np.int32)
+        new_number[staying_channels] = np.arange(len(staying_channels), dtype=np.int32)
         known: dict[int, IndexMap] = {}  # coupled layers go on sharing one array
 
         def renamed(index_maps: IndexMaps) -> IndexMaps:
-            new = (known.setdefault(id(index_map), new_unit[index_map]) for index_map in index_maps)
+            new = (known.setdefault(id(index_map), new_number[index_map]) for index_map in index_maps)
             return tuple(index_map for index_map in new if (index_map != KEPT).any())
 
         index_maps = {
@@ -149,7 +149,7 @@ class ChannelTable:
         return replace(
             self,
             groups=tuple(self.groups[index] for index in staying),
-            channel_group=channel_group[units],
+            channel_group=channel_group[staying_channels],
             index_maps={name: axes for name, axes in index_maps.items() if axes},
             inputs={name: new for name, old in self.inputs.items() if (new := renamed(old))},
             frozen=(*self.frozen, *frozen),
@@ -170,28 +170,28 @@ class ChannelTable:
         return replace(self, groups=tuple(groups))
 
     def with_removable(self, removable: Sequence[bool]) -> ChannelTable:
-        """The same table, each group told whether it may keep nothing."""
+        """The same table, each group marked with whether it may keep nothing."""
         return replace(self, groups=tuple(replace(g, removable=r) for g, r in zip(self.groups, removable, strict=True)))
 
 
 def _keep_length(length: int, found: IndexMaps) -> IndexMaps:
-    """The index_maps found for a dimension; where there are none, its length is still told."""
+    """The index maps found for a dimension; where there are none, one that keeps its length."""
     return found or (np.full(length, KEPT, dtype=np.int32),)
 
 
 def legal_step(size: int, granularity: int, round_to: int) -> int:
     """The step of a group: the largest divisor of `round_to` that is no coarser than an eighth of the group.
 
-    The step is a whole number of units and divides the size, so that the dense width is legal too.
+    The step is a whole number of coupled channels and divides the size, so that the dense width is legal too.
     """
-    units = size // granularity
+    count = size // granularity
     wanted = max(1, round_to // granularity)
-    fitting = [step for step in range(1, wanted + 1) if wanted % step == 0 and units % step == 0 and step * 8 <= units]
+    fitting = [step for step in range(1, wanted + 1) if wanted % step == 0 and count % step == 0 and step * 8 <= count]
     return max(fitting, default=1) * granularity
 
 
 def build_table(model: nn.Module, record: TraceRecord, round_to: int = 8) -> ChannelTable:
-    """Join coupled slots into units and units into groups.
+    """Join coupled slots into channels and channels into groups.
 
     Args:
         model: the network that was traced.
@@ -201,14 +201,14 @@ def build_table(model: nn.Module, record: TraceRecord, round_to: int = 8) -> Cha
     Raises:
         ModelError: nothing can be removed.
     """
-    units = find_coupled_channels(record)
+    coupled = find_coupled_channels(record)
     produced = np.zeros(record.total, dtype=np.bool_)
     for slots in record.produced:
         produced[slots[slots >= 0]] = True
-    groups, channel_group, renumber = _group_units(record, units, produced, round_to)
-    final = np.where(units.index_maps >= 0, renumber[units.index_maps], KEPT).astype(np.int32)
+    groups, channel_group, renumber = _group_channels(record, coupled, produced, round_to)
+    final = np.where(coupled.index_maps >= 0, renumber[coupled.index_maps], KEPT).astype(np.int32)
     final = np.concatenate([final, np.full((2, 1), KEPT, np.int32)], axis=1)  # for the slot NONE
-    frozen = _frozen_layers(model, record, units, final)
+    frozen = _frozen_layers(model, record, coupled, final)
     if not groups:
         why = f"; {frozen[0].name}: {frozen[0].reason}" if frozen else ""
         raise ModelError(f"a network must have channels that can be removed, but this one has none{why}")
@@ -237,7 +237,7 @@ def build_table(model: nn.Module, record: TraceRecord, round_to: int = 8) -> Cha
             for p in record.products
         ),
         _integers(
-            model, record, final, known, {new for new, way in zip(renumber[:-1], units.ways, strict=True) if way == 1}
+            model, record, final, known, {new for new, way in zip(renumber[:-1], coupled.ways, strict=True) if way == 1}
         ),
         {name: rule for name, rule in record.rules.items() if name in record.normed and owners_of(record.normed[name])},
         _shape_requests(record, final, known),
@@ -256,27 +256,27 @@ def _aliases(model: nn.Module) -> dict[str, list[str]]:
     return found
 
 
-def _group_units(
-    record: TraceRecord, units: CoupledChannels, produced: NDArray[np.bool_], round_to: int
+def _group_channels(
+    record: TraceRecord, coupled: CoupledChannels, produced: NDArray[np.bool_], round_to: int
 ) -> tuple[tuple[Group, ...], NDArray[np.int32], NDArray[np.int32]]:
-    """Units with one signature form a group: (groups, group of each unit, old unit number -> new one)."""
+    """Channels that touch the same tensors form a group: (groups, group of each channel, old number -> new one)."""
     axes = sorted(record.axes, key=lambda axis: _place_of(record, axis))
-    touches: list[list[tuple[int, int]]] = [[] for _ in units.ways]
-    writes: list[list[int]] = [[] for _ in units.ways]
+    touches: list[list[tuple[int, int]]] = [[] for _ in coupled.ways]
+    writes: list[list[int]] = [[] for _ in coupled.ways]
     for number, axis in enumerate(axes):
         start, length = record.axes[axis]
-        for index_map in units.index_maps[:, start : start + length]:
+        for index_map in coupled.index_maps[:, start : start + length]:
             present, counts = np.unique(index_map[index_map >= 0], return_counts=True)
-            for unit, count in zip(present.tolist(), counts.tolist(), strict=True):
-                touches[unit].append((number, count))
+            for channel, count in zip(present.tolist(), counts.tolist(), strict=True):
+                touches[channel].append((number, count))
                 if produced[start]:
-                    writes[unit].append(number)
+                    writes[channel].append(number)
     members: dict[tuple[int, tuple[tuple[int, int], ...]], list[int]] = {}
-    for unit, touched in enumerate(touches):
-        members.setdefault((int(units.ways[unit]), tuple(touched)), []).append(unit)
+    for channel, touched in enumerate(touches):
+        members.setdefault((int(coupled.ways[channel]), tuple(touched)), []).append(channel)
     groups: list[Group] = []
     channel_group: list[int] = []
-    renumber = np.full(len(units.ways) + 1, KEPT, dtype=np.int32)
+    renumber = np.full(len(coupled.ways) + 1, KEPT, dtype=np.int32)
     taken: dict[str, int] = {}
     for (way, signature), inside in sorted(members.items(), key=lambda item: (item[0][1], item[0][0])):
         if len(inside) < 2 or not writes[inside[0]]:
@@ -309,7 +309,7 @@ def _module_of(tensor: str) -> str:
 
 
 def _frozen_layers(
-    model: nn.Module, record: TraceRecord, units: CoupledChannels, final: NDArray[np.int32]
+    model: nn.Module, record: TraceRecord, coupled: CoupledChannels, final: NDArray[np.int32]
 ) -> tuple[Frozen, ...]:
     frozen = []
     for name, module in model.named_modules():
@@ -320,10 +320,10 @@ def _frozen_layers(
         slots = np.arange(start, start + length)
         stays = slots[(final[:, slots] == KEPT).all(0)]
         if len(stays):
-            reasons = units.reasons[stays]
-            told = reasons[reasons >= 0]
+            reasons = coupled.reasons[stays]
+            known = reasons[reasons >= 0]
             alone = "no layer reads its channels, or they cannot leave a few at a time"
-            frozen.append(Frozen(name, len(stays), units.texts[told[0]] if len(told) else alone))
+            frozen.append(Frozen(name, len(stays), coupled.texts[known[0]] if len(known) else alone))
     return tuple(frozen)
 
 
@@ -377,7 +377,7 @@ def _own_integers(module: nn.Module) -> list[tuple[str, int | None, int]]:
         if type(value) is int and value > 1:
             found.append((attribute, None, value))
         elif isinstance(value, (tuple, list)) and all(type(item) is int for item in value):
-            found += [(attribute, place, item) for place, item in enumerate(value) if item > 1]
+            found += [(attribute, number, item) for number, item in enumerate(value) if item > 1]
     return found
 
 

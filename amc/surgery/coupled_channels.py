@@ -1,8 +1,8 @@
-"""From slots to units: the least that can be removed so that every tensor stays a full array.
+"""From slots to coupled channels: the least that can be removed so that every tensor stays a full array.
 
 Slots that must leave together form a class. Where channels stand in several dimensions at once (heads and the width
 of a head), what is left must again be a full array: whole rows leave, or whole columns. A class then belongs to one
-unit of rows and to one of columns, and stays only while both stay.
+channel of rows and to one of columns, and stays only while both stay.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class CoupledChannels:
     """Who owns each slot.
 
     Attributes:
-        index_maps: (2, slots) units, KEPT where none; a slot stays only while all its index_maps stay.
-        ways: (units,) 0 for channels, 1 for rows and 2 for columns of a joint array.
+        index_maps: (2, slots) the coupled channels of each slot, KEPT where none; a slot stays only while both stay.
+        ways: (C,) 0 for channels, 1 for rows and 2 for columns of a joint array.
         reasons: (slots,) index into `texts` of why a slot stays, -1 where it does not.
     """
 
@@ -47,7 +47,7 @@ class _Partition:
 
 
 def find_coupled_channels(record: TraceRecord) -> CoupledChannels:
-    """The units of a trace. Classes that nothing produces, or nothing reads, are none."""
+    """The coupled channels of a trace. Classes that nothing produces, or nothing reads, are none."""
     classes = _classes(record)
     state = _Classes(record, classes)
     singles, partitions = _partitions(state)
@@ -96,10 +96,10 @@ class _Classes:
         self.count = int(classes.max(initial=-1)) + 1
         of = np.append(classes, self.count)
         self.texts = list(dict.fromkeys(text for _, text in record.kept))
-        place = {text: number for number, text in enumerate(self.texts)}
+        number_of = {text: number for number, text in enumerate(self.texts)}
         self.reasons = np.full(self.count + 1, -1, dtype=np.int64)
         for slots, text in reversed(record.kept):
-            self.reasons[of[slots]] = place[text]
+            self.reasons[of[slots]] = number_of[text]
         self.kept = self.reasons >= 0
         self.kept[-1] = True
         self.produced, self.read = (np.zeros(self.count + 1, dtype=np.bool_) for _ in range(2))

@@ -21,11 +21,11 @@ if TYPE_CHECKING:  # loading a release needs this file, and not what the table n
     from amc.surgery.channel_table import ChannelTable, IndexMaps
 
 Module = TypeVar("Module", bound=nn.Module)
-Kept = NDArray[np.bool_]  # (U,) which units stay
+Kept = NDArray[np.bool_]  # (C,) which coupled channels stay
 
 
 def cut_channels(model: Module, table: ChannelTable, kept: Kept) -> Module:
-    """A copy of `model` without the units that are not `kept`, (U,) bool.
+    """A copy of `model` without the coupled channels that are not `kept`, (C,) bool.
 
     Parameters keep their `requires_grad`, modules their `training` mode, tensors their device, dtype and memory format.
     """
@@ -33,7 +33,7 @@ def cut_channels(model: Module, table: ChannelTable, kept: Kept) -> Module:
 
 
 def assembled(blueprint: Blueprint[Module], table: ChannelTable, kept: Kept, tensors: Mapping[str, Tensor]) -> Module:
-    """A copy of a network that holds tensors already cut to the `kept` units, and runs."""
+    """A copy of a network that holds tensors already cut to the `kept` channels, and runs."""
     small, modules = blueprint.build(tensors)
     fit(modules, table, kept)
     return small
@@ -41,7 +41,7 @@ def assembled(blueprint: Blueprint[Module], table: ChannelTable, kept: Kept, ten
 
 def cut_tensors(tensors: Mapping[str, Tensor], table: ChannelTable, kept: Kept) -> dict[str, Tensor]:
     """Slice every tensor by the index_map table; those that lose nothing still share their storage."""
-    keep = np.append(kept, True)  # the last entry answers for KEPT = -1
+    keep = np.append(kept, True)  # the last entry is for KEPT = -1
     indices: dict[tuple[int, ...], Tensor] = {}  # one per distinct index_maps: coupled layers share them
     sliced = {}
     for name, tensor in tensors.items():
@@ -57,7 +57,7 @@ def cut_tensors(tensors: Mapping[str, Tensor], table: ChannelTable, kept: Kept) 
 
 
 def stays(index_maps: IndexMaps, keep: Kept) -> Kept:
-    """(length,) which indices of a dimension are left, given what is kept of the units and of KEPT, (U + 1,)."""
+    """(length,) which indices of a dimension are left, given which coupled channels are kept, and KEPT, (C + 1,)."""
     left: Kept = np.logical_and.reduce([keep[index_map] for index_map in index_maps])
     return left
 
@@ -68,7 +68,7 @@ def with_tensors(model: Module, tensors: Mapping[str, Tensor]) -> Module:
 
 
 def zero_channels(model: Module, table: ChannelTable, kept: Kept) -> Module:
-    """A dense copy of `model` in which every slice of every removed unit is zero: what a cut must compute."""
+    """A dense copy of `model` in which every slice of every removed channel is zero: what a cut must compute."""
     keep = np.append(kept, True)
     masked = {}
     for name, tensor in named_tensors(model).items():

@@ -28,14 +28,14 @@ BACKWARD = (torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose
 
 @dataclass(frozen=True)
 class Nothing:
-    """The settings of a substitute that needs none."""
+    """The settings of a replacement that needs none."""
 
 
 class EmptyConvolution(Replacement):
-    """A convolution without input or output channels: its bias at every place, as a sum over nothing is zero."""
+    """A convolution without input or output channels: its bias at every position, as a sum over nothing is zero."""
 
     kind = "vanished convolution"
-    prefix = "Vanished"
+    prefix = "Empty"
     Settings = Nothing
 
     def forward(self, inputs: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -48,21 +48,21 @@ class EmptyNorm(Replacement):
     """A normalisation, or an activation with parameters: what comes in without channels goes out."""
 
     kind = "vanished norm"
-    prefix = "Vanished"
+    prefix = "Empty"
     Settings = Nothing
 
     def forward(self, inputs: Tensor) -> Tensor:
-        if inputs.numel():  # without parameters, nothing but the input tells the width
+        if inputs.numel():  # without parameters, nothing but the input has the width
             same: Tensor = super().forward(inputs)
             return same
         return _attached(inputs, inputs, self)
 
 
 class EmptyPool(Replacement):
-    """Pooling, upsampling or padding that also takes pictures without channels."""
+    """Pooling, upsampling or padding that also takes inputs without channels."""
 
     kind = "vanished pool"
-    prefix = "Vanished"
+    prefix = "Empty"
     Settings = Nothing
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -73,7 +73,7 @@ class EmptyPool(Replacement):
         return _attached(outputs[:, :0], inputs, self)
 
 
-PLACES: tuple[tuple[type[Replacement], tuple[type[nn.Module], ...]], ...] = (
+REPLACED: tuple[tuple[type[Replacement], tuple[type[nn.Module], ...]], ...] = (
     (EmptyConvolution, CONVOLUTIONS),
     (EmptyNorm, NORMS),
     (EmptyPool, POOLS),
@@ -88,9 +88,9 @@ def replace_if_empty(module: nn.Module) -> None:
     """
     own = [parameter for parameter in module._parameters.values() if parameter is not None]
     if not isinstance(module, Replacement) and all(not parameter.numel() for parameter in _weights(module, own)):
-        for substitute, classes in PLACES:
+        for replacement, classes in REPLACED:
             if isinstance(module, classes):
-                replace_module(module, substitute, Nothing())
+                replace_module(module, replacement, Nothing())
 
 
 def _weights(module: nn.Module, own: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -114,7 +114,7 @@ def _attached(outputs: Tensor, inputs: Tensor, module: nn.Module) -> Tensor:
 
 
 class _SumsOverNothing(TorchFunctionMode):
-    """Convolutions give their bias at every place, and padding only changes sizes."""
+    """Convolutions give their bias at every position, and padding only changes sizes."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

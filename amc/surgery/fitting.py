@@ -1,4 +1,4 @@
-"""After a cut: modules' own integers agree with their tensors, and stand-ins take over where a module cannot go on."""
+"""After a cut: modules' integers agree with their tensors, and replacements take over where a module cannot go on."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def fit(modules: Mapping[str, nn.Module], table: ChannelTable, kept: NDArray[np.
             values = list(getattr(module, integer.attribute))
             values[integer.item] = left
             setattr(module, integer.attribute, type(getattr(module, integer.attribute))(values))
-    for name, calls in _answers(table, keep).items():
+    for name, calls in _shape_patches(table, keep).items():
         replace_module(modules[name], ShapePatched, ShapePatches(calls))
     for name, rule in table.norms.items():
         if _width(modules[name]) < rule.full_width:
@@ -49,14 +49,14 @@ def fit(modules: Mapping[str, nn.Module], table: ChannelTable, kept: NDArray[np.
             replace_if_empty(module)
 
 
-def _answers(table: ChannelTable, keep: NDArray[np.bool_]) -> dict[str, dict[str, Any]]:
-    """Module name -> place of a request -> its answers, turn by turn; nothing where nothing is cut."""
+def _shape_patches(table: ChannelTable, keep: NDArray[np.bool_]) -> dict[str, dict[str, Any]]:
+    """Module name -> call site of a request -> its patches, turn by turn; nothing where nothing is cut."""
     found: dict[str, dict[str, Any]] = {}
     for call in () if keep.all() else table.shape_requests:
         sizes = [_size_left(index_maps, keep) for index_maps in call.sizes]
-        answers = found.setdefault(call.module, {}).setdefault(call.site, [])
-        answers += [None] * (call.turn + 1 - len(answers))
-        answers[call.turn] = sizes if call.factor is None else call.factor
+        patches = found.setdefault(call.module, {}).setdefault(call.site, [])
+        patches += [None] * (call.turn + 1 - len(patches))
+        patches[call.turn] = sizes if call.factor is None else call.factor
     return found
 
 

@@ -1,12 +1,12 @@
 """What a cut loses and gets back without training: fold removed channels into readers, then re-estimate BatchNorm.
 
-Folding. Over the training pictures, what the removed input channels r of a layer carry is partly a linear function of
+Folding. Over the training examples, what the removed input channels r of a layer carry is partly a linear function of
 the kept ones k: x_r ~ B x_k + c, with B = S_rk (S_kk + ridge)^-1 from the covariance S of the layer's input. Then
 W_k' = W_k + W_r B gives back that part exactly, and W_r c goes into the bias, or is left to the BatchNorm that follows.
 (Least-squares reconstruction of the next layer, as in He et al. 2017, arXiv 1707.06168; here in closed form.)
 
 Moments are those of the dense network, taken once. Re-taking them in the cut network, in sweeps over all layers at once
-that fit its inputs to the dense ones on 1,000 pictures, was tried on the quickstart's ResNet-20, eight random policies
+that fit its inputs to the dense ones on 1,000 images, was tried on the quickstart's ResNet-20, eight random policies
 at 18 to 47 % of its multiply-adds: accuracy 81.4 % on average before, 81.5 % after one sweep, 81.6 % after two, half of
 the policies worse off, at more than twice a trial's own time a sweep. It does not pay, and is not done.
 """
@@ -41,7 +41,7 @@ class Moments:
     Attributes:
         mean: layer name -> (C,) float64.
         covariance: layer name -> (C, C) float64.
-        ridge: layer name -> the ridge that reconstructs held-out pictures best.
+        ridge: layer name -> the ridge that reconstructs held-out examples best.
         rescaled: layers whose output scale is free, because only a BatchNorm reads it: layer name -> BatchNorm name.
     """
 
@@ -54,8 +54,8 @@ class Moments:
 def readers(model: nn.Module, table: ChannelTable) -> dict[str, int]:
     """Layers that read removable channels by a full matrix, and how many input features one channel stands for.
 
-    More than one feature a channel is a Linear layer behind a flattened picture. Layers that share a weight are left
-    out: what is folded for one would be wrong for the other.
+    More than one feature a channel is a Linear layer behind a flattened image. Layers that share a weight are
+    none of them: what is folded for one would be wrong for the other.
     """
     found, shared = {}, _shared_weights(model)
     for name, index_maps in table.inputs.items():
@@ -80,7 +80,7 @@ def _shared_weights(model: nn.Module) -> set[int]:
 
 
 class _MomentSums:
-    """Running sums over one half of the pictures."""
+    """Running sums over one half of the examples."""
 
     def __init__(self, channels: int) -> None:
         self.count = 0
@@ -107,7 +107,7 @@ def take_moments(
 
     def record(name: str) -> Any:
         def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            rows = _channel_rows(module, args[0], runs[name] if args[0].ndim == 2 else 1)  # no picture, but tokens
+            rows = _channel_rows(module, args[0], runs[name] if args[0].ndim == 2 else 1)  # no image, but tokens
             if name not in halves:
                 halves[name] = (_MomentSums(rows.shape[1]), _MomentSums(rows.shape[1]))
             halves[name][turn % 2].add(rows)
@@ -179,7 +179,7 @@ def _solve(covariance: Tensor, kept: Tensor, right: Tensor, ridge: float) -> Ten
 
 
 def cut_and_fold(model: nn.Module, table: ChannelTable, kept: Kept, moments: Moments | None) -> nn.Module:
-    """Cut `model` to the `kept` units, (U,) bool, and fold what was removed into its readers; see `Cutter`."""
+    """Cut `model` to the `kept` channels, (C,) bool, and fold what was removed into its readers; see `Cutter`."""
     return Cutter(model, table, moments)(kept)
 
 
@@ -200,7 +200,7 @@ class Cutter:
         self.norms = {name: _filter_norms(self.tensors[f"{name}.weight"]) for name in rescaled}
 
     def __call__(self, kept: Kept) -> nn.Module:
-        """The network of the `kept` units, (U,) bool, with tensors of its own."""
+        """The network of the `kept` channels, (C,) bool, with tensors of its own."""
         sliced = self.cut(kept)
         self.fold(sliced, kept)
         return self.build(sliced, kept)
@@ -317,9 +317,9 @@ def _free_scales(model: nn.Module, example: Call) -> dict[str, str]:
             if tensor in scaled:
                 scaled[tensor] = scaled[tensor] * 2
         scaled[f"{norm}.running_var"] = scaled[f"{norm}.running_var"] * 4
-    twin = with_tensors(model, scaled)
-    with evaluating(twin):
-        after = float_tensors(example.on(twin))
+    copied = with_tensors(model, scaled)
+    with evaluating(copied):
+        after = float_tensors(example.on(copied))
     return pairs if len(before) == len(after) and all(map(_nearly_equal, before, after)) else {}
 
 
@@ -352,11 +352,11 @@ def reestimate_batchnorm(model: nn.Module, batches: Iterable[Batch], task: Task 
                 norm.train()
             for batch in batches:
                 call = task.call(batch).to(device)
-                if seen and len(call) == 1:  # one picture has no variance where the network has one pixel left
+                if seen and len(call) == 1:  # one image has no variance where the network has one pixel left
                     continue
                 seen += len(call)
                 for norm in norms:
-                    norm.momentum = len(call) / seen  # every picture counts alike, in a short last batch too
+                    norm.momentum = len(call) / seen  # every example counts alike, in a short last batch too
                 call.on(model)
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):

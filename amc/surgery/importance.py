@@ -32,7 +32,7 @@ EXAMPLES = 1024  # training examples behind gradients and activations: eight bat
 
 
 class Statistics:
-    """What a criterion may ask of the training data; nothing is run before it is asked for.
+    """What a criterion may need of the training data; nothing is run before it is read.
 
     Args:
         model: the dense network.
@@ -104,7 +104,7 @@ class Slices:
     @property
     def gradients(self) -> Tensor:
         """(n, m) the training loss's gradient by each of the weights."""
-        found = self._asked().gradients.get(self._tensor)
+        found = self._given().gradients.get(self._tensor)
         return self._sliced(torch.zeros(self._shape) if found is None else found)
 
     @property
@@ -114,8 +114,8 @@ class Slices:
         Inputs of a grouped convolution are those of its outputs' blocks, and none.
         """
         layer, _, own = self._tensor.rpartition(".")
-        found = self._asked().activations.get(layer) if own == "weight" else None
-        module = self._asked().model.get_submodule(layer)
+        found = self._given().activations.get(layer) if own == "weight" else None
+        module = self._given().model.get_submodule(layer)
         if found is None or self._dim != 1 - out_dim(module) or len(found) != self._shape[self._dim]:
             return None
         return found[self._chosen]
@@ -124,7 +124,7 @@ class Slices:
         rows = tensor.detach().to("cpu", torch.float64).transpose(0, self._dim).flatten(1)
         return rows[self._chosen.reshape(-1)].reshape(len(self._chosen), -1)
 
-    def _asked(self) -> Statistics:
+    def _given(self) -> Statistics:
         if self._statistics is None:
             raise UsageError("this criterion of importance needs training data, got none; take magnitude")
         return self._statistics

@@ -124,12 +124,12 @@ class _Plain:
 
     def outputs(self, module: nn.Module, inputs: Tensor) -> Tensor:
         """What `module` would give as this plain layer."""
-        twin = self.layer.__new__(self.layer)
-        twin.__dict__.update(module.__dict__)
-        twin.__dict__["_parameters"] = {"weight": self.weight, "bias": self.bias}
+        copied = self.layer.__new__(self.layer)
+        copied.__dict__.update(module.__dict__)
+        copied.__dict__["_parameters"] = {"weight": self.weight, "bias": self.bias}
         if self.layer.__name__ == SAME:
-            twin.__dict__["padding"] = (0, 0)
-        outputs: Tensor = twin.forward(inputs)
+            copied.__dict__["padding"] = (0, 0)
+        outputs: Tensor = copied.forward(inputs)
         return outputs
 
 

@@ -21,7 +21,7 @@ from amc.system.errors import ModelError
 
 @dataclass(frozen=True)
 class AttentionSizes:
-    """The integers that the tensors of a cut attention no longer tell, and the factor of its logits."""
+    """The integers that the tensors of a cut attention no longer determine, and the factor of its logits."""
 
     num_heads: int
     head_dim: int

@@ -150,7 +150,7 @@ def narrow_norm(module: nn.Module, full_width: int, rule: NormRule | None = None
 def norm_rule(module: nn.Module) -> NormRule | None:
     """What a module that normalises over its channels computes, learnt from running it; None if it is no such module.
 
-    The module may be cut already. Without parameters of its own there is nothing to tell its width, and it is none of
+    The module may be cut already. Without parameters of its own nothing determines its width, and it is none of
     these.
     """
     own = {name: value for name, value in module._parameters.items() if value is not None}
@@ -162,13 +162,13 @@ def norm_rule(module: nn.Module) -> NormRule | None:
     width, device = widths.pop(), next(iter(own.values())).device
     draw = torch.Generator().manual_seed(0)
     drawn = {name: torch.randn(value.shape, generator=draw).to(device) for name, value in own.items()}
-    twin = _twin(module, drawn)
+    copied = _copy_with(module, drawn)
     for shape, channel_dim in (((2, width, 3, 4), 1), ((2, 3, 4, width), -1), ((2, 3, width), -1), ((2, width, 5), 1)):
         for eps in _epsilons(module):
             inputs = torch.randn(shape, generator=draw).to(device) + 0.5
             inputs[1] *= 1e-3 if eps is None else eps**0.5  # eps must show
             try:
-                expected = twin.forward(inputs.clone())
+                expected = copied.forward(inputs.clone())
             except Exception:  # anyone's code, given a shape that may not be its own
                 continue
             for rule in _rules(list(own), channel_dim, eps, width):
@@ -178,7 +178,7 @@ def norm_rule(module: nn.Module) -> NormRule | None:
                     drawn.get(rule.scale or ""),
                     drawn.get(rule.shift or ""),
                 )
-                for child in twin.children():
+                for child in copied.children():
                     outputs = child(outputs)
                 if outputs.shape == expected.shape and torch.allclose(outputs, expected, rtol=1e-3, atol=1e-5):
                     return rule
@@ -199,11 +199,11 @@ def _epsilons(module: nn.Module) -> list[float | None]:
     return [*dict.fromkeys(found), *([None] if vars(module).get("eps", 0) is None else [])]
 
 
-def _twin(module: nn.Module, parameters: dict[str, Tensor]) -> nn.Module:
+def _copy_with(module: nn.Module, parameters: dict[str, Tensor]) -> nn.Module:
     """The module with other parameters, as wide as they are, in `eval` mode; nothing of the original is touched."""
-    twin = copy.copy(module)
+    copied = copy.copy(module)
     if "normalized_shape" in module.__dict__:
-        twin.__dict__["normalized_shape"] = (next(iter(parameters.values())).numel(),)
-    twin.__dict__["_parameters"] = {**module._parameters, **parameters}
-    twin.__dict__["_modules"] = {name: copy.deepcopy(child) for name, child in module._modules.items()}
-    return twin.eval()
+        copied.__dict__["normalized_shape"] = (next(iter(parameters.values())).numel(),)
+    copied.__dict__["_parameters"] = {**module._parameters, **parameters}
+    copied.__dict__["_modules"] = {name: copy.deepcopy(child) for name, child in module._modules.items()}
+    return copied.eval()

@@ -1,7 +1,7 @@
-"""The index_map table of a network, proved: what a cut computes is what the dense network computes with zeros there.
+"""The channel table of a network, proved: a cut network computes what the dense one does with zeros there.
 
-Groups whose cut fails, or computes something else, are frozen with the reason. Groups that may leave whole, because
-the answer still depends on the input without them, are told by trying.
+Groups whose cut fails, or computes something else, are frozen with the reason. Which groups may leave whole, because
+the output still depends on the input without them, is found by trying.
 """
 
 from __future__ import annotations
@@ -71,11 +71,11 @@ class _Judge:
         """Why some groups cannot be cut to uneven widths, or others to nothing; None if they can."""
         kept = self._kept(table, groups, keep_none, draw)
         try:
-            difference, small, answers = self._compare(self.model, self.example, table, kept)
+            difference, small, outputs = self._compare(self.model, self.example, table, kept)
             if TOLERANCE < difference <= DOUBTFUL:
-                twin = copy.deepcopy(self.model).double()
-                difference = self._compare(twin, _doubled(self.example), table, kept)[0] * TOLERANCE / EXACT
-            others = float_tensors(self.other.on(small)) if keep_none else answers
+                copied = copy.deepcopy(self.model).double()
+                difference = self._compare(copied, _doubled(self.example), table, kept)[0] * TOLERANCE / EXACT
+            others = float_tensors(self.other.on(small)) if keep_none else outputs
         except _Unequal as error:
             return str(error)
         except Exception as error:  # whatever a network may raise when its shapes do not meet
@@ -83,10 +83,10 @@ class _Judge:
             return f"cutting it fails: {first[:120]}"
         if not difference <= TOLERANCE:
             return f"cutting it is not the same as zeroing it (outputs differ by {difference:.1g} of the largest)"
-        if keep_none and not _differ(answers, others):
+        if keep_none and not _differ(outputs, others):
             return "without it the output does not depend on the input"
         if keep_none and count_cut_macs(small, self.example) != _macs_left(table, kept):
-            return "without it what is left costs less than can be told"
+            return "without it what is left costs less than the table says"
         return None
 
     def _compare(
@@ -112,11 +112,11 @@ class _Judge:
             self.example.on(small)
         except Exception:
             return table.shape_requests
-        wrong = {name for name, module in small.named_modules() if "answered" in vars(module)}
+        wrong = {name for name, module in small.named_modules() if "patched" in vars(module)}
         return tuple(call for call in table.shape_requests if call.module in wrong)
 
     def _kept(self, table: ChannelTable, groups: Sequence[int], keep_none: Sequence[int], draw: int) -> Kept:
-        """A random choice of units, whatever their rank."""
+        """A random choice of coupled channels, whatever their rank."""
         rng, space = np.random.default_rng(draw), table.space
         widths = space.nearest(space.high * rng.uniform(0.25, 0.75, len(space)), space.step)
         if draw == 1:
@@ -228,5 +228,5 @@ def _other_input(example: Call) -> Call:
 
 
 def _differ(left: Sequence[Tensor], right: Sequence[Tensor]) -> bool:
-    """Whether answers to two inputs differ at all: what no input reaches is the same to the last bit."""
+    """Whether outputs for two inputs differ at all: what no input reaches is the same to the last bit."""
     return len(left) != len(right) or not all(map(torch.equal, left, right))

@@ -39,9 +39,9 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
 @torch.no_grad()
 def with_random_constants(model: nn.Module) -> nn.Module:
     """A copy in `eval` mode; tensors that are all one value, as before training, are drawn at random."""
-    twin = copy.deepcopy(model).eval()
+    copied = copy.deepcopy(model).eval()
     draw = torch.Generator().manual_seed(0)
-    for name, tensor in [*twin.named_parameters(), *twin.named_buffers()]:
+    for name, tensor in [*copied.named_parameters(), *copied.named_buffers()]:
         if not tensor.is_floating_point() or tensor.numel() < 2 or not bool((tensor == tensor.flatten()[0]).all()):
             continue
         spread = torch.rand(tensor.shape, generator=draw).to(tensor)
@@ -51,11 +51,11 @@ def with_random_constants(model: nn.Module) -> nn.Module:
             tensor.copy_(0.5 + spread)
         else:
             tensor.copy_((2 * spread - 1) * (3 / tensor[0].numel()) ** 0.5)
-    return twin
+    return copied
 
 
 def normalise_activations(model: nn.Module, call: Call) -> nn.Module:
-    """Keep the picture felt at the last layer of a network in which many channels are zero.
+    """Keep the input felt at the last layer of a network in which many channels are zero.
 
     Under the dense network's statistics, or with none, it is forgotten after some layers, and whatever is cut wrongly
     before that would not show. BatchNorm's statistics are set near those of `call`; in a network without BatchNorm,
@@ -87,7 +87,7 @@ def _take_statistics(norm: Any, inputs: Tensor, draw: torch.Generator) -> None:
     """Give a BatchNorm the statistics of what it reads, each off by a random part; channels that are zero stay so."""
     others = [dim for dim in range(inputs.ndim) if dim != 1]
     variance, mean = torch.var_mean(inputs, others, correction=0)
-    # one place alone has no variance: then the size of the numbers says what is much
+    # one position alone has no variance: then the size of the numbers says what is much
     spread = float(variance.mean()) or float(inputs.square().mean()) or 1.0
     variance = variance.clamp(min=spread * LEAST_VARIANCE)
     mean += 0.3 * torch.randn(mean.shape, generator=draw) * variance.sqrt() * (mean != 0)

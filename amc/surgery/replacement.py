@@ -1,4 +1,4 @@
-"""Modules that take the place of others by a change of class.
+"""Modules that replace others by a change of class.
 
 The names of parameters and buffers, hooks, training mode and `isinstance` stay as they were; what is computed changes.
 """
@@ -12,7 +12,7 @@ from torch import nn
 
 
 class Replacement(nn.Module):
-    """What a substitute adds to the class it stands in for: the settings its `forward` needs.
+    """What a replacement adds to the class it stands in for: the settings its `forward` needs.
 
     Attributes:
         kind: its name in the record of a network.
@@ -29,7 +29,7 @@ class Replacement(nn.Module):
         """Make the module's own integers agree with its settings."""
 
     def record(self) -> dict[str, Any]:
-        """All that `replace_module` needs to make the same substitute again."""
+        """All that `replace_module` needs to make the same replacement again."""
         return asdict(self.settings)
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
@@ -40,22 +40,22 @@ class Replacement(nn.Module):
 _JOINED: dict[tuple[type[Replacement], type[nn.Module]], type[nn.Module]] = {}
 
 
-def replace_module(module: nn.Module, substitute: type[Replacement], settings: Any) -> None:
-    """Turn `module` into a substitute of its class, or give one that is that already new settings."""
-    if not isinstance(module, substitute):
-        module.__class__ = _joined(substitute, type(module))
+def replace_module(module: nn.Module, replacement: type[Replacement], settings: Any) -> None:
+    """Turn `module` into a replacement of its class, or give one that is that already new settings."""
+    if not isinstance(module, replacement):
+        module.__class__ = _joined(replacement, type(module))
     module.__dict__["settings"] = settings
     module.settle()  # type: ignore[operator]
 
 
-def _joined(substitute: type[Replacement], base: type[nn.Module]) -> type[nn.Module]:
+def _joined(replacement: type[Replacement], base: type[nn.Module]) -> type[nn.Module]:
     """The class of both, one for every pair: copies of a module are of the same class."""
-    if (substitute, base) not in _JOINED:
-        name = f"{substitute.prefix}{base.__name__}"
-        _JOINED[substitute, base] = type(name, (substitute, base), {"__module__": base.__module__})
-    return _JOINED[substitute, base]
+    if (replacement, base) not in _JOINED:
+        name = f"{replacement.prefix}{base.__name__}"
+        _JOINED[replacement, base] = type(name, (replacement, base), {"__module__": base.__module__})
+    return _JOINED[replacement, base]
 
 
-def _bare(substitute: type[Replacement], base: type[nn.Module]) -> nn.Module:
-    joined = _joined(substitute, base)
+def _bare(replacement: type[Replacement], base: type[nn.Module]) -> nn.Module:
+    joined = _joined(replacement, base)
     return joined.__new__(joined)

@@ -1,6 +1,6 @@
 """Modules that compute, once channels have gone, what the dense network computes with those channels at zero.
 
-Each is put in the place of a module by a change of its class: the names of its tensors, its hooks and mode stay.
+Each replaces a module by a change of its class: the names of its tensors, its hooks and mode stay.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ REPLACEMENTS: tuple[type[Replacement], ...] = (
     EmptyNorm,
     EmptyPool,
 )
-KINDS = {substitute.kind: substitute for substitute in REPLACEMENTS}
+KINDS = {replacement.kind: replacement for replacement in REPLACEMENTS}
 
 
 def replacement_record(module: nn.Module) -> dict[str, dict[str, Any]]:

@@ -2,8 +2,8 @@
 
 `x.reshape(B, N, C)`, with C read from the input's width, is wrong when heads are cut and the input is not; logits
 divided by the root of a width found in a shape are wrong when that width is cut. A resized module runs its own code,
-and has every such request answered with the size that is left, or the factor of the dense network. Requests are told
-apart by their place in the module's own code, and where a place is reached several times by their turn: a loop over
+and has every such request patched with the size that is left, or the factor of the dense network. Requests are known
+by their call site in the module's own code, and where a site is reached several times by their turn: a loop over
 the examples of a batch takes the turns of one example again, and code that runs in training alone shifts nothing.
 """
 
@@ -44,7 +44,7 @@ HANDLERS = list(map(str, (  # files through which torch and this package hand a 
 
 
 def is_request(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
-    """Whether a call asks for sizes, or scales by a number."""
+    """Whether a call requests sizes, or scales by a number."""
     if func in SCALED:
         return len(args) > 1 and type(args[1]) is float
     if func is PART:
@@ -54,9 +54,9 @@ def is_request(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> b
 
 @dataclass(frozen=True)
 class ShapePatches:
-    """What to answer: the place of a call -> for each turn sizes in their order, None for those that stay; or a factor.
+    """Call site -> for each turn the right sizes in their order, None for those that stay; or the right factor.
 
-    A turn that needs no answer has None.
+    A turn that needs no patch has None.
     """
 
     calls: Mapping[str, Sequence[Any]]
@@ -65,16 +65,17 @@ class ShapePatches:
 def call_site() -> tuple[str, nn.Module | None]:
     """Where the request that is being handled stands, and the module that runs.
 
-    The place is that of every call that leads there, from the module's own code on: the function, and where it ends.
+    The call site names every call that leads there, from the module's own code on: the function, and where it ends.
     Lines count from the first of their function, so that neither what else changes in a file nor the version of Python
     matters.
     """
     steps: list[str] = []
     inside: tuple[int, int] | None = None  # of a comprehension, which some versions run in a frame of its own
     frame: FrameType | None = sys._getframe(1)
+    handlers = tuple(HANDLERS)
     while frame is not None and frame.f_code is not RUNNER:
         code = frame.f_code
-        if not code.co_filename.startswith(tuple(HANDLERS)):
+        if not code.co_filename.startswith(handlers):
             _, line, _, column = next(islice(code.co_positions(), frame.f_lasti // 2, None))
             inside = inside or (line or 0, column or 0)
             if code.co_name not in COMPREHENSIONS:
@@ -88,20 +89,20 @@ class ShapePatched(Replacement):
     """A module whose code gets sizes that fit."""
 
     kind = "sizes"
-    prefix = "Resized"
+    prefix = "ShapePatched"
     Settings = ShapePatches
     settings: ShapePatches
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        with _Answering(self, self.settings.calls) as mode:
+        with _Patching(self, self.settings.calls) as mode:
             outputs = super().forward(*args, **kwargs)
         if mode.changed:
-            self.__dict__["answered"] = True  # the proof asks whether it was needed
+            self.__dict__["patched"] = True  # the proof asks whether it was needed
         return outputs
 
 
-class _Answering(TorchFunctionMode):
-    """Answers the requests of a module's own code, not those of the modules it calls."""
+class _Patching(TorchFunctionMode):
+    """Patches the requests of a module's own code, not those of the modules it calls."""
 
     def __init__(self, module: nn.Module, calls: Mapping[str, Sequence[Any]]) -> None:
         super().__init__()
@@ -113,23 +114,23 @@ class _Answering(TorchFunctionMode):
         if is_request(func, args, kwargs):
             where, module = call_site()
             if module is self.module and where in self.calls:
-                answers = self.calls[where]
-                answer = answers[self.turns[where] % len(answers)]
+                patches = self.calls[where]
+                patch = patches[self.turns[where] % len(patches)]
                 self.turns[where] += 1
-                if answer is not None:
-                    return self._answer(func, args, kwargs, answer)
+                if patch is not None:
+                    return self._patched_call(func, args, kwargs, patch)
         return func(*args, **kwargs)
 
-    def _answer(self, func: Any, args: Any, kwargs: Any, answer: Any) -> Any:
+    def _patched_call(self, func: Any, args: Any, kwargs: Any, patch: Any) -> Any:
         if func in CHUNKS:
             dim = kwargs.get("dim", args[2] if len(args) > 2 else 0)
             plain = func(*args, **kwargs)
-            sizes = [0 if new is None else abs(new) for new in answer]
+            sizes = [0 if new is None else abs(new) for new in patch]
             self.changed |= [part.shape[dim] for part in plain] != sizes
             return args[0].split(sizes, dim) if sum(sizes) == args[0].shape[dim] else plain
-        asked = repr((args[1:], kwargs)) if func is not ATTENTION else ""
-        args, kwargs = patched_arguments(func, args, kwargs, answer)
-        self.changed |= not asked or asked != repr((args[1:], kwargs))
+        requested = repr((args[1:], kwargs)) if func is not ATTENTION else ""
+        args, kwargs = patched_arguments(func, args, kwargs, patch)
+        self.changed |= not requested or requested != repr((args[1:], kwargs))
         return func(*args, **kwargs)
 
 
@@ -139,8 +140,8 @@ def bounds(index: Any) -> list[int]:
     return [b for part in parts if isinstance(part, slice) for b in (part.start, part.stop) if type(b) is int]
 
 
-def _with_bounds(index: Any, answer: Sequence[int | None]) -> Any:
-    left = iter(answer)
+def _with_bounds(index: Any, patch: Sequence[int | None]) -> Any:
+    left = iter(patch)
 
     def bound(old: Any) -> Any:
         new = next(left) if type(old) is int else None
@@ -154,53 +155,54 @@ def _with_bounds(index: Any, answer: Sequence[int | None]) -> Any:
 
 
 def patched_arguments(
-    func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], answer: Any
+    func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], patch: Any
 ) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
-    """The arguments of a call with an answer in place of what was asked."""
+    """The arguments of a call with a patch in place of what was requested."""
     if func is ATTENTION:
-        return args, {**kwargs, "scale": answer}
+        return args, {**kwargs, "scale": patch}
     if func in SCALED:
-        return (args[0], answer, *args[2:]), kwargs
+        return (args[0], patch, *args[2:]), kwargs
     if func is PART:
-        return (args[0], _with_bounds(args[1], answer)), kwargs
+        return (args[0], _with_bounds(args[1], patch)), kwargs
     if func in SPLITS:
         name = "split_size_or_sections" if "split_size_or_sections" in kwargs else "split_sizes"
-        asked = args[1] if len(args) > 1 else kwargs.get(name)
-        if not isinstance(asked, (list, tuple)):
+        requested = args[1] if len(args) > 1 else kwargs.get(name)
+        if not isinstance(requested, (list, tuple)):
             return args, kwargs
-        sizes = [old if new is None else abs(new) for old, new in zip(asked, answer, strict=True)]
+        sizes = [old if new is None else abs(new) for old, new in zip(requested, patch, strict=True)]
         return ((args[0], sizes, *args[2:]), kwargs) if len(args) > 1 else (args, {**kwargs, name: sizes})
     if func in (Tensor.unflatten, torch.unflatten):
         tensor, dim = args[0], args[1]
-        return (tensor, dim, _replaced(args[2], answer, tensor.shape[dim]), *args[3:]), kwargs
-    asked = requested_sizes(func, args, kwargs)
-    if asked is None:
+        return (tensor, dim, _replaced(args[2], patch, tensor.shape[dim]), *args[3:]), kwargs
+    requested = requested_sizes(func, args, kwargs)
+    if requested is None:
         return args, kwargs
     if func is Tensor.expand:  # only a dimension of size one can be expanded: the others are as they are
-        shift = len(asked) - args[0].ndim
+        shift = len(requested) - args[0].ndim
         fixed = [
-            None if d < shift or args[0].shape[d - shift] == 1 else args[0].shape[d - shift] for d in range(len(asked))
+            None if d < shift or args[0].shape[d - shift] == 1 else args[0].shape[d - shift]
+            for d in range(len(requested))
         ]
-        answer = [new if size is None else size for new, size in zip(answer, fixed, strict=True)]
+        patch = [new if size is None else size for new, size in zip(patch, fixed, strict=True)]
     total = args[0].numel() if func in RESHAPES else None
-    return (args[0], _replaced(asked, answer, total)), {}
+    return (args[0], _replaced(requested, patch, total)), {}
 
 
 def requested_sizes(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Sequence[int] | None:
-    """The sizes that a reshape or expand asks for; None where it is called in some other way."""
+    """The sizes that a reshape or expand requests; None where it is called in some other way."""
     sizes: Sequence[Any] = args[1:] if len(args) > 1 else (kwargs.get("shape", kwargs.get("size")),)
     sizes = sizes[0] if len(sizes) == 1 and isinstance(sizes[0], (tuple, list, torch.Size)) else sizes
     return None if any(not isinstance(size, int) for size in sizes) else tuple(sizes)
 
 
-def _replaced(asked: Sequence[int], answer: Sequence[int | None], total: int | None) -> tuple[int, ...]:
-    """Sizes with the answers put in; where a batch is merged into one of them, that one grows to fill the total."""
-    if len(asked) != len(answer):
-        return tuple(asked)
-    pairs = list(zip(asked, answer, strict=True))
+def _replaced(requested: Sequence[int], patch: Sequence[int | None], total: int | None) -> tuple[int, ...]:
+    """Sizes with the patches put in; where a batch is merged into one of them, that one grows to fill the total."""
+    if len(requested) != len(patch):
+        return tuple(requested)
+    pairs = list(zip(requested, patch, strict=True))
     if pairs and pairs[0][1] and pairs[0][0] > 0 and pairs[0][0] % abs(pairs[0][1]) == 0:
         pairs[0] = pairs[0][0], None  # a batch of what is left
-    # what is left over (-1) is told too, where it is known: else a batch merged into another size would end up in it
+    # what is left over (-1) is patched too, where it is known: else a batch merged into another size would end up in it
     sure = [old if new is None or (new < 0 and old >= 0) else abs(new) for old, new in pairs]
     every = [old if new is None else abs(new) for old, new in pairs]
     if total is None:
@@ -210,8 +212,8 @@ def _replaced(asked: Sequence[int], answer: Sequence[int | None], total: int | N
         if product in (total, 0) or (-1 in sizes and total % product == 0):
             return tuple(sizes)
     for sizes in (sure, every):
-        for place, new in enumerate(answer):
-            rest = math.prod(sizes[:place] + sizes[place + 1 :])
+        for number, new in enumerate(patch):
+            rest = math.prod(sizes[:number] + sizes[number + 1 :])
             if new and rest and total % rest == 0 and (total // rest) % abs(new) == 0:
-                return (*sizes[:place], total // rest, *sizes[place + 1 :])
+                return (*sizes[:number], total // rest, *sizes[number + 1 :])
     return tuple(every)

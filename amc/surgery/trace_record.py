@@ -73,7 +73,7 @@ class Product:
 
 @dataclass(frozen=True)
 class Sized:
-    """A size that a module's code asked for: `slots` (size, rest) of the dimension that came out so."""
+    """A size that a module's code requested: `slots` (size, rest) of the dimension that came out so."""
 
     module: str
     slots: Slots
@@ -81,12 +81,12 @@ class Sized:
 
 @dataclass(frozen=True)
 class TracedRequest:
-    """A call by which a module's own code asks for sizes, or scales by a number.
+    """A call by which a module's own code requests sizes, or scales by a number.
 
     Attributes:
         site: where in the code it stands, as `shape_patches.call_site`.
         turn: how often that site had been reached before in the same forward.
-        sizes: for each size asked for, the slots (size, rest) of the dimension that came out, None where it has none.
+        sizes: for each size requested, the slots (size, rest) of the dimension that came out, None where it has none.
         factor: for a call that scales: what the dense network scales by.
     """
 
@@ -148,7 +148,7 @@ class TraceRecord:
         return np.arange(self.total - count, self.total)
 
     def join(self, left: Slots, right: Slots) -> None:
-        """Slots at the same place of two arrays leave together."""
+        """Slots at the same index of two arrays leave together."""
         a, b = np.broadcast_arrays(left, right)
         a, b = a.reshape(-1), b.reshape(-1)
         both = (a != NONE) & (b != NONE)
@@ -184,11 +184,11 @@ class TraceRecord:
             self.join(joint[..., :1], joint)
             return Factor(tuple(dim for dim in factor.dims if dim in dims), joint[..., 0])
         rows = factor.first(dims[0])
-        _, place = np.unique(rows, axis=0, return_inverse=True)
-        small = self.fresh(int(place.max()) + 1)
-        firsts = np.unique(place, return_index=True)[1]
+        _, row = np.unique(rows, axis=0, return_inverse=True)
+        small = self.fresh(int(row.max()) + 1)
+        firsts = np.unique(row, return_index=True)[1]
         self.projections.append((rows[firsts], small))
-        return Factor((dims[0],), small[place.reshape(-1)])
+        return Factor((dims[0],), small[row.reshape(-1)])
 
     def couple(self, operands: Sequence[Operand], where: str) -> list[Factor]:
         """Operands over one index space meet entry by entry; the factors of what comes out.

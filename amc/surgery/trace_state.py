@@ -16,7 +16,7 @@ from amc.surgery.trace_record import Factor, Labels, TraceRecord
 
 @dataclass
 class Frame:
-    """A module that is running, and how many requests its own code has made at each place."""
+    """A module that is running, and how many requests its own code has made at each call site."""
 
     name: str
     turns: Counter[str] = field(default_factory=Counter)
@@ -95,10 +95,10 @@ class Operation:
 
     def arg(self, name: str, default: Any = None) -> Any:
         """An argument by its name in the operation's schema."""
-        for place, argument in enumerate(self.func._schema.arguments):
+        for number, argument in enumerate(self.func._schema.arguments):
             if argument.name == name:
-                if place < len(self.args):
-                    return self.args[place]
+                if number < len(self.args):
+                    return self.args[number]
                 return self.kwargs.get(name, argument.default_value if argument.has_default_value() else default)
         return default
 

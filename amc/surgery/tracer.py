@@ -149,7 +149,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.state.set(after, self.state.of(before).factors, before)
 
     def _read_by(self, name: str, module: nn.Module, before: Tensor) -> None:
-        """What a layer's input channels stand for; a layer that runs twice on different channels is left out."""
+        """What a layer's input channels stand for; a layer that runs twice on different channels has none."""
         factor = self.state.of(before).factor(1 if isinstance(module, CONVOLUTIONS) else before.ndim - 1)
         if factor is None or len(factor.dims) > 1:
             return
@@ -228,7 +228,7 @@ class _Requests(TorchFunctionMode):
             sizes = [_rows(state.of(part), dim) for part in result]
         elif func in (Tensor.unflatten, torch.unflatten):
             first = args[1] % args[0].ndim
-            sizes = [_rows(state.of(result), first + place) for place in range(len(args[2]))]
+            sizes = [_rows(state.of(result), first + index) for index in range(len(args[2]))]
         elif requested_sizes(func, args, kwargs) is None:
             return
         else:
@@ -243,8 +243,9 @@ def _bound_rows(tensor: Tensor, index: Any, labels: Labels) -> list[Slots | None
         return []
     after = len(parts) - parts.index(Ellipsis) - 1 if Ellipsis in parts else 0
     found: list[Slots | None] = []
-    for place, part in enumerate(parts):
-        dim = place if Ellipsis not in parts or place < len(parts) - after else tensor.ndim - len(parts) + place
+    for number, part in enumerate(parts):
+        before = Ellipsis not in parts or number < len(parts) - after
+        dim = number if before else tensor.ndim - len(parts) + number
         if isinstance(part, slice):
             rows = _rows(labels, dim)
             found += [None if rows is None else rows[:b] for b in (part.start, part.stop) if type(b) is int]

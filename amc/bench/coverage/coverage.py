@@ -181,7 +181,7 @@ def peer_records(
     known: dict[str, Record] = json.loads(path.read_text(encoding="utf-8"))["networks"] if path.is_file() else {}
     missing = [entry for entry in chosen if not _is_same(entry, known.get(entry.name))]
     if missing and find_spec("torch_pruning") is None:
-        progress.say("torch-pruning is not installed: its results are left out; pip install torch-pruning")
+        progress.say("torch-pruning is not installed: its column stays empty; pip install torch-pruning")
     elif missing:
         journal = folder / f".torch-pruning-{zoo}.journal"
         found = sweep(missing, prune_by_half, PEER_LIMITS, journal, f"torch-pruning on {zoo}", progress, jobs)
@@ -198,7 +198,7 @@ def _is_same(entry: Entry, record: Record | None) -> bool:
 
 
 def _in_brief(record: Record) -> Record:
-    """A limit's message tells the mend for our own tracing, which is none for torch-pruning."""
+    """A limit's message gives the fix for our own tracing, which is none for torch-pruning."""
     limit = record.pop("limit", None)
     return record | {"reason": f"takes more than {limit}"} if limit else record
 

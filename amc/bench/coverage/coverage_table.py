@@ -46,7 +46,7 @@ def markdown(record: Mapping[str, Any]) -> str:
         "- shape: the output's is the dense network's. cost: MACs by torch's own counter, parameters and bytes are "
         "exactly those predicted. equal: the output is that of the dense network with the removed channels zero. "
         "saved: written and read again, the output is the same bit for bit",
-        f"- largest difference between those two outputs, as a share of the largest one between two pictures' outputs "
+        f"- largest difference between those two outputs, as a share of the largest one between two images' outputs "
         f"(of {record['faint']:.0%} of the largest output, where that is more), in float32, or in float64 where "
         f"float32 rounds too much; up to {record['tolerance']:g} is equal",
         f"- torch-pruning: MACs that its pruner leaves at ratio {record['torch_pruning_ratio']:g}, within "

@@ -19,8 +19,8 @@ class Entry:
     Attributes:
         name: as `--model` takes it.
         family: the library's module that it comes from.
-        size: height and width of its pictures in pixels.
-        options: what its factory is told.
+        size: height and width of its images in pixels.
+        options: arguments of its factory.
     """
 
     name: str

@@ -2,10 +2,10 @@
 
 torchvision: all its classifiers. timm: of every module that registers networks, the smallest of each line (the letters
 that names begin with), at most `LINES` of them, the smallest first; of a module with one line, its `SMALLEST` smallest.
-Networks above `LARGEST` parameters are left out where their module has smaller ones, timm's `test_` networks always.
+Networks above `LARGEST` parameters are skipped where their module has smaller ones, timm's `test_` networks always.
 
-Each network is examined on the smallest picture of `SIZES` pixels that it can read as it is, or, where it must know the
-size, when told by its factory's own argument; else on pictures of its own size.
+Each network is examined on the smallest image of `SIZES` pixels that it can read as it is, or, where it must know the
+size, when given by its factory's own argument; else on images of its own size.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def choose_timm(modules: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def _without_size(name: str) -> str:
-    """A network for larger pictures is the same network."""
+    """A network for larger images is the same network."""
     return re.sub(r"_\d{3}$", "", name)
 
 
@@ -67,23 +67,23 @@ def _params(name: str) -> float:
 
 
 def describe(name: str, own_size: int, size_argument: str | None) -> dict[str, Any]:
-    """A network's entry in the list: its name, the size of its pictures and what its factory must be told."""
+    """A network's entry in the list: its name, the size of its images and the arguments of its factory."""
     for size in dict.fromkeys((*[size for size in SIZES if size < own_size], own_size)):
         for options in [{}, {size_argument: size}] if size_argument else [{}]:
             if _reads(name, size, options):
                 return {"name": name, "size": size, "options": options}
-    raise ValueError(f"{name} reads no picture of up to {own_size} pixels")
+    raise ValueError(f"{name} reads no image of up to {own_size} pixels")
 
 
 def _reads(name: str, size: int, options: dict[str, Any]) -> bool:
-    """Whether a network runs on pictures of this size; without memory, if it can be built so."""
+    """Whether a network runs on images of this size; without memory, if it can be built so."""
     for device in ("meta", "cpu"):
         try:
             with torch.device(device), torch.no_grad():
                 model: nn.Module = model_source(name, options=options).build()
                 model.eval()(torch.zeros(1, 3, size, size))
             return True
-        except Exception:  # whatever a network raises for a picture that it cannot read
+        except Exception:  # whatever a network raises for an image that it cannot read
             continue
     return False
 

@@ -80,7 +80,7 @@ def _record_of(child: Child) -> Record:
 
 
 def read_journal(path: Path) -> dict[str, Record]:
-    """The whole lines of a journal, the last one of each network; a line cut short by a crash is left out."""
+    """The whole lines of a journal, the last one of each network; a line cut short by a crash is skipped."""
     found: dict[str, Record] = {}
     if path.is_file():
         for line in path.read_text(encoding="utf-8").splitlines():

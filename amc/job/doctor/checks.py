@@ -31,8 +31,8 @@ from amc.zoo.call import Call, float_tensors
 from amc.zoo.networks.source import ModelSource
 from amc_search import Space
 
-TOLERANCE = 1e-3  # of what tells two examples apart: float32, up to hundreds of layers, sums in another order
-FAINT = 1e-2  # of the largest output: examples told apart by less are taken for told apart by this
+TOLERANCE = 1e-3  # of the difference between two examples' outputs: float32, hundreds of layers, another order of sums
+FAINT = 1e-2  # of the largest output: a smaller difference between examples is taken for this one
 EXAMPLES = 4  # in the batch that outputs are compared on
 KINDS = ("random", "random, many at their ends", "random", "smallest")
 PARTS = ("shape", "cost", "equal", "saved")
@@ -67,8 +67,8 @@ def draw_policy(kind: str, space: Space, rng: np.random.Generator) -> NDArray[np
         space.low // space.step, space.high // space.step, endpoint=True
     )
     if kind != "random":
-        place = rng.random(len(space))
-        counts = np.where(place < 1 / 3, space.low, np.where(place > 2 / 3, space.high, counts))
+        third = rng.random(len(space))
+        counts = np.where(third < 1 / 3, space.low, np.where(third > 2 / 3, space.high, counts))
     return counts
 
 
@@ -132,7 +132,7 @@ def _difference(output: list[Tensor], wanted: list[Tensor]) -> float:
 
 
 def _without_rounding(small: nn.Module, zeroed: nn.Module, call: Call, difference: float) -> float:
-    """The difference in float64: rounding that a network blows up vanishes, a mistake stays."""
+    """The difference in float64: rounding that a network amplifies goes, a mistake stays."""
     long = Call(*tree_map(_lengthened, (call.args, dict(call.kwargs))))
     try:
         ours, theirs = (_outputs(copy.deepcopy(model).double(), long) for model in (small, zeroed))
@@ -148,7 +148,7 @@ def _lengthened(leaf: Any) -> Any:
 
 
 def _share(ours: Tensor, theirs: Tensor) -> float:
-    """How far one output is off, as a share of what tells examples apart in it."""
+    """How far one output is off, as a share of the difference between examples in it."""
     apart = float((theirs[1:] - theirs[:-1]).abs().max()) if theirs.ndim and len(theirs) > 1 else 0.0
     return float((ours - theirs).abs().max()) / max(apart, FAINT * float(theirs.abs().max()), 1e-30)
 

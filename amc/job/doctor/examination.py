@@ -34,9 +34,9 @@ class Subject:
     """What a network is examined on.
 
     Attributes:
-        shape: of one example: channels, height, width for a picture.
+        shape: of one example: channels, height, width for an image.
         classes: of the data, where there is data.
-        call: several examples of data that are no pictures; None: noise of that shape.
+        call: several examples of data that are no images; None: noise of that shape.
     """
 
     shape: tuple[int, ...]
@@ -50,7 +50,7 @@ class Subject:
         return Call((torch.randn(number, *self.shape, generator=torch.Generator().manual_seed(seed)),))
 
 
-def _tell(text: str) -> None:
+def _say(text: str) -> None:
     print(text, file=sys.stderr)
 
 
@@ -72,7 +72,7 @@ def examine(recipe: Recipe, subject: Subject) -> Record:
     randomise(model)
     if recipe.surgery.round_to == "auto":
         example, compute = subject.examples(1, recipe.seed), Compute.detect()
-        recipe = settled(recipe, compute.place(model), example.to(compute.device), compute, _tell)
+        recipe = settled(recipe, compute.place(model), example.to(compute.device), compute, _say)
     start = perf_counter()
     table = trace_groups(model, subject.examples(1, recipe.seed), recipe.model.ignore, recipe.surgery.step)
     seconds = perf_counter() - start
@@ -183,7 +183,7 @@ def subject_of(recipe: Recipe, text: str | None, *, explicit_data: bool) -> Subj
 
 
 def _without_data(recipe: Recipe, shape: tuple[int, ...]) -> Subject:
-    """Noise of `shape`; as pairs or lists of pictures where that is what the network takes."""
+    """Noise of `shape`; as pairs or lists of images where that is what the network takes."""
     from amc.zoo.networks.example_inputs import example_of
 
     call = example_of(recipe.model.name, shape, EXAMPLES, num_classes=recipe.model.num_classes)
@@ -191,13 +191,13 @@ def _without_data(recipe: Recipe, shape: tuple[int, ...]) -> Subject:
 
 
 def _is_noise_enough(call: Call) -> bool:
-    """A lone tensor of real numbers: noise tells mistakes better than pictures do."""
+    """A lone tensor of real numbers: noise shows mistakes better than images do."""
     lone = call.args[0] if len(call.args) == 1 and not call.kwargs else None
     return isinstance(lone, torch.Tensor) and lone.is_floating_point()
 
 
 def own_size(name: str) -> int:
-    """Height and width in pixels of the pictures that a network was made for; 224 where nobody says."""
+    """Height and width in pixels of the images that a network was made for; 224 where nobody says."""
     prefix, _, rest = name.partition(":")
     if prefix == "timm":
         from amc.zoo.networks.source import import_timm

@@ -36,7 +36,7 @@ def aligned(call: Operation, tensor: Tensor, ndim: int) -> Operand:
 
 
 def note_sizes(call: Operation, factors: Sequence[Factor]) -> None:
-    """A module's code asked for these sizes; it may hold them in attributes."""
+    """A module's code requested these sizes; it may hold them in attributes."""
     for factor in factors:
         for dim in factor.dims:
             call.record.sized.append(Sized(call.state.module, factor.first(dim)))

@@ -67,7 +67,7 @@ def _respread(
 
 
 def _blocks(before: Sequence[int], after: Sequence[int]) -> list[tuple[list[int], list[int]]]:
-    """Smallest runs of dimensions with equal products, sizes of one left out."""
+    """Smallest runs of dimensions with equal products, without sizes of one."""
     sources = [dim for dim, size in enumerate(before) if size != 1]
     targets = [dim for dim, size in enumerate(after) if size != 1]
     blocks, i, j = [], 0, 0

@@ -65,7 +65,7 @@ def _batch_norm(call: Operation) -> None:
 
 @rule("native_layer_norm", "_fused_rms_norm", "rms_norm", "native_group_norm")
 def _whole_norm(call: Operation) -> None:
-    """A normalisation that no stand-in can do for fewer channels, or GroupNorm, which loses whole blocks."""
+    """A normalisation that no replacement computes for fewer channels, or GroupNorm, which loses whole blocks."""
     before = call.args[0]
     if call.operation == "native_group_norm":
         return _group_norm(call)
