@@ -22,6 +22,7 @@ from amc.surgery.trace_cache import read_trace_cache, write_trace_cache
 from amc.system.device import Compute
 from amc.system.errors import UsageError
 from amc.system.progress import Progress, Silent
+from amc.train.teacher import RememberingTeacher
 from amc.train.training import Training, train
 from amc.zoo.call import Call
 from amc.zoo.data.sources import load_splits
@@ -106,6 +107,11 @@ class Job:
         mean, std = (getattr(self.data.validation, name, None) for name in ("mean", "std"))
         return {"mean": list(mean), "std": list(std)} if mean and std else None
 
+    @cached_property
+    def teacher(self) -> nn.Module:
+        """The dense network as fine-tunes ask it: where there are several, they learn from the same batches."""
+        return RememberingTeacher(self.model) if self.recipe.finetune.uniform else self.model
+
     def study(self, folder: Path, *, alone: bool = False) -> Study:
         """The study that a run in `folder` measures for."""
         return Study.of(self.measure, study_location(self.recipe, folder), folder, alone=alone)
@@ -129,7 +135,7 @@ class Job:
         """
         return train(
             model, data or self.data, self.recipe.finetune, self.compute,
-            seed=self.recipe.seed, teacher=self.model, checkpoint=checkpoint, title=title, progress=progress,
+            seed=self.recipe.seed, teacher=self.teacher, checkpoint=checkpoint, title=title, progress=progress,
             task=self.task, start=start,
         )  # fmt: skip
 
