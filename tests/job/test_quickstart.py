@@ -34,18 +34,18 @@ def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def test_the_quickstart_measures_enough_and_fits_its_cap(quickstart: Run) -> None:
-    """At least 48 trials; 48 to 50 % of the multiply-adds; the test accuracy within 1.5 points of the dense one."""
+    """At least 48 trials; 7.7 to 8 % of the multiply-adds; the test accuracy within 6 points of the dense one."""
     metrics = quickstart.metrics
     assert metrics["trials"] >= 48 and metrics["failed_trials"] == 0
-    assert 0.48 <= metrics["released"]["macs"] / metrics["dense"]["macs"] <= 0.5
-    assert metrics["dense"]["test_accuracy"] - metrics["released"]["test_accuracy"] <= 0.015
+    assert 0.077 <= metrics["released"]["macs"] / metrics["dense"]["macs"] <= 0.08
+    assert metrics["dense"]["test_accuracy"] - metrics["released"]["test_accuracy"] <= 0.06
 
 
-def test_the_quickstart_beats_uniform_ratios_before_and_is_not_worse_after(quickstart: Run) -> None:
-    """On the same test pictures: better before the fine-tune, and no interval that says worse after it."""
+def test_the_quickstart_beats_uniform_ratios_before_and_after_the_fine_tune(quickstart: Run) -> None:
+    """On the same test images: better by far before the fine-tune, and still better after it."""
     comparison = quickstart.metrics["comparison"]
-    assert comparison["before_finetune"]["difference"] > 0
-    assert comparison["after_finetune"]["high"] >= 0
+    assert comparison["before_finetune"]["low"] > 0.1
+    assert comparison["after_finetune"]["difference"] > 0
 
 
 def test_the_release_is_what_the_metrics_say(quickstart: Run) -> None:

@@ -10,7 +10,7 @@ import amc.train.teacher as module
 from amc.train.settings import FinetuneSchedule
 from amc.train.teacher import RememberingTeacher
 from amc.train.training import train
-from tests.test_training import CPU, SPLITS, equal, small, weights
+from tests.train.test_training import CPU, SPLITS, equal, small, weights
 
 
 class Counting(nn.Module):
