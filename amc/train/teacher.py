@@ -47,7 +47,7 @@ def _digest(leaves: list[Any], structure: str) -> bytes:
     for leaf in leaves:
         if isinstance(leaf, Tensor):
             digest.update(f"{leaf.dtype} {tuple(leaf.shape)}".encode())
-            digest.update(leaf.detach().contiguous().flatten().view(torch.uint8).numpy())
+            digest.update(leaf.detach().contiguous().flatten().view(torch.uint8).numpy().data)
         else:
             digest.update(repr(leaf).encode())
     return digest.digest()
