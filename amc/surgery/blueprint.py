@@ -32,7 +32,7 @@ class Slot(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Part:
+class ModuleTemplate:
     """One module.
 
     Attributes:
@@ -50,7 +50,7 @@ class Part:
     others: Mapping[str, Any]
 
     @classmethod
-    def of(cls, module: nn.Module, numbers: Mapping[int, int]) -> Part:
+    def of(cls, module: nn.Module, numbers: Mapping[int, int]) -> ModuleTemplate:
         own = {name: value for name, value in module.__dict__.items() if name not in STORES}
         empty = {name: type(value) for name, value in own.items() if type(value) in (OrderedDict, set) and not value}
         others = {name: value for name, value in own.items() if name not in empty and not _never_changes(value)}
@@ -74,10 +74,10 @@ class Blueprint(Generic[Module]):
             for tensor in (*module._parameters.values(), *module._buffers.values())
         }
         self._originals = [id(module) for module in modules]
-        self._parts: list[Part] | None = None
+        self._parts: list[ModuleTemplate] | None = None
         if not any(map(_copies_itself, set(map(type, modules)))):
             numbers = {identity: number for number, identity in enumerate(self._originals)}
-            self._parts = [Part.of(module, numbers) for module in modules]
+            self._parts = [ModuleTemplate.of(module, numbers) for module in modules]
             self._slots = _slots(zip(self.paths, modules, strict=True))
             self._sized = [number for number, module in enumerate(modules) if widths_of(module)]
 

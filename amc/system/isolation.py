@@ -60,9 +60,9 @@ class Child:
         sys.stderr.flush()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of other threads: the child computes on its own one
-            self.pid = os.fork()
+            parent, self.pid = os.getpid(), os.fork()
         if self.pid == 0:
-            _be_the_child(work, self.folder, limits)
+            _be_the_child(parent, work, self.folder, limits)
 
     def poll(self) -> bool:
         """Whether the child has ended; one that is far beyond its time is killed."""
@@ -141,13 +141,13 @@ def can_isolate() -> bool:
     return sys.platform.startswith("linux")
 
 
-def _be_the_child(work: Callable[[Path], None], folder: Path, limits: Limits) -> None:
+def _be_the_child(parent: int, work: Callable[[Path], None], folder: Path, limits: Limits) -> None:
     """Do the work and leave without any of the parent's clean-up; never returns."""
-    import torch  # here, so that settings that name limits are read without it
-
     code = 1
     try:
-        _die_with_parent()
+        _die_with(parent)
+        import torch  # here, so that settings that name limits are read without it
+
         os.dup2(2, 1)  # stdout is the command's own: what a factory prints goes to stderr
         sys.stdout = sys.stderr
         torch.set_num_threads(1)
@@ -166,12 +166,14 @@ def _be_the_child(work: Callable[[Path], None], folder: Path, limits: Limits) ->
         os._exit(code)
 
 
-def _die_with_parent() -> None:
-    """A parent that is killed leaves no child behind."""
+def _die_with(parent: int) -> None:
+    """A parent that is killed leaves no child behind, not even one that has only begun."""
     import ctypes
 
     set_death_signal = 1  # PR_SET_PDEATHSIG of <sys/prctl.h>
     ctypes.CDLL(None).prctl(set_death_signal, signal.SIGKILL)
+    if os.getppid() != parent:  # killed before the signal was set
+        os._exit(1)
 
 
 def _limit_memory(gigabytes: float) -> None:
