@@ -9,6 +9,16 @@ from typing import Annotated, Any
 
 import typer
 
+
+def _trust(names: list[str] | None) -> list[str] | None:
+    """Trust what `--trust` names, before anything is read."""
+    if names:
+        from amc.zoo.trust import allow
+
+        allow(names)
+    return names
+
+
 RecipeOption = Annotated[str | None, typer.Option("--recipe", "-r", help="A built-in recipe or a TOML file.")]
 ModelOption = Annotated[
     str | None,
@@ -18,21 +28,25 @@ WeightsOption = Annotated[str | None, typer.Option(help="FILE, default, or none 
 DataOption = Annotated[
     str | None,
     typer.Option(
-        help="fashion-mnist-10k, fashion-mnist, imagefolder:FOLDER, cifar10:FOLDER, idx:FOLDER, hapt:FOLDER, or "
+        help="fashion-mnist-10k, fashion-mnist, imagefolder:FOLDER, images:FOLDER (no labels), "
+        "cifar10:FOLDER, idx:FOLDER, hapt:FOLDER, or "
         "package.module:factory."
     ),
 ]
 MetricOption = Annotated[
     str | None,
-    typer.Option(help="package.module:function from outputs and batch to scores in 0..1; left out: accuracy."),
+    typer.Option(
+        help="package.module:function from outputs and batch to scores in 0..1, or agreement (with the dense "
+        "network); default: accuracy, or agreement where batches carry no labels."
+    ),
 ]
 BatchOption = Annotated[
     str | None,
-    typer.Option(help="package.module:function from a batch to the network's arguments; left out: its first element."),
+    typer.Option(help="package.module:function from a batch to the network's arguments; default: its first element."),
 ]
 LossOption = Annotated[
     str | None,
-    typer.Option(help="package.module:function from outputs and batch to a loss; left out: cross-entropy."),
+    typer.Option(help="package.module:function from outputs and batch to a loss; default: cross-entropy."),
 ]
 BudgetOption = Annotated[
     list[str] | None,
@@ -54,6 +68,17 @@ IgnoreOption = Annotated[
 OutOption = Annotated[str | None, typer.Option("--out", "-o", help="The run folder.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="The result as JSON on stdout.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
+DeviceOption = Annotated[
+    str | None, typer.Option(help="cpu, cuda, cuda:1, mps; default: the GPU where there is one.", metavar="DEVICE")
+]
+TrustOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="package.module:factory of yours that the files read here may name; may be repeated.",
+        metavar="NAME",
+        callback=_trust,
+    ),
+]
 RunArgument = Annotated[Path, typer.Argument(help="A run folder.")]
 
 
@@ -77,6 +102,12 @@ def recipe_of(
     if recipe is None and model is not None:
         overrides["name"] = job_name(model)
     return load_recipe(recipe, overrides)
+
+
+def use_device(device: str | None) -> None:
+    """Run on `device` whatever the run's own recipe says; None: as it says."""
+    if device is not None:
+        os.environ["AMC_DEVICE"] = device
 
 
 def settings_of(settings: list[str] | None) -> dict[str, object]:

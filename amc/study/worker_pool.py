@@ -16,7 +16,7 @@ from threading import Thread
 from types import TracebackType
 from typing import IO, Self
 
-from amc.system.errors import AmcError, BudgetUnreachable, ModelError
+from amc.system.errors import AmcError, BudgetUnreachable, ModelError, StorageError, UsageError
 
 DEATHS_IN_A_ROW = 8  # without one trial between them: then it is not chance that kills
 FAREWELL_SECONDS = 5.0
@@ -143,6 +143,7 @@ def start_watchdog() -> None:
 
 def _relayed(code: int, words: str) -> AmcError:
     """A worker's own error as ours."""
-    if code == BudgetUnreachable.exit_code:
-        return BudgetUnreachable(words)
+    kinds: dict[int, type[AmcError]] = {kind.exit_code: kind for kind in (UsageError, BudgetUnreachable, StorageError)}
+    if code in kinds:
+        return kinds[code](words)
     return ModelError(words or f"a worker process must end with a reason, but one ended with code {code} and without")

@@ -12,6 +12,8 @@ from torch import nn
 
 from amc.system.errors import UsageError
 
+VARIABLE = "AMC_DEVICE"
+
 Module = TypeVar("Module", bound=nn.Module)
 
 
@@ -24,7 +26,12 @@ class Compute:
 
     @classmethod
     def detect(cls) -> Compute:
-        """The process's own GPU where there is one, else the CPU; bfloat16 where the hardware multiplies in it."""
+        """The process's own GPU where there is one, else the CPU; bfloat16 where the hardware multiplies in it.
+
+        The environment variable `AMC_DEVICE` names another one.
+        """
+        if named := os.environ.get(VARIABLE):
+            return cls.of(named)
         if torch.cuda.is_available():
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
             return cls(device, torch.cuda.is_bf16_supported(including_emulation=False))
@@ -32,7 +39,7 @@ class Compute:
 
     @classmethod
     def of(cls, device: Compute | torch.device | str | None) -> Compute:
-        """A device by name ("cpu", "cuda:1", "mps"), or `detect` for None.
+        """A device by name ("cpu", "cuda:1", "mps"), or `detect` for None; `AMC_DEVICE` wins over a name.
 
         Raises:
             UsageError: there is no such device.
@@ -41,6 +48,7 @@ class Compute:
             return device
         if device is None:
             return cls.detect()
+        device = os.environ.get(VARIABLE) or device
         try:
             wanted = torch.device(device)
             torch.empty(1, device=wanted)

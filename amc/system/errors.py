@@ -1,6 +1,18 @@
-"""What can go wrong that the user can mend. Every message names the rule, the value got and the mend, in one line."""
+"""What can go wrong that the user can fix. Every message names the rule, the value got and the fix, in one line."""
 
 from __future__ import annotations
+
+UNEXPECTED, INTERRUPTED = 1, 130
+EXIT_CODES = {
+    0: "done",
+    UNEXPECTED: "unexpected, a fault of AMC",
+    2: "bad usage, recipe or run folder",
+    3: "budget cannot be met",
+    4: "gate failed",
+    5: "bad data or network",
+    6: "storage failed",
+    INTERRUPTED: "interrupted, the same command goes on",
+}
 
 
 class AmcError(Exception):
@@ -10,23 +22,11 @@ class AmcError(Exception):
 
 
 class UsageError(AmcError):
-    """A flag, a recipe, a budget or an argument is not of the form asked for."""
-
-
-class DataError(AmcError):
-    """A data set is missing, empty or malformed."""
-
-
-class ModelError(AmcError):
-    """A network or its weights cannot be built, loaded, traced or cut."""
+    """A flag, a recipe, a budget or an argument is not of the form required."""
 
 
 class RunError(AmcError):
     """A run folder is missing, busy, or belongs to another job."""
-
-
-class StorageError(AmcError):
-    """A file could not be written whole: a full disk, no permission."""
 
 
 class BudgetUnreachable(AmcError):
@@ -36,6 +36,24 @@ class BudgetUnreachable(AmcError):
 
 
 class GateFailed(AmcError):
-    """A release was measured and does not hold what was asked of it."""
+    """A release was measured and does not hold what is required of it."""
 
     exit_code = 4
+
+
+class DataError(AmcError):
+    """A data set is missing, empty or malformed."""
+
+    exit_code = 5
+
+
+class ModelError(AmcError):
+    """A network or its weights cannot be built, loaded, traced or cut."""
+
+    exit_code = 5
+
+
+class StorageError(AmcError):
+    """A file or a study could not be written whole or read back: a full disk, no permission, damage."""
+
+    exit_code = 6

@@ -14,7 +14,7 @@ from amc.bench.cascade.bench import STUDIES, bench_cascade
 from amc.bench.cascade.recipe import CascadeRecipe, list_cascade_recipes, load_cascade_recipe
 from amc.bench.cascade.verdict import Goal, summary, summary_text
 from amc.bench.deadline import Unfinished
-from amc.cli.commands import recipes
+from amc.cli.recipes import recipes
 from amc.job.run import Run
 from amc.system.errors import UsageError
 from amc.system.progress import Silent

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 import amc
+import amc.cli as cli
 from amc.cascade.archive import load_cascade
 from amc.cascade.flow import cascade
 from amc.cascade.runtime import Cascade
 from amc.cascade.terms import Terms
-from amc.cli import commands as cli
 from amc.job.run import Run
 from amc.system.errors import BudgetUnreachable, RunError, UsageError
 from amc.system.progress import Silent

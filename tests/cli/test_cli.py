@@ -7,14 +7,16 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from amc.cli import commands as cli
+import amc.cli as cli
 from amc.job.run import Run
+from amc.system import errors
 from tests.tiny import network
 
 TINY = ["--model", "tests.tiny:network", "--data", "tests.tiny:pictures", "--quiet"]
@@ -35,35 +37,36 @@ def run(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "word"),
+    ("arguments", "word", "expected"),
     [
-        (["compress", "--budget", "lots"], "lots"),
-        (["compress", "--budget", "-5%"], "-5"),
-        (["compress", "--budget", "120%"], "100%"),
-        (["compress", "--budget", "nan%"], "nan"),
-        (["compress", "--recipe", "quikstart"], "quickstart"),
-        (["compress", "--recipe", "/nowhere/recipe.toml"], "recipe.toml"),
-        (["compress", "--set", "finetune.epoks=3"], "epochs"),
-        (["compress", "--set", "finetune.epochs=many"], "many"),
-        (["compress", "--set", "nonsense"], "KEY=VALUE"),
-        (["compress", "--model", "resnet2000", "--budget", "50%"], "resnet200"),
-        (["compress", "--model", "resnet20", "--weights", "/nowhere/w.pth", "--budget", "50%"], "w.pth"),
-        (["compress", "--model", "resnet20", "--weights", "none"], "budget"),
-        (["compress", "--model", "resnet20", "--data", "imagefolder:/nowhere", "--budget", "50%"], "/nowhere"),
-        (["compress", "--model", "resnet20", "--data", "nonsense", "--budget", "50%"], "nonsense"),
-        (["compress", "--no-such-flag"], "no-such-flag"),
-        (["frobnicate"], "frobnicate"),
-        (["retarget", "/nowhere", "--budget", "40%"], "/nowhere"),
-        (["show", "/nowhere"], "/nowhere"),
-        (["verify", "/nowhere"], "/nowhere"),
-        (["front", "/nowhere"], "/nowhere"),
-        (["doctor", "--model", "resnet18", "--input", "3xy"], "3xy"),
-        (["doctor", "--model", "resnet18", "--input", "3x64x64", "--set", 'model.ignore=["layer9"]'], "layer9"),
+        (["compress", "--budget", "lots"], "lots", 2),
+        (["compress", "--budget", "-5%"], "-5", 2),
+        (["compress", "--budget", "120%"], "100%", 2),
+        (["compress", "--budget", "nan%"], "nan", 2),
+        (["compress", "--recipe", "quikstart"], "quickstart", 2),
+        (["compress", "--recipe", "/nowhere/recipe.toml"], "recipe.toml", 2),
+        (["compress", "--set", "finetune.epoks=3"], "epochs", 2),
+        (["compress", "--set", "finetune.epochs=many"], "many", 2),
+        (["compress", "--set", "nonsense"], "KEY=VALUE", 2),
+        (["compress", "--model", "resnet2000", "--budget", "50%"], "resnet200", 5),
+        (["compress", "--model", "resnet20", "--weights", "/nowhere/w.pth", "--budget", "50%"], "w.pth", 5),
+        (["compress", "--model", "resnet20", "--weights", "none"], "budget", 2),
+        (["compress", "--model", "resnet20", "--data", "imagefolder:/nowhere", "--budget", "50%"], "/nowhere", 5),
+        (["compress", "--model", "resnet20", "--data", "nonsense", "--budget", "50%"], "nonsense", 5),
+        (["compress", "--no-such-flag"], "no-such-flag", 2),
+        (["frobnicate"], "frobnicate", 2),
+        (["retarget", "/nowhere", "--budget", "40%"], "/nowhere", 2),
+        (["show", "/nowhere"], "/nowhere", 2),
+        (["verify", "/nowhere"], "/nowhere", 2),
+        (["front", "/nowhere"], "/nowhere", 2),
+        (["doctor", "--model", "resnet18", "--input", "3xy"], "3xy", 2),
+        (["doctor", "--model", "resnet18", "--input", "3x64x64", "--set", 'model.ignore=["layer9"]'], "layer9", 5),
     ],
 )  # fmt: skip
-def test_bad_input_is_one_line_with_exit_code_2(
+def test_bad_input_is_one_line_with_its_exit_code(
     arguments: list[str],
     word: str,
+    expected: int,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
@@ -73,7 +76,7 @@ def test_bad_input_is_one_line_with_exit_code_2(
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2]))
     code, out, err = run(capsys, monkeypatch, *arguments)
     lines = [line for line in err.splitlines() if line.strip()]
-    assert (code, out, len(lines)) == (2, "", 1), (code, out, err)
+    assert (code, out, len(lines)) == (expected, "", 1), (code, out, err)
     assert word in lines[0]
     assert [path for path in tmp_path.rglob("*") if path.name not in (".lock", "runs", "recipe.toml")] == [] or all(
         path.is_dir() or path.name in (".lock", "recipe.toml") for path in tmp_path.rglob("*")
@@ -95,7 +98,7 @@ def test_a_budget_below_the_smallest_policy_exits_with_3_and_names_the_smallest_
 def test_nan_weights_are_refused_before_anything_is_measured(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """NaN in a weights file is named with its tensor; the exit code is 2."""
+    """NaN in a weights file is named with its tensor; the exit code is that of bad networks."""
     state = network().state_dict()
     state["conv2.weight"][0, 0, 0, 0] = float("nan")
     save_file(state, tmp_path / "nan.safetensors")
@@ -103,7 +106,7 @@ def test_nan_weights_are_refused_before_anything_is_measured(
         capsys, monkeypatch, "compress", *TINY, "--weights", tmp_path / "nan.safetensors", "--budget", "50%",
         "--out", tmp_path / "run",
     )  # fmt: skip
-    assert code == 2 and "conv2.weight" in err and len(err.splitlines()) == 1
+    assert code == 5 and "conv2.weight" in err and len(err.splitlines()) == 1
 
 
 def test_the_same_command_on_a_finished_run_does_nothing(
@@ -226,7 +229,7 @@ def test_a_failed_first_try_does_not_reserve_the_folder(
 ) -> None:
     """After a mistake is told, the corrected command may use the same folder."""
     out = ["--out", tmp_path / "run", "--budget", "0.1%"]
-    assert run(capsys, monkeypatch, "compress", *TINY, "--weights", tmp_path / "none.pt", *out)[0] == 2
+    assert run(capsys, monkeypatch, "compress", *TINY, "--weights", tmp_path / "none.pt", *out)[0] == 5
     code, _, err = run(capsys, monkeypatch, "compress", *TINY, "--weights", "none", *out)
     assert code == 3, err
 
@@ -239,3 +242,61 @@ def test_a_cap_above_the_dense_network_is_held_by_it(
     code, out, err = run(capsys, monkeypatch, "retarget", tmp_path / "run", "--budget", "5GB", "--json", "--quiet")
     assert code == 0, err
     assert json.loads(out)["costs"]["macs"] <= tiny_run.metrics["dense"]["macs"]
+
+
+def test_every_error_has_a_documented_exit_code(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The table in `amc --help` names each code that an error of ours ends with."""
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.AmcError)]
+    assert {kind.exit_code for kind in kinds} | {0, 1, 130} == set(errors.EXIT_CODES)
+    text = " ".join(run(capsys, monkeypatch, "--help")[1].split())
+    assert all(f"{code} {meaning}" in text for code, meaning in errors.EXIT_CODES.items())
+
+
+def test_debug_shows_where_an_error_comes_from(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The traceback stands before the line, which stays the last; the exit code is the same."""
+    code, out, err = run(capsys, monkeypatch, "--debug", "compress", "--budget", "lots")
+    assert (code, out) == (2, "") and err.startswith("Traceback") and err.splitlines()[-1].startswith("amc: ")
+
+
+def test_recipes_are_listed_and_printed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """JSON holds all that the text lists, and each of them is printed by its name as a file that is read back."""
+    _, text, _ = run(capsys, monkeypatch, "recipes")
+    listed = json.loads(run(capsys, monkeypatch, "recipes", "--json")[1])
+    names = [line.split()[0] for line in text.splitlines() if line and not line.startswith("for ")]
+    assert names == [name for group in listed.values() for name in group]
+    homes = {"amc compress": "", "amc bench": "bench/", "amc bench cascade": "cascade/"}
+    for command, group in listed.items():
+        name = homes[command] + next(iter(group))
+        _, printed, _ = run(capsys, monkeypatch, "recipes", name)
+        assert tomllib.loads(printed) == json.loads(run(capsys, monkeypatch, "recipes", name, "--json")[1])
+    code, _, err = run(capsys, monkeypatch, "recipes", "quikstart")
+    assert code == 2 and "quickstart" in err
+
+
+def test_a_device_that_is_not_there_is_told(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tiny_run: Run
+) -> None:
+    """`--device` of a new run and of a finished one alike."""
+    monkeypatch.setenv("AMC_DEVICE", "")
+    for arguments in (["compress", *TINY, "--weights", "none", "--budget", "50%"], ["verify", tiny_run.folder]):
+        code, _, err = run(capsys, monkeypatch, *arguments, "--device", "gpu")
+        assert code == 2 and "'gpu'" in err and len(err.splitlines()) == 1
+    assert run(capsys, monkeypatch, "verify", tiny_run.folder, "--device", "cpu")[0] == 0
+
+
+def test_a_run_folder_imports_only_what_the_user_trusts(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tiny_run: Run
+) -> None:
+    """Its network and data are functions of someone's: `--trust` names each, and the error says which is missing."""
+    monkeypatch.setenv("AMC_TRUST", "")
+    code, _, err = run(capsys, monkeypatch, "verify", tiny_run.folder)
+    assert code == 2 and "--trust tests.tiny:network" in err
+    code, _, err = run(capsys, monkeypatch, "verify", tiny_run.folder, "--trust", "tests.tiny:network")
+    assert code == 2 and "--trust tests.tiny:pictures" in err
+    assert run(capsys, monkeypatch, "verify", tiny_run.folder, "--trust", "tests.tiny")[0] == 0
+    monkeypatch.setenv("AMC_TRUST", "")
+    assert run(capsys, monkeypatch, "show", tiny_run.folder)[0] == 0

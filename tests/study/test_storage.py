@@ -118,7 +118,7 @@ def test_patience_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "sleep", lambda seconds: None)
     with pytest.raises(StorageError, match="connection refused") as caught:
         patiently(Failing(*["connection refused"] * 100), "postgresql://db/x", lambda text: None, patience=0.0)
-    assert "\n" not in str(caught.value) and caught.value.exit_code == 2
+    assert "\n" not in str(caught.value) and caught.value.exit_code == 6
 
 
 def test_errors_that_are_not_the_storages_pass_at_once() -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
-from amc.cli import commands as cli
+import amc.cli as cli
 from amc.job.compress import compress
 from amc.job.job import example_call
 from amc.job.recipe import load_recipe
