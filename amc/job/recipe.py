@@ -189,7 +189,7 @@ def _set(table: dict[str, Any], key: str, value: object) -> None:
         table, holder = inner, _section_class(holder, section)
     field = holder.model_fields.get(last) if holder else None
     kind = field.annotation if field else None
-    holds_text = get_origin(kind) is not dict and str in (kind, *get_args(kind))
+    holds_text = get_origin(kind) not in (dict, list, tuple) and str in (kind, *get_args(kind))
     if isinstance(value, str) and not holds_text:
         try:
             value = tomllib.loads(f"value = {value}")["value"]

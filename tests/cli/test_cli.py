@@ -60,7 +60,6 @@ def run(
         (["verify", "/nowhere"], "/nowhere", 2),
         (["front", "/nowhere"], "/nowhere", 2),
         (["doctor", "--model", "resnet18", "--input", "3xy"], "3xy", 2),
-        (["doctor", "--model", "resnet18", "--input", "3x64x64", "--set", 'model.ignore=["layer9"]'], "layer9", 5),
     ],
 )  # fmt: skip
 def test_bad_input_is_one_line_with_its_exit_code(
