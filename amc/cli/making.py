@@ -44,9 +44,7 @@ def compress(
     seed: Annotated[int | None, typer.Option(help="What all randomness starts from.")] = None,
     study: Annotated[
         str | None,
-        typer.Option(
-            help="An Optuna storage URL, or run: a file in the run; default: one file of this user."
-        ),
+        typer.Option(help="An Optuna storage URL, or run: a file in the run; default: one file of this user."),
     ] = None,
     workers: Annotated[
         int | None, typer.Option(help="Processes on this machine that measure side by side, each on one thread.")
