@@ -95,6 +95,7 @@ def study(name: str, runs: Path, seeds: int = 1) -> CascadeRecipe:
     return CascadeRecipe.model_validate({**table, "on": [{"recipe": str(runs.parent / "tiny.toml")}]})
 
 
+@pytest.mark.slow
 def test_seeds_that_are_done_are_not_done_again_and_another_study_is_refused(runs: Path, tmp_path: Path) -> None:
     """A second run with more seeds adds only those that are missing; a folder belongs to one study."""
     first = bench_cascade(study("exits", runs), tmp_path, runs, Silent())

@@ -185,6 +185,7 @@ def test_checks_find_what_is_wrong() -> None:
     assert not all(check["ok"] for check in found)
 
 
+@pytest.mark.slow
 def test_the_smallest_of_deep_networks_still_feels_its_input() -> None:
     """After settling, pictures are told apart at the last layer, where they would be lost without."""
     for name in ("mobilenet_v2", "squeezenet1_1"):

@@ -16,8 +16,9 @@ from amc.surgery.tracer import trace
 from tests.surgery.networks import SOUND, Traced, assert_cut_is_mask, known, policies, randomise, traced
 
 FEW = settings(max_examples=12, deadline=None)
-NETWORKS = ("resnet20", "resnet18", "mobilenet_v2", "densenet121")
-OTHERS = ("resnext50_32x4d", "efficientnet_b0", "vgg_small")
+LARGE = [pytest.param(name, marks=pytest.mark.slow) for name in ("densenet121", "resnext50_32x4d")]
+EFFICIENT = pytest.param("efficientnet_b0", marks=pytest.mark.slow)
+NETWORKS = ["resnet20", "resnet18", "mobilenet_v2", "vgg_small", *LARGE]
 
 
 def assert_costs_are_counts(net: Traced, small: nn.Module, policy: np.ndarray) -> None:  # type: ignore[type-arg]
@@ -31,7 +32,7 @@ def assert_costs_are_counts(net: Traced, small: nn.Module, policy: np.ndarray) -
     }
 
 
-@pytest.mark.parametrize("name", [*NETWORKS, *OTHERS])
+@pytest.mark.parametrize("name", [*NETWORKS, EFFICIENT])
 def test_a_cut_is_the_dense_network_with_zeros_at_its_exact_cost(name: str) -> None:
     """Output of the cut equals that of zeroing, and MACs, parameters and bytes equal the counts, for any policy."""
     net = known(name)
@@ -60,8 +61,7 @@ def test_every_kind_of_layer_is_cut_exactly(name: str) -> None:
     check()
 
 
-@pytest.mark.parametrize("name", ["resnet20", "resnet18", "mobilenet_v2", "vgg_small", "resnext50_32x4d",
-                                  pytest.param("densenet121", marks=pytest.mark.slow)])  # fmt: skip
+@pytest.mark.parametrize("name", NETWORKS)
 def test_peak_activations_are_those_of_the_cut_network(name: str) -> None:
     """The peak predicted for a policy is the peak seen while the cut network runs on a picture of its own."""
     net = known(name)

@@ -30,6 +30,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return finished_run(tmp_path_factory.mktemp("steps"), network, "50%", **steps)
 
 
+@pytest.mark.slow
 def test_workers_measure_what_this_process_would(run: Run) -> None:
     """Every trial of the run, whoever measured it, is what measuring its policy again gives."""
     assert len(run.trials) >= 10
