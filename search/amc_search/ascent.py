@@ -7,7 +7,7 @@ best is sought by climbing again from the best policies with one group dropped o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -31,8 +31,8 @@ POLISHED = 16
 # Rounds of climbs from switched policies, the patterns of kept groups switched in each, and the climbs of one round.
 SWITCH_ROUNDS, SWITCH_PARENTS, SWITCH_CLIMBS = 3, 4, 48
 
-LEARNING_RATE = 0.03  # in kept fractions, decayed to a tenth
-BETA1, BETA2 = 0.9, 0.99
+LEARNING_RATE, DECAY = 0.03, 0.1  # of Adam, in kept fractions; the share of it that is left at the last step
+BETAS = 0.9, 0.99
 # The weight of the log barrier in units of the bound's spread over the starts: annealed geometrically.
 BARRIER = (0.1, 1e-3)
 # Below this slack the log barrier continues as its tangent parabola: finite outside, so a step too far comes back.
@@ -227,61 +227,50 @@ def _inside(known: Policies, space: Space, caps: tuple[Cap, ...], starts: int, r
 
 
 def _ascend(points: Reals, bound: Bound, caps: tuple[Cap, ...], steps: int) -> Reals:
-    """Adam on bound + weight * barrier for all rows at once.
-
-    Fractions are kept in range by clamping: between a step and 1, or at 0 where they start there.
-    """
+    """Adam on bound + weight * barrier for all rows at once."""
     high = torch.as_tensor(bound.space.high, dtype=torch.float64)
-    climber = _Climber(points, bound.space)
     with torch.no_grad():
-        unit = float(torch.nan_to_num(bound.of(climber.x)).std(correction=0)) + 1e-4
-    for step in range(steps):
-        done = step / max(steps - 1, 1)
+        unit = float(torch.nan_to_num(bound.of(torch.as_tensor(points).float())).std(correction=0)) + 1e-4
+
+    def value(x: Tensor, done: float) -> Tensor:
         weight = unit * BARRIER[0] * (BARRIER[1] / BARRIER[0]) ** done
-        x = climber.x.requires_grad_()
-        value = bound.of(x) + weight * _barrier(x.double() * high, caps).float()
-        (gradient,) = torch.autograd.grad(value.sum(), x)
-        climber.step(gradient, done)
-    fractions: Reals = climber.x.double().numpy()
-    return fractions
+        return bound.of(x) + weight * _barrier(x.double() * high, caps).float()
+
+    *_, reached = [points, *_steps(points, bound.space, value, steps)]
+    return reached
 
 
 def _ascend_to_caps(points: Reals, bound: Bound, caps: tuple[Cap, ...], steps: int) -> Reals:
     """Adam on the bound alone; a row stops at the last point that is under every cap."""
-    climber, reached = _Climber(points, bound.space), points.copy()
-    inside = np.ones(len(points), dtype=np.bool_)
-    for step in range(steps):
-        x = climber.x.requires_grad_()
-        value = bound.of(x)
-        if not value.requires_grad:
-            break
-        climber.step(torch.autograd.grad(value.sum(), x)[0], step / max(steps - 1, 1))
-        fractions = climber.x.double().numpy()
+    reached, inside = points.copy(), np.ones(len(points), dtype=np.bool_)
+    for fractions in _steps(points, bound.space, lambda x, done: bound.of(x), steps):
         inside &= use_of(fractions * bound.space.high, caps) <= 1
         reached[inside] = fractions[inside]
     return reached
 
 
-class _Climber:
-    """Rows of kept fractions (b, d) on their way up, by Adam with a decaying rate."""
+def _steps(points: Reals, space: Space, value: Callable[[Tensor, float], Tensor], steps: int) -> Iterator[Reals]:
+    """The fractions (b, d) after each step of Adam up a value (b,) of them and of the share of the steps done.
 
-    def __init__(self, points: Reals, space: Space) -> None:
-        self.x = torch.as_tensor(points).float()
-        self.first, self.second, self.steps = torch.zeros_like(self.x), torch.zeros_like(self.x), 0
-        kept = self.x > 0
-        self.highest = kept.float()
-        self.lowest = torch.where(kept, torch.as_tensor(space.step / space.high).float(), torch.zeros(()))
-
-    def step(self, gradient: Tensor, done: float) -> None:
-        """One step up; `done` is the share of the steps that came before."""
-        gradient = torch.nan_to_num(gradient, posinf=0.0, neginf=0.0)
-        self.steps += 1
-        self.first = BETA1 * self.first + (1 - BETA1) * gradient
-        self.second = BETA2 * self.second + (1 - BETA2) * gradient**2
-        unbiased = self.first / (1 - BETA1**self.steps)
-        scale = (self.second / (1 - BETA2**self.steps)).sqrt() + 1e-8
-        rate = LEARNING_RATE * 0.1**done
-        self.x = torch.clamp(self.x.detach() + rate * unbiased / scale, min=self.lowest, max=self.highest)
+    Fractions are kept in range by clamping: between a step and 1, or at 0 where they start there.
+    """
+    x = torch.as_tensor(points).float()
+    highest = (x > 0).float()
+    lowest = highest * torch.as_tensor(space.step / space.high).float()
+    optimizer = torch.optim.Adam([x.requires_grad_()], lr=LEARNING_RATE, betas=BETAS, maximize=True)
+    decay = torch.optim.lr_scheduler.ExponentialLR(optimizer, DECAY ** (1 / max(steps - 1, 1)))
+    for step in range(steps):
+        with torch.enable_grad():
+            total = value(x, step / max(steps - 1, 1)).sum()
+        if not total.requires_grad:  # a predictor that is constant
+            return
+        (gradient,) = torch.autograd.grad(total, x)
+        x.grad = torch.nan_to_num(gradient, posinf=0.0, neginf=0.0)
+        optimizer.step()
+        decay.step()
+        with torch.no_grad():
+            x.clamp_(lowest, highest)
+        yield x.detach().double().numpy()
 
 
 def _barrier(counts: Tensor, caps: tuple[Cap, ...]) -> Tensor:

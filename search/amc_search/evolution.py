@@ -1,15 +1,17 @@
-"""An evolutionary search over feasible policies, on DEAP.
+"""An evolutionary search over feasible policies: DEAP's selection, crossover, mutation and loop.
 
-The operators are ours and draw from a numpy Generator: DEAP's own draw from the global `random`. A whole generation
-is repaired and scored in one batch, so a generation costs one forward pass.
+A whole generation is repaired and scored in one batch, so a generation costs one forward pass. DEAP draws from Python's
+global `random`: it is seeded here from the caller's generator, and put back as it was.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
-from deap import base, tools
+from deap import algorithms, base, tools
 
 from amc_search.acquisition import Scores
 from amc_search.depth import typical_fraction
@@ -21,6 +23,8 @@ POPULATION = 64
 # Generations a group, and their least and greatest number: a child changes a few groups, so many groups take longer. On
 # 30 groups a dozen generations found a fifth to two fifths less expected improvement.
 PACE, FEWEST, MOST = 1.6, 12, 48
+# The standard deviation of the factor's logarithm by which a mutation scales a group.
+SIGMA = 0.3
 # The chance that a child drops one removable group, or takes one back.
 SWITCHED = 0.3
 
@@ -31,12 +35,23 @@ class Maximum(base.Fitness):  # type: ignore[misc]  # deap has no types
     weights = (1.0,)
 
 
-class Individual:
-    """One policy, (d,) keep-counts, real until its generation is repaired, and its fitness."""
+class Individual(list[float]):
+    """The logarithms of one policy's keep-counts, -inf of a dropped group's, and its fitness."""
 
-    def __init__(self, policy: Reals | Policies) -> None:
-        self.policy = policy
+    def __init__(self, logs: Iterable[float]) -> None:
+        super().__init__(logs)
         self.fitness = Maximum()
+
+    @classmethod
+    def of(cls, policy: Reals | Policies) -> Individual:
+        """Of keep-counts (d,)."""
+        with np.errstate(divide="ignore"):
+            return cls(np.log(policy).tolist())
+
+
+def counts_of(population: list[Individual]) -> Reals:
+    """Individuals -> keep-counts (b, d), real."""
+    return np.exp(np.array(population))
 
 
 def evolve(
@@ -58,67 +73,65 @@ def evolve(
     Returns:
         The last population, distinct, best first: policies (k, d) and scores (k,), k <= POPULATION.
     """
-    toolbox = _toolbox(space, rng)
     seeds = seeds[: POPULATION // 2]
     near = at_costs(seeds.astype(np.float64), space, caps, rng.uniform(0.93, 1.0, len(seeds)))
     first = np.concatenate([near, random_policies(space, caps, POPULATION - len(seeds), rng)])
-    population = _scored([Individual(policy) for policy in first], score)
-    for _ in range(int(np.clip(PACE * len(space), FEWEST, MOST))):
-        parents = toolbox.pair(population)
-        children = [toolbox.mutate(toolbox.mate(one, other)) for one, other in parents]
-        targets = rng.uniform(0.9, 1.0, len(children))
-        landed = at_costs(np.stack([child.policy for child in children]), space, caps, targets)
-        population += _scored([Individual(policy) for policy in landed], score)
-        population = toolbox.select(_unlike(population), POPULATION)
-    population = toolbox.select(population, POPULATION)
+
+    def evaluated(population: list[Individual]) -> list[Individual]:
+        policies = np.rint(counts_of(population)).astype(np.int64)
+        for individual, value in zip(population, np.nan_to_num(score(policies), nan=-np.inf), strict=True):
+            individual.fitness.values = (float(value),)
+        return population
+
+    toolbox = variation(space)
+    with seeded(rng):
+        population = evaluated([Individual.of(policy) for policy in first])
+        for _ in range(int(np.clip(PACE * len(space), FEWEST, MOST))):
+            parents = toolbox.choose(population, POPULATION)
+            children = algorithms.varAnd(parents, toolbox, cxpb=1.0, mutpb=1.0)
+            policies = at_costs(counts_of(children), space, caps, rng.uniform(0.9, 1.0, len(children)))
+            population = toolbox.select(population + evaluated([Individual.of(policy) for policy in policies]))
     fitness = np.array([individual.fitness.values[0] for individual in population])
-    return np.stack([individual.policy for individual in population]).astype(np.int64), fitness
+    return np.rint(counts_of(population)).astype(np.int64), fitness
 
 
-def _toolbox(space: Space, rng: np.random.Generator) -> base.Toolbox:
+def variation(space: Space) -> base.Toolbox:
+    """DEAP's operators on `Individual`s: choose, clone, mate, mutate, select."""
     toolbox = base.Toolbox()
-    toolbox.register("pair", _tournament_pairs, rng=rng)
-    toolbox.register("mate", _cross, rng=rng)
-    toolbox.register("mutate", _mutate, space=space, rng=rng)
-    toolbox.register("select", tools.selBest)
+    toolbox.register("clone", Individual)
+    toolbox.register("choose", tools.selTournament, tournsize=2)
+    toolbox.register("mate", tools.cxUniform, indpb=0.5)
+    toolbox.register("mutate", _mutate, space=space)
+    toolbox.register("select", _best_distinct)
     return toolbox
 
 
-def _scored(population: list[Individual], score: Callable[[Policies], Scores]) -> list[Individual]:
-    scores = score(np.stack([individual.policy for individual in population]).astype(np.int64))
-    for individual, value in zip(population, np.nan_to_num(scores, nan=-np.inf), strict=True):
-        individual.fitness.values = (float(value),)
-    return population
+@contextmanager
+def seeded(rng: np.random.Generator) -> Iterator[None]:
+    """Python's global `random`, from which DEAP draws, seeded from `rng` inside and as it was before outside."""
+    before = random.getstate()
+    random.seed(int(rng.integers(2**63)))
+    try:
+        yield
+    finally:
+        random.setstate(before)
 
 
-def _unlike(population: list[Individual]) -> list[Individual]:
-    """One individual a policy: without this the best fills the population with itself."""
-    return list({individual.policy.tobytes(): individual for individual in population}.values())
+def _best_distinct(population: list[Individual], count: int = POPULATION) -> list[Individual]:
+    """The best, one a policy: otherwise the best would fill the population with itself."""
+    best: list[Individual] = tools.selBest(list({tuple(one): one for one in population}.values()), count)
+    return best
 
 
-def _tournament_pairs(population: list[Individual], rng: np.random.Generator) -> list[tuple[Individual, Individual]]:
-    """POPULATION pairs, each parent the better of two drawn."""
-    drawn = rng.integers(len(population), size=(POPULATION, 2, 2))
-    fitness = np.array([individual.fitness.values[0] for individual in population])
-    winners = np.where(fitness[drawn[..., 0]] >= fitness[drawn[..., 1]], drawn[..., 0], drawn[..., 1])
-    return [(population[one], population[other]) for one, other in winners]
-
-
-def _cross(one: Individual, other: Individual, rng: np.random.Generator) -> Individual:
-    """Uniform crossover: every group from either parent."""
-    return Individual(np.where(rng.random(one.policy.shape) < 0.5, one.policy, other.policy).astype(np.float64))
-
-
-def _mutate(individual: Individual, space: Space, rng: np.random.Generator) -> Individual:
+def _mutate(individual: Individual, space: Space) -> tuple[Individual]:
     """Scale about one to a quarter of the groups by a log-normal factor, and at times drop one or take one back.
 
-    The landing that follows rescales all that is kept.
+    The projection on the cap that follows rescales all that is kept.
     """
-    groups = len(individual.policy)
-    chosen = rng.random(groups) < rng.uniform(1 / groups, max(0.25, 1 / groups))
-    individual.policy = individual.policy * np.where(chosen, np.exp(rng.normal(0.0, 0.3, groups)), 1.0)
-    if space.may_drop.any() and rng.random() < SWITCHED:
-        group = rng.choice(np.flatnonzero(space.may_drop))
-        back = typical_fraction(individual.policy[None], space)[0] * rng.uniform(0.3, 1.0)
-        individual.policy[group] = 0.0 if individual.policy[group] > 0 else back * space.high[group]
-    return individual
+    share = random.uniform(1 / len(space), max(0.25, 1 / len(space)))
+    tools.mutGaussian(individual, mu=0.0, sigma=SIGMA, indpb=share)
+    if space.may_drop.any() and random.random() < SWITCHED:
+        group = random.choice(np.flatnonzero(space.may_drop).tolist())
+        back = typical_fraction(counts_of([individual]), space)[0] * random.uniform(0.3, 1.0) * space.high[group]
+        individual[group] = -np.inf if np.isfinite(individual[group]) else float(np.log(back))
+    return (individual,)
