@@ -13,9 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from amc import UsageError
 from amc_predictor import SeerNetPredictor
-from amc_predictor.seernet import train_network, untrained_network
+from amc_predictor.published import train_network, untrained_network
 
 Array = NDArray[np.float64]
 STRENGTHS = np.logspace(-2, 5, 29)  # of ridges, chosen by leave-one-out
@@ -91,21 +90,13 @@ def regressions(bits: NDArray[np.bool_], most: float, seed: int) -> dict[str, Ca
         bits: (d,) which columns are bits.
         most: bits there are at most.
         seed: of those that draw.
-
-    Raises:
-        UsageError: scikit-learn is not installed.
     """
-    try:
-        from sklearn.ensemble import GradientBoostingRegressor
-        from sklearn.gaussian_process import GaussianProcessRegressor
-        from sklearn.gaussian_process.kernels import RBF, ConstantKernel, DotProduct, WhiteKernel
-        from sklearn.linear_model import RidgeCV
-        from sklearn.pipeline import make_pipeline
-        from sklearn.preprocessing import FunctionTransformer, StandardScaler
-    except ImportError:
-        raise UsageError(
-            "comparing predictors needs scikit-learn, which is not installed; pip install 'amc-compress[bench]'"
-        ) from None
+    from sklearn.ensemble import GradientBoostingRegressor
+    from sklearn.gaussian_process import GaussianProcessRegressor
+    from sklearn.gaussian_process.kernels import RBF, ConstantKernel, DotProduct, WhiteKernel
+    from sklearn.linear_model import RidgeCV
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
     def physics(rows: Array) -> Array:
         pruned, numbers = rows[:, ~bits], rows[:, bits]

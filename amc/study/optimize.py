@@ -20,7 +20,7 @@ from amc.study.trial import Trial
 from amc.study.trials import Study
 from amc.system.errors import BudgetUnreachable, ModelError
 from amc.system.files import write_whole
-from amc_predictor import EnsemblePredictor, Sensitivity
+from amc_predictor import EnsemblePredictor, SensitivityCurves
 from amc_search import (
     Candidates,
     Cap,
@@ -125,14 +125,18 @@ def fit_predictor(study: Study) -> Fit:
 
 
 def learn(
-    space: Space, trials: Sequence[Trial], dense_accuracy: float, seed: int, sensitivity: Sensitivity | None = None
+    space: Space,
+    trials: Sequence[Trial],
+    dense_accuracy: float,
+    seed: int,
+    sensitivity: SensitivityCurves | None = None,
 ) -> Fit:
     """A predictor of accuracy from trials and the dense network's own accuracy."""
     return Fit(_fitted(space, *_known(space, trials, dense_accuracy), seed, sensitivity), tuple(trials))
 
 
 def _fitted(
-    space: Space, policies: Policies, labels: NDArray[np.float64], seed: int, sensitivity: Sensitivity | None
+    space: Space, policies: Policies, labels: NDArray[np.float64], seed: int, sensitivity: SensitivityCurves | None
 ) -> EnsemblePredictor:
     predictor = EnsemblePredictor(seed=seed, sensitivity=sensitivity)
     predictor.fit(space.fractions(policies), torch.as_tensor(labels).float())

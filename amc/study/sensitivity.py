@@ -1,7 +1,7 @@
 """What each group's cut alone does: measured on a few examples before the first trial, and kept with the study.
 
 The curves order policies under a cap well before any is measured, so that the search needs fewer trials: see
-`amc_predictor.sensitivity`. Networks are made as for a trial, by the same cut and fold. What counts is how far their
+`amc_predictor.curves`. Networks are made as for a trial, by the same cut and fold. What counts is how far their
 outputs are from the dense network's: that needs no labels, and is known from few examples much better than the loss,
 which on examples that the dense network happens to get wrong falls as often as it rises.
 """
@@ -20,7 +20,7 @@ from amc.study.settings import SearchSettings
 from amc.study.trials import Study
 from amc.system.progress import Progress, Silent
 from amc.zoo.call import float_tensors
-from amc_predictor import Sensitivity
+from amc_predictor import SensitivityCurves
 from amc_search import Space
 
 LEVELS = (0.0, 0.125, 0.3, 0.6)  # kept fractions of a group at which it is measured, as near as its steps allow
@@ -34,10 +34,10 @@ SENSITIVITY = "sensitivity"  # study attribute
 Curves = list[tuple[list[float], list[float]]]  # a group's kept fractions and what is lost at each
 
 
-def held_sensitivity(study: Study) -> Sensitivity | None:
+def held_sensitivity(study: Study) -> SensitivityCurves | None:
     """The curves that the study holds, if any."""
     curves = study.attribute(SENSITIVITY)
-    return (Sensitivity.of(curves) or None) if curves else None
+    return (SensitivityCurves.of(curves) or None) if curves else None
 
 
 def measure_sensitivity(study: Study, settings: SearchSettings, progress: Progress | None = None) -> None:

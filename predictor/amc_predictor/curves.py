@@ -2,7 +2,7 @@
 
 Sensitivity of single layers is the oldest guide to where a network can be cut (Li et al., arXiv 1608.08710, section
 3.2). It is a guide only: cuts add up to more than their sum. So it is no prediction here but a feature, of which the
-labels say how much it is worth.
+measured values say how much it is worth.
 """
 
 from __future__ import annotations
@@ -14,20 +14,21 @@ from typing import Self
 import torch
 from torch import Tensor
 
-THINNEST = 0.02  # added to a kept fraction before its logarithm is taken
+# Added to a kept fraction before its logarithm is taken: one channel of 50, about the thinnest that still works.
+THINNEST = 0.02
 
 
 @dataclass(frozen=True)
-class Sensitivity:
+class SensitivityCurves:
     """One falling curve a group, linear between its knots in the logarithm of the kept fraction.
 
     Attributes:
         kept: (d, k) kept fractions, rising, the last 1; a shorter curve repeats its last knot.
-        harm: (d, k) what is lost there, on any one scale; at least 0, falling, the last 0.
+        loss: (d, k) what is lost there, on any one scale; at least 0, falling, the last 0.
     """
 
     kept: Tensor
-    harm: Tensor
+    loss: Tensor
 
     @classmethod
     def of(cls, curves: Sequence[tuple[Sequence[float], Sequence[float]]]) -> Self:
@@ -39,7 +40,7 @@ class Sensitivity:
             ValueError: kept fractions do not rise within [0, 1), a loss is not finite, or there is no curve.
         """
         longest = 1 + max((len(kept) for kept, _ in curves), default=0)
-        fractions, harms = torch.ones(len(curves), longest).double(), torch.zeros(len(curves), longest).double()
+        fractions, losses_of = torch.ones(len(curves), longest).double(), torch.zeros(len(curves), longest).double()
         for number, (kept, lost) in enumerate(curves):
             knots, losses = torch.as_tensor(kept).double(), torch.as_tensor(lost).double()
             if knots.shape != losses.shape or not losses.isfinite().all():
@@ -47,10 +48,10 @@ class Sensitivity:
             if not ((knots >= 0) & (knots < 1)).all() or not (knots.diff() > 0).all():
                 raise ValueError(f"kept fractions must rise within [0, 1), but curve {number} has {list(kept)}")
             fractions[number, : len(knots)] = knots
-            harms[number, : len(knots)] = losses.clamp_min(0).flip(0).cummax(0).values.flip(0)
+            losses_of[number, : len(knots)] = losses.clamp_min(0).flip(0).cummax(0).values.flip(0)
         if not len(curves):
             raise ValueError("a sensitivity needs the curve of at least one group, but got none")
-        return cls(fractions, harms)
+        return cls(fractions, losses_of)
 
     @classmethod
     def unknown(cls, groups: int) -> Self:
@@ -66,6 +67,6 @@ class Sensitivity:
         here = (policies.clamp(0, 1) + THINNEST).log().T.contiguous()  # (d, b)
         right = torch.searchsorted(places, here.detach()).clamp(1, places.shape[1] - 1)
         start, end = places.gather(1, right - 1), places.gather(1, right)
-        before, after = self.harm.gather(1, right - 1), self.harm.gather(1, right)
+        before, after = self.loss.gather(1, right - 1), self.loss.gather(1, right)
         share = ((here - start) / (end - start).clamp_min(1e-12)).clamp(0, 1)
         return (before + share * (after - before)).T

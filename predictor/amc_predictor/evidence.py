@@ -1,8 +1,8 @@
-"""Which amplitudes, noise and link the labels speak for: the most probable ones, by marginal likelihood.
+"""Which amplitudes, noise and link are most probable for the measured values, by marginal likelihood.
 
-The constant is integrated out (a flat prior), so that only contrasts of labels count. Amplitudes and noise, on scores
-of variance 1, have a broad log-normal prior, which decides where few labels say little. A link is judged by the
-density it gives the labels themselves: that of the scores times its slopes.
+The constant is integrated out (a flat prior), so that only contrasts count. Amplitudes and noise, on scores
+of variance 1, have a broad log-normal prior, which decides where few values say little. A link is judged by the
+density it gives the values themselves: that of the scores times its slopes.
 
 Sources: Rasmussen and Williams 2006, section 5.4.1, eq. 5.9 and 2.45; Snelson, Rasmussen and Ghahramani 2003, warped
 Gaussian processes, eq. 6.
@@ -28,19 +28,19 @@ WITHOUT = 0.2  # likewise of which groups are dropped: a branch less does more, 
 BREADTH = 2.0  # standard deviation of the prior of a variance's logarithm
 BOUNDS = (-12.0, 6.0)  # of those logarithms
 JITTER = 1e-6
-LEAST = 1e-3  # a term that explains less of the labels' variance is left out, as it costs time in every climb
+LEAST = 1e-3  # a term that explains less of the values' variance is dropped, as it costs time in every ascent
 LOOK, GLANCE, SETTLE = 25, 8, 40  # iterations: for the first link, for each further one, for the chosen one
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What the labels speak for.
+    """The most probable hyperparameters.
 
     Attributes:
         link: scale on which the process is fitted.
         amplitudes: (terms,) of the kernel, in units of the score's square.
         noise: variance of the noise, likewise.
-        evidence: logarithm of the labels' density, up to a constant.
+        evidence: logarithm of the values' density, up to a constant.
         logarithms: (terms + 1,) of the variances, noise last, at scores of variance 1: where another search may start.
     """
 
@@ -68,14 +68,14 @@ class Evidence:
         self.seen = size > 1e-9  # nothing was measured that tells of the others
         self.size = torch.where(self.seen, size, torch.ones_like(size))
         self.terms = (centred / self.size[:, None, None]).flatten(1)
-        told = len(size) - terms_of(bits)
-        usual = len(size) - told - 1
-        trust = TRUST if told else 0.0
-        shares = [(1 - WITHOUT - trust) / usual] * usual + [WITHOUT] + [trust / max(told, 1)] * told
+        informed = len(size) - terms_of(bits)
+        usual = len(size) - informed - 1
+        trust = TRUST if informed else 0.0
+        shares = [(1 - WITHOUT - trust) / usual] * usual + [WITHOUT] + [trust / max(informed, 1)] * informed
         self.prior = np.log(np.append(SIGNAL * np.array(shares), NOISE))
 
     def best(self, accuracy: Tensor, links: Iterable[Link], start: NDArray[np.float64] | None = None) -> Choice:
-        """The most probable link and variances for labels (n,); with a `start`, after a glance from there."""
+        """The most probable link and variances for values (n,); with a `start`, after a glance from there."""
         found: Choice | None = None
         iterations = LOOK if start is None else GLANCE
         for link in links:
@@ -92,30 +92,30 @@ class Evidence:
     def _choice(self, accuracy: Tensor, link: Link, start: NDArray[np.float64], iterations: int) -> Choice:
         score = link.score(accuracy)
         spread = score.std(correction=0).clamp_min(1e-6)
-        labels = (score - score.mean()) / spread
+        standard = (score - score.mean()) / spread
         found = minimize(
-            self._loss, start, (labels,), jac=True, method="L-BFGS-B", bounds=[BOUNDS] * len(start),
+            self._loss, start, (standard,), jac=True, method="L-BFGS-B", bounds=[BOUNDS] * len(start),
             options={"maxiter": iterations},
         )  # fmt: skip
         variances = torch.from_numpy(np.exp(found.x))
-        told = torch.where(variances[:-1] < LEAST, 0.0, variances[:-1] / self.size)
-        amplitudes = torch.where(self.seen, told, 1.0) * spread.square()
+        kept = torch.where(variances[:-1] < LEAST, 0.0, variances[:-1] / self.size)
+        amplitudes = torch.where(self.seen, kept, 1.0) * spread.square()
         noise = float((variances[-1] + JITTER) * spread.square())
         slopes = link.slope(score).clamp_min(1e-12).log().sum()
         evidence = -float(found.fun) - float(slopes) - self.count * float(spread.log())
         return Choice(link, amplitudes, noise, evidence, found.x)
 
-    def _loss(self, logarithms: NDArray[np.float64], labels: Tensor) -> tuple[float, NDArray[np.float64]]:
+    def _loss(self, logarithms: NDArray[np.float64], standard: Tensor) -> tuple[float, NDArray[np.float64]]:
         """Minus the logarithm of likelihood times prior, and its gradient."""
         variances = torch.from_numpy(np.exp(logarithms))
         covariance = (variances[:-1] @ self.terms).reshape(self.count, self.count)
         covariance.diagonal().add_(variances[-1] + JITTER)
         factor = torch.linalg.cholesky(covariance)
         inverse = torch.cholesky_inverse(factor)
-        weights = inverse @ labels
+        weights = inverse @ standard
         # the constant's own direction holds nothing but noise: it is taken out of the determinant
         constant = 0.5 * float((variances[-1] + JITTER).log())
-        loss = 0.5 * float(labels @ weights) + float(factor.diagonal().log().sum()) - constant
+        loss = 0.5 * float(standard @ weights) + float(factor.diagonal().log().sum()) - constant
         slope = inverse - torch.outer(weights, weights)
         gradient = torch.cat([self.terms @ slope.flatten(), slope.trace()[None]])
         gradient[-1] -= 1 / (variances[-1] + JITTER)

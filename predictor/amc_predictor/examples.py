@@ -1,4 +1,4 @@
-"""What every predictor learns from and is asked about, checked once at its door."""
+"""What every predictor learns from and predicts, checked once at its door."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ def checked_examples(policies: Tensor, accuracy: Tensor, bits: Sequence[int] = (
     """Policies (n, d) and accuracies (n,) -> both as float64 without gradient.
 
     Raises:
-        ValueError: as `checked_policies`; or another number of labels than policies, fewer than `FEWEST`, a label
+        ValueError: as `checked_policies`; or another number of values than policies, fewer than `FEWEST`, a value
             not finite or outside [0, 1].
     """
     inputs = checked_policies(policies.detach(), bits=bits)
     if accuracy.ndim != 1 or len(accuracy) != len(inputs):
-        raise ValueError(f"accuracy must hold one label a policy, ({len(inputs)},), got {tuple(accuracy.shape)}")
+        raise ValueError(f"accuracy must hold one value a policy, ({len(inputs)},), got {tuple(accuracy.shape)}")
     if len(inputs) < FEWEST:
         raise ValueError(f"a predictor needs at least {FEWEST} measured policies, got {len(inputs)}; measure more")
     _check_range(accuracy, "accuracy must be a fraction, not a percentage,")

@@ -6,7 +6,7 @@ features, so that everything behind them treats both kinds alike:
     kept    x    exp(-4 x)    log(x + 0.02)    [x = 0]
     bits    b    4^-b         log b            0
 
-The second falls steeply where a group is cut to the bone, or is the power of a quantiser's noise; in the third,
+The second falls steeply where a group is cut to a few channels, or is the power of a quantiser's noise; in the third,
 distances between policies are relative; the fourth tells a group that keeps nothing from one that is thin.
 
 Where the groups' sensitivity is known each column has a fifth, h, what its cut costs alone, and a policy has two
@@ -21,13 +21,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from amc_predictor.sensitivity import THINNEST, Sensitivity
+from amc_predictor.curves import THINNEST, SensitivityCurves
 
 STEEPNESS = 4.0  # of exp(-STEEPNESS x)
 FOUR = 1.3862943611198906  # log 4: the power of a quantiser's noise falls fourfold a bit
 FLOOR = 0.1  # c, as a share of the t usual among the measured policies
-LOGS, DROPPED, HARMS = 2, 3, 4  # places of the third, fourth and fifth feature
-TOLD = 2  # features of a whole policy: t, log(t + c)
+LOGS, DROPPED, LOSSES = 2, 3, 4  # places of the third, fourth and fifth feature
+SUMS = 2  # features of a whole policy: t, log(t + c)
 
 
 def kinds_of(bits: Tensor) -> list[Tensor]:
@@ -51,13 +51,13 @@ class Scaling:
     bits: Tensor
     center: Tensor
     width: Tensor
-    sensitivity: Sensitivity
+    sensitivity: SensitivityCurves
     floor: Tensor
 
     @classmethod
-    def of(cls, policies: Tensor, bits: Tensor, sensitivity: Sensitivity | None = None) -> Scaling:
+    def of(cls, policies: Tensor, bits: Tensor, sensitivity: SensitivityCurves | None = None) -> Scaling:
         """Scaled on policies (n, d)."""
-        sensitivity = sensitivity or Sensitivity.unknown(len(bits))
+        sensitivity = sensitivity or SensitivityCurves.unknown(len(bits))
         usual = sensitivity(policies).sum(dim=1).median() if sensitivity else torch.zeros(()).double()
         floor = (FLOOR * usual).clamp_min(1e-6)
         raw = _raw(policies, bits, sensitivity, floor)
@@ -65,12 +65,19 @@ class Scaling:
         width = torch.where(spread > 1e-6, spread, torch.ones_like(spread))
         columns, kinds = len(bits), kinds_of(bits)
         for kind in kinds:
+            # Bits of all columns are on one scale. With a scale for each, 12 policies of 159 columns were extrapolated
+            # to 78 times the error of the mean: a column seen at 6 to 8 bits alone has a 4^-b that hardly varies, and
+            # at 2 bits lies thousands of its own standard deviations off.
+            if bits[kind[0]]:
+                for feature in range(2):
+                    own = feature * columns + kind
+                    width[own] = _unit(spread[own].square().mean().sqrt())
             logs, dropped = LOGS * columns + kind, DROPPED * columns + kind
             width[logs] = _unit(len(kinds) * torch.pdist(raw[:, logs], p=1).mean())
             width[dropped] = _unit((2 * len(kinds) * spread[dropped].square().sum()).sqrt())
         if sensitivity:
-            harms = slice(HARMS * columns, (HARMS + 1) * columns)
-            width[harms] = _unit(torch.pdist(raw[:, harms], p=1).mean())
+            losses = slice(LOSSES * columns, (LOSSES + 1) * columns)
+            width[losses] = _unit(torch.pdist(raw[:, losses], p=1).mean())
         return cls(bits, raw.mean(dim=0), width, sensitivity, floor)
 
     def __call__(self, policies: Tensor) -> Tensor:
@@ -78,16 +85,16 @@ class Scaling:
         return (_raw(policies, self.bits, self.sensitivity, self.floor) - self.center) / self.width
 
 
-def _raw(policies: Tensor, bits: Tensor, sensitivity: Sensitivity, floor: Tensor) -> Tensor:
+def _raw(policies: Tensor, bits: Tensor, sensitivity: SensitivityCurves, floor: Tensor) -> Tensor:
     """(b, d) -> (b, 4d), as the table above has them, and what the sensitivity adds."""
     steepness = torch.where(bits, FOUR, STEEPNESS).to(policies)
     thinnest = torch.where(bits, 0.0, THINNEST).to(policies)
     dropped = ((policies <= 0) & ~bits).to(policies)
     features = [policies, (-steepness * policies).exp(), (policies + thinnest).log(), dropped]
     if sensitivity:
-        harms = sensitivity(policies)
-        together = harms.sum(dim=1, keepdim=True)
-        features += [harms, together, (together + floor).log()]
+        losses = sensitivity(policies)
+        together = losses.sum(dim=1, keepdim=True)
+        features += [losses, together, (together + floor).log()]
     return torch.cat(features, dim=-1)
 
 

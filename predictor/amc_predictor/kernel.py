@@ -1,13 +1,13 @@
 """The covariance of scores between policies: a sum of terms, each with an amplitude of its own.
 
 Linear terms, additive over columns: for kept fractions and for bits, and for each of their first two features, `own`
-coefficients of the columns, and one `common` coefficient. With few labels and many columns the coefficients are told
+coefficients of the columns, and one `common` coefficient. With few values and many columns the coefficients are told
 apart badly, yet what they have in common is seen well. The `near` term is exponential in how far apart the third
-features are, summed over columns: a few channels more or less in one group can matter by themselves, so that labels are
-no smooth function of a policy, and among good policies it is this roughness that tells which is best. The `pairs` term,
-the square of the additive one, spans all products of two features: it sees what adding up misses, that a thin group
-hurts more beside other thin ones. The `dropped` term is linear in which groups keep nothing and in their number: a
-dropped group may be harmed less or more than its thinnest width says. Where the groups' sensitivity is known, two terms
+features are, summed over columns: a few channels more or less in one group can matter by themselves, so that accuracy
+is no smooth function of a policy, and among good policies it is this roughness that tells which is best. The `pairs`
+term, the square of the additive one, spans all products of two features: it sees what adding up misses, that a thin
+group hurts more beside other thin ones. The `dropped` term is linear in which groups keep nothing and in their number:
+a dropped group may lose less or more than its thinnest width says. Where the groups' sensitivity is known, two terms
 are linear in what all cuts cost together, and one is near in what each group's costs: a step of a group that matters
 takes a policy farther than one of a group that does not.
 """
@@ -19,15 +19,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from amc_predictor.features import DROPPED, HARMS, LOGS, TOLD, kinds_of
+from amc_predictor.features import DROPPED, LOGS, LOSSES, SUMS, kinds_of
 
 OTHERS = 3  # terms near, pairs and dropped
-TOLD_TERMS = TOLD + 1  # linear in each of the sensitivity's sums, and near in what makes them up
+INFORMED_TERMS = SUMS + 1  # linear in each of the sensitivity's sums, and near in what makes them up
 
 
-def terms_of(bits: Tensor, is_told: bool = False) -> int:
+def terms_of(bits: Tensor, is_informed: bool = False) -> int:
     """How many amplitudes the kernel of these columns has, with or without sensitivity."""
-    return 4 * len(kinds_of(bits)) + OTHERS + TOLD_TERMS * is_told
+    return 4 * len(kinds_of(bits)) + OTHERS + INFORMED_TERMS * is_informed
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Kernel:
 
     Attributes:
         bits: (d,) bool, which columns are bits.
-        amplitudes: (terms,): each kind's own, own, common, common; near, pairs, dropped; where told near, told, told.
+        amplitudes: (terms,): each kind's own, own, common, common; near, pairs, dropped; with curves near, sum, sum.
     """
 
     bits: Tensor
@@ -50,7 +50,7 @@ class Kernel:
         if near:
             covariance = covariance + near * _nearness(left, right, columns, LOGS)
         if alike:
-            covariance = covariance + alike * _nearness(left, right, columns, HARMS)
+            covariance = covariance + alike * _nearness(left, right, columns, LOSSES)
         if pairs:
             covariance = covariance + pairs * (_even(left, self.bits) @ _even(right, self.bits).T).square()
         if dropped:
@@ -69,24 +69,24 @@ class Kernel:
 
     @property
     def _others(self) -> tuple[float, float, float, float]:
-        """The amplitudes that are not of linear terms: near, pairs, dropped, and near in the harms, 0 if untold."""
-        near, pairs, dropped, *told = self.amplitudes[4 * len(kinds_of(self.bits)) :].tolist()
-        return near, pairs, dropped, told[0] if told else 0.0
+        """Amplitudes of terms that are not linear: near, pairs, dropped, and near in the losses, 0 without curves."""
+        near, pairs, dropped, *sums = self.amplitudes[4 * len(kinds_of(self.bits)) :].tolist()
+        return near, pairs, dropped, sums[0] if sums else 0.0
 
     @property
-    def _is_told(self) -> bool:
+    def _is_informed(self) -> bool:
         return len(self.amplitudes) > terms_of(self.bits)
 
     def _additive(self, features: Tensor) -> Tensor:
-        """(b, F) -> (b, 2d + 2 kinds, 2 more where told): columns whose products are the linear terms."""
+        """(b, F) -> (b, 2d + 2 kinds, 2 more with curves): columns whose products are the linear terms."""
         columns, parts = len(self.bits), []
         for number, kind in enumerate(kinds_of(self.bits)):
             amplitudes = (self.amplitudes[4 * number : 4 * number + 4] / len(kind)).sqrt()
             for feature in range(2):
                 own = features[:, feature * columns + kind]
                 parts += [own * amplitudes[feature], own.sum(1, keepdim=True) * amplitudes[2 + feature]]
-        if self._is_told:
-            parts.append(features[:, -TOLD:] * self.amplitudes[-TOLD:].sqrt())
+        if self._is_informed:
+            parts.append(features[:, -SUMS:] * self.amplitudes[-SUMS:].sqrt())
         return torch.cat(parts, dim=1)
 
 
@@ -101,8 +101,8 @@ def terms(features: Tensor, bits: Tensor) -> Tensor:
     even, gone = _even(features, bits), _dropped(features, columns)
     found += [_nearness(features, features, columns, LOGS), (even @ even.T).square(), gone @ gone.T]
     if features.shape[1] > 4 * columns:
-        found += [_nearness(features, features, columns, HARMS)]
-        found += [torch.outer(feature, feature) for feature in features[:, -TOLD:].T]
+        found += [_nearness(features, features, columns, LOSSES)]
+        found += [torch.outer(feature, feature) for feature in features[:, -SUMS:].T]
     return torch.stack(found)
 
 

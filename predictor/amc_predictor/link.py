@@ -8,9 +8,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-MARGIN = 0.002  # of accuracy, between the outermost label and the bound it saturates at
-SLACK = 0.05  # of the labels' range, likewise, where the bound is learned
-CEILINGS = (0.005, 0.02, 0.05)  # of accuracy, between the best label and the ceiling of a drop link
+MARGIN = 0.002  # of accuracy, between the outermost value and the bound it saturates at
+SLACK = 0.05  # of the values' range, likewise, where the bound is learned
+CEILINGS = (0.005, 0.02, 0.05)  # of accuracy, between the best value and the ceiling of a drop link
 
 Kind = Literal["identity", "logit", "drop"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -22,7 +22,7 @@ class Link:
 
     Attributes:
         kind: "identity": z = y. "logit": z = logit of (y - floor) / (ceiling - floor). "drop": z = -log(ceiling - y),
-            on which cuts multiply the drop they cause; good policies are told apart and wrecked ones lie close.
+            on which cuts multiply the drop they cause; good policies lie far apart and degenerate ones close.
         floor, ceiling: accuracies that are never reached.
     """
 
@@ -57,7 +57,7 @@ class Link:
 
 
 def candidate_links(accuracy: Tensor) -> tuple[Link, ...]:
-    """The links worth trying for labels (n,): none; logits with bounds just outside the labels, or 0 and 1; drops."""
+    """The links worth trying for values (n,): none; logits with bounds just outside the values, or 0 and 1; drops."""
     low, high = float(accuracy.min()), float(accuracy.max())
     slack = SLACK * (high - low) + MARGIN
     return (

@@ -1,4 +1,4 @@
-"""The learned part: small networks on what the Gaussian process leaves over, trained side by side.
+"""Ensembles of small networks, trained side by side: on what the Gaussian process leaves over, or alone.
 
 An exact process leaves little over that a network could learn from as few policies; one that is projected on a few
 anchors sees less of many policies than they tell, and there the networks speak.
@@ -15,9 +15,7 @@ from torch import Tensor
 
 from amc_predictor.link import Link
 
-EVERY = 10  # steps between two looks at the held-out error
 PATIENCE = 40  # steps without a lower held-out error after which training ends
-GAIN = 0.9  # networks must cut the held-out squared error to this share of what they find, or stay silent
 
 
 @dataclass(frozen=True)
@@ -56,15 +54,22 @@ class Networks:
 
 @dataclass(frozen=True)
 class Training:
-    """How networks are trained: steps of AdamW; 0: not at all, so that they say nothing."""
+    """How networks are trained by AdamW.
+
+    Attributes:
+        steps: at most; 0: not at all, so that they say nothing.
+        learning_rate, weight_decay: of AdamW.
+        batch: policies drawn at every step, while the rate falls to 0; 0: all of them, at one rate.
+        every: steps between two looks at the held-out error; the best networks looked at are kept.
+        gain: share of the held-out squared error before training to which networks must cut it, or stay silent.
+    """
 
     steps: int = 150
     learning_rate: float = 0.003
     weight_decay: float = 0.1
-
-
-MANY = Training(steps=250, learning_rate=0.03, weight_decay=0.01)  # in batches, the rate falling to 0
-MANY_HIDDEN, BATCH = 128, 256
+    batch: int = 0
+    every: int = 10
+    gain: float = 0.9
 
 
 def train(
@@ -76,85 +81,58 @@ def train(
     held: Tensor,
     link: Link,
     training: Training,
+    generator: torch.Generator,
+    unit: float = 1.0,
 ) -> Networks:
-    """Train all networks at once, full batch, on weighted squared error of accuracy; returns them at the best step.
+    """Train all networks at once on weighted squared error of accuracy; returns them at the best step looked at.
 
-    Step 0, where the networks say nothing, is among those tried: what the networks cannot learn they do not spoil.
+    Step 0, where the networks say nothing, is among those: what the networks cannot learn they do not spoil.
 
     Args:
         networks: m untrained ones.
         inputs: (n, d) standardised.
         offset: (m, n) scores of each network's process.
         accuracy: (n,).
-        weight: (m, n) how often each network's bootstrap drew each policy, 0 where held out.
+        weight: (m, n) how often each network sees each policy, 0 where held out.
         held: (m, n) 1 where the network's output counts as held-out prediction of the policy, else 0.
         link: from score to accuracy.
         training: settings.
+        generator: draws the batches.
+        unit: score that an output of 1 stands for while training.
     """
     parameters = [parameter.clone().requires_grad_() for parameter in networks.parameters()]
     current = Networks(*parameters)
     optimizer = torch.optim.AdamW(parameters, lr=training.learning_rate, weight_decay=training.weight_decay)
-    silent = torch.inf
-    unit = accuracy.var(correction=0).clamp_min(1e-6) * weight.sum(dim=1, keepdim=True)
-    lowest, lowest_step, best = torch.inf, 0, networks
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0 if training.batch else 1.0, max(training.steps, 1))
+    spread = accuracy.var(correction=0).clamp_min(1e-6)
+    silent, lowest, lowest_step, best = torch.inf, torch.inf, 0, networks
     for step in range(training.steps + 1):
-        with torch.enable_grad():
-            output = current(inputs)
-            loss = (weight * (link.accuracy(offset + output) - accuracy).square() / unit).sum()
-        if step % EVERY == 0:
-            mean = (held * (offset + output.detach())).sum(dim=0) / held.sum(dim=0)
+        if step % training.every == 0:
+            with torch.no_grad():
+                mean = (held * (offset + unit * current(inputs))).sum(dim=0) / held.sum(dim=0)
             missed = float((link.accuracy(mean) - accuracy).square().mean())
             silent = missed if step == 0 else silent
             if missed < lowest:
                 lowest, lowest_step = missed, step
-                if missed < GAIN * silent:
-                    best = Networks(*(parameter.detach().clone() for parameter in parameters))
+                if missed < training.gain * silent:
+                    inner, bias, outer = (parameter.detach().clone() for parameter in parameters)
+                    best = Networks(inner, bias, unit * outer)
             elif step - lowest_step >= PATIENCE:
                 break
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-    return best
-
-
-def train_on_many(
-    networks: Networks,
-    inputs: Tensor,
-    offset: Tensor,
-    accuracy: Tensor,
-    seen: Tensor,
-    link: Link,
-    generator: torch.Generator,
-) -> Networks:
-    """Train all networks at once in small batches, on squared error of accuracy; returns silent ones unless they help.
-
-    They help where each predicts the policies that it has not seen better than its process alone does.
-
-    Args:
-        networks: m untrained ones.
-        inputs: (n, F) standardised.
-        offset: (m, n) scores of each network's process.
-        accuracy: (n,).
-        seen: (m, n) which policies each network learns from; by the others it is judged.
-        link: from score to accuracy.
-        generator: draws the batches.
-    """
-    few = int(seen.sum(dim=1).min())
-    pools = torch.stack([rows.nonzero().squeeze(1)[:few] for rows in seen])
-    unit = (link.score(accuracy) - offset).abs().median()  # robust: wrecked policies lie far off on some links
-    error = (link.accuracy(offset) - accuracy).square()
-    inner, bias, outer = (parameter.clone().requires_grad_() for parameter in networks.parameters())
-    optimizer = torch.optim.AdamW([inner, bias, outer], lr=MANY.learning_rate, weight_decay=MANY.weight_decay)
-    decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, MANY.steps)
-    for _ in range(MANY.steps):
-        rows = pools.gather(1, torch.randint(few, (len(pools), BATCH), generator=generator))
+        known, expected, truth, counts = inputs, offset, accuracy, weight
+        if training.batch:
+            rows = torch.multinomial(weight, training.batch, replacement=True, generator=generator)
+            known, expected, truth, counts = (
+                inputs[rows],
+                offset.gather(1, rows),
+                accuracy[rows],
+                torch.ones(rows.shape),
+            )
         with torch.enable_grad():
-            score = offset.gather(1, rows) + Networks(inner, bias, outer * unit)(inputs[rows])
-            loss = (link.accuracy(score) - accuracy[rows]).square().mean(dim=1).sum() / error.mean().clamp_min(1e-12)
+            error = (link.accuracy(expected + unit * current(known)) - truth).square()
+            loss = (counts * error / (spread * counts.sum(dim=1, keepdim=True))).sum()
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        decay.step()
-    found = Networks(inner.detach(), bias.detach(), outer.detach() * unit)
-    missed = (link.accuracy(offset + found(inputs)) - accuracy).square()
-    return found if missed[~seen].mean() < error[~seen].mean() else networks
+        schedule.step()
+    return best

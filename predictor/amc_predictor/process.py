@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from amc_predictor.evidence import Choice
-from amc_predictor.kernel import Kernel
+from amc_predictor.kernel import Kernel, terms_of
 
 RIDGE = 1e-6  # of the anchors' variance and noise, on its diagonal: the centred covariance has no inverse
 
@@ -47,6 +47,13 @@ class Process:
         root = torch.linalg.solve_triangular(factor, identity, upper=False)
         noise = torch.tensor(choice.noise, dtype=torch.float64)
         return cls(bits, choice.amplitudes, features, weights, root, raw.mean(dim=1), score.mean(), noise)
+
+    @classmethod
+    def flat(cls, bits: Tensor, is_informed: bool, features: int, intercept: Tensor, noise: Tensor) -> Process:
+        """That knows nothing but its intercept () and the variance of the noise ()."""
+        amplitudes = torch.zeros(terms_of(bits, is_informed)).double()
+        none, anchor = torch.zeros(1).double(), torch.zeros(1, features).double()
+        return cls(bits, amplitudes, anchor, none, torch.zeros(1, 1).double(), none, intercept, noise)
 
     def score(self, features: Tensor) -> Tensor:
         """(b, F) -> (b,)."""

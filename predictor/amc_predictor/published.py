@@ -61,42 +61,23 @@ def untrained_network(groups: int, hidden: int, seed: int) -> nn.Sequential:
     return nn.Sequential(*modules[:-1])
 
 
-@torch.no_grad()
 def train_network(
     network: nn.Sequential, inputs: Tensor, labels: Tensor, epochs: int, learning_rate: float, weight_decay: float = 0.0
 ) -> None:
-    """Full-batch AdamW on (n, d) -> (n,), the best checkpoint kept; without `weight_decay` it is Adam.
-
-    The gradients are written out: thousands of steps of a tiny network are nearly all overhead.
-    """
-    shapes = [parameter.shape for parameter in network.parameters()]
-    sizes = [shape.numel() for shape in shapes]
-    parameters = torch.cat([parameter.flatten() for parameter in network.parameters()])
-    parameters.grad = torch.zeros_like(parameters)
-    w1, b1, w2, b2, w3, b3 = (x.view(s) for x, s in zip(torch.split(parameters, sizes), shapes, strict=True))
-    slopes = [x.view(s) for x, s in zip(torch.split(parameters.grad, sizes), shapes, strict=True)]
-
-    def layers() -> tuple[Tensor, Tensor, Tensor]:
-        """The hidden layers, and by how much each label is missed."""
-        first = nn.functional.elu(torch.addmm(b1, inputs, w1.T))
-        second = nn.functional.elu(torch.addmm(b2, first, w2.T))
-        return first, second, torch.addmm(b3, second, w3.T) - labels[:, None]
-
-    optimizer = torch.optim.AdamW([parameters], lr=learning_rate, weight_decay=weight_decay, fused=True)
-    best, least = parameters.clone(), math.inf
-    for epoch in range(epochs):
-        if epoch == int(DROP * epochs):
-            optimizer.param_groups[0]["lr"] *= 0.1
-        first, second, missed = layers()
-        missed *= 2 / len(labels)
-        back = (missed @ w3) * (second + 1).clamp_max(1)  # the slope of ELU, from its value
-        further = (back @ w2) * (first + 1).clamp_max(1)
-        for number, (behind, before) in enumerate(((further, inputs), (back, first), (missed, second))):
-            torch.mm(behind.T, before, out=slopes[2 * number])
-            torch.sum(behind, 0, out=slopes[2 * number + 1])
+    """Full-batch AdamW on (n, d) -> (n,), the best checkpoint kept; without `weight_decay` it is Adam."""
+    optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=weight_decay, fused=True)
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [int(DROP * epochs)], gamma=0.1)
+    best, least = network.state_dict(), math.inf
+    for epoch in range(1, epochs + 1):
+        with torch.enable_grad():
+            loss = nn.functional.mse_loss(network(inputs).squeeze(1), labels)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        if (epoch + 1) % CHECKED == 0 or epoch + 1 == epochs:
-            error = float(layers()[-1].square().mean())
+        schedule.step()
+        if epoch % CHECKED == 0 or epoch == epochs:
+            with torch.no_grad():
+                error = float(nn.functional.mse_loss(network(inputs).squeeze(1), labels))
             if error < least:
-                best, least = parameters.clone(), error
-    torch.nn.utils.vector_to_parameters(best, network.parameters())
+                best, least = {name: tensor.clone() for name, tensor in network.state_dict().items()}, error
+    network.load_state_dict(best)

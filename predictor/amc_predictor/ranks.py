@@ -15,8 +15,8 @@ class Ranks:
         kendall: tau-b of predicted against true accuracy, in [-1, 1]; 0 where either is constant.
         spearman: rank correlation, likewise.
         rmse: root mean squared error, in accuracy (0.01 is one point).
-        coverage_90: share of the labels inside their 90 % interval.
-        accuracy: (n,) true labels, in the order they were given.
+        coverage_90: share of the values inside their 90 % interval.
+        accuracy: (n,) measured values, in the order they were given.
         mean: (n,) out-of-fold predictions.
         std: (n,) their standard deviations.
         low: (n,) lower ends of the 90 % intervals.

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from amc_predictor.calibrated import CalibratedPredictor
 from amc_predictor.conformal import cross_interval
 from amc_predictor.ensemble import EnsemblePredictor
 from amc_predictor.examples import checked_examples, fold_of_each
@@ -23,15 +24,6 @@ class Predictor(Protocol):
 
     def predict(self, policies: Tensor) -> tuple[Tensor, Tensor]:
         """Kept fractions (b, d) -> mean (b,), standard deviation (b,); differentiable in the fractions."""
-        ...
-
-
-@runtime_checkable
-class Calibrated(Protocol):
-    """A predictor that gives intervals of its own."""
-
-    def interval(self, policies: Tensor, coverage: float = 0.9) -> tuple[Tensor, Tensor]:
-        """Kept fractions (b, d) -> low (b,), high (b,)."""
         ...
 
 
@@ -55,20 +47,20 @@ def cross_validate(
         make: builds one untrained predictor.
         bits: numbers of the columns that are bits, which `make` must know too; all others are kept fractions.
     """
-    inputs, labels = checked_examples(policies, accuracy, bits)
-    fold = fold_of_each(len(labels), folds, seed)
-    mean, std, low, high = (torch.empty_like(labels) for _ in range(4))
+    inputs, values = checked_examples(policies, accuracy, bits)
+    fold = fold_of_each(len(values), folds, seed)
+    mean, std, low, high = (torch.empty_like(values) for _ in range(4))
     calibrated = True
     for number in range(int(fold.max()) + 1):
         held = fold == number
         predictor = make()
-        predictor.fit(inputs[~held], labels[~held])
+        predictor.fit(inputs[~held], values[~held])
         with torch.no_grad():
-            mean[held], std[held] = (values.to(mean) for values in predictor.predict(inputs[held]))
-            calibrated = isinstance(predictor, Calibrated)
-            if isinstance(predictor, Calibrated):
+            mean[held], std[held] = (part.to(mean) for part in predictor.predict(inputs[held]))
+            calibrated = isinstance(predictor, CalibratedPredictor)
+            if isinstance(predictor, CalibratedPredictor):
                 low[held], high[held] = predictor.interval(inputs[held], 0.9)
     if not calibrated:
         even = torch.where(std > 0, std, torch.ones_like(std))
-        low, high = cross_interval(mean, even, labels, fold, 0.9)
-    return Ranks.of(labels, mean, std, low, high, fold)
+        low, high = cross_interval(mean, even, values, fold, 0.9)
+    return Ranks.of(values, mean, std, low, high, fold)

@@ -234,7 +234,8 @@ def _ascend(points: Reals, bound: Bound, caps: tuple[Cap, ...], steps: int) -> R
 
     def value(x: Tensor, done: float) -> Tensor:
         weight = unit * BARRIER[0] * (BARRIER[1] / BARRIER[0]) ** done
-        return bound.of(x) + weight * _barrier(x.double() * high, caps).float()
+        total: Tensor = bound.of(x) + weight * _barrier(x.double() * high, caps).float()
+        return total
 
     *_, reached = [points, *_steps(points, bound.space, value, steps)]
     return reached
@@ -270,7 +271,8 @@ def _steps(points: Reals, space: Space, value: Callable[[Tensor, float], Tensor]
         decay.step()
         with torch.no_grad():
             x.clamp_(lowest, highest)
-        yield x.detach().double().numpy()
+        fractions: Reals = x.detach().double().numpy()
+        yield fractions
 
 
 def _barrier(counts: Tensor, caps: tuple[Cap, ...]) -> Tensor:

@@ -51,7 +51,8 @@ class Individual(list[float]):
 
 def counts_of(population: list[Individual]) -> Reals:
     """Individuals -> keep-counts (b, d), real."""
-    return np.exp(np.array(population))
+    counts: Reals = np.exp(np.array(population))
+    return counts
 
 
 def evolve(

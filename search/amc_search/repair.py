@@ -53,7 +53,7 @@ def check_reachable(space: Space, caps: tuple[Cap, ...]) -> None:
             raise CapUnreachable(cap, cost)
 
 
-def use_of(policies: Policies, caps: tuple[Cap, ...]) -> Reals:
+def use_of(policies: Policies | Reals, caps: tuple[Cap, ...]) -> Reals:
     """Cost of (b, d) policies in units of the limit, the largest over all caps, (b,); zero where there is no cap."""
     if not caps or not len(policies):
         return np.zeros(len(policies))

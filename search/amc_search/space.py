@@ -126,7 +126,7 @@ class Space:
         return logs
 
 
-def costs_of(policies: Policies, caps: tuple[Cap, ...]) -> NDArray[np.float64]:
+def costs_of(policies: Policies | NDArray[np.float64], caps: tuple[Cap, ...]) -> NDArray[np.float64]:
     """Cost of (b, d) policies in units of each cap's limit, (b, number of caps); feasible where all are <= 1."""
     counts = torch.as_tensor(policies, dtype=torch.float64)
     return np.stack([(cap.cost(counts) / cap.limit).numpy() for cap in caps], axis=-1)

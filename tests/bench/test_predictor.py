@@ -1,13 +1,10 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from torch import nn
 from typer.testing import CliRunner
 
 from amc.bench import regressions
@@ -15,8 +12,8 @@ from amc.bench.predictor import bench_predictor, load_measured, predictor_text
 from amc.cli import app
 from amc.system.errors import DataError, UsageError
 from amc.system.progress import Silent
-from amc_predictor import SeerNetPredictor, seernet
-from tests.predictor.measured import LAYERS, published, sigmoid_network, written
+from amc_predictor import SeerNetPredictor
+from tests.predictor.measured import LAYERS, published, written
 
 PREDICTORS = ["amc", "amc, with place", "mean", "ridge", "physics ridge", "gaussian process", "boosted trees",
               "published MLP", "MLP, standardised"]  # fmt: skip
@@ -25,7 +22,6 @@ PREDICTORS = ["amc", "amc, with place", "mean", "ridge", "physics ridge", "gauss
 @pytest.fixture(autouse=True)
 def briefly(monkeypatch: pytest.MonkeyPatch) -> None:
     """The published network's 5,000 epochs are nothing that these tests are about."""
-    pytest.importorskip("sklearn")
     monkeypatch.setattr(regressions, "STEPS", 200)
     monkeypatch.setattr(SeerNetPredictor.__init__, "__defaults__", (15, 20, 0.2, 0))
 
@@ -135,39 +131,6 @@ def test_impossible_counts_are_refused(tmp_path: Path, counts: str) -> None:
     command = ["bench", "predictor", "--policies", policies, "--accuracy", accuracy, "--trials", counts]
     done = CliRunner().invoke(app, command)
     assert isinstance(done.exception, UsageError) and counts in str(done.exception)
-
-
-def test_without_scikit_learn_the_mend_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A missing extra is one line that names it."""
-    monkeypatch.setitem(sys.modules, "sklearn.ensemble", None)
-    with pytest.raises(UsageError, match=r"amc-compress\[bench\]"):
-        bench_predictor(load_measured(*written(tmp_path)), (), 1, Silent())
-
-
-@pytest.mark.parametrize(("rate", "every"), [(0.2, 30), (3.0, 5)])
-def test_the_published_network_is_trained_as_published(
-    rate: float, every: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its written-out gradients give what autograd, Adam, a tenfold drop at 60 % of the epochs and the checkpoint of
-    the least training error give.
-    """
-    monkeypatch.setattr(seernet, "CHECKED", every)
-    policies, accuracy = sigmoid_network(60, 9)
-    ours = SeerNetPredictor(epochs=30, learning_rate=rate)
-    ours.fit(policies, accuracy)
-    network = seernet.untrained_network(9, 15, 0)
-    optimizer = torch.optim.Adam(network.parameters(), lr=rate)
-    checkpoints = []
-    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [18], gamma=0.1)
-    for epoch in range(1, 31):
-        optimizer.zero_grad()
-        nn.functional.mse_loss(network(policies.float()).squeeze(1), accuracy.float()).backward()
-        optimizer.step()
-        schedule.step()
-        if epoch % every == 0:
-            checkpoints.append(network(policies.float()).squeeze(1).detach().double())
-    best = min(checkpoints, key=lambda guess: float((guess - accuracy).square().mean()))
-    torch.testing.assert_close(ours.predict(policies)[0], best, rtol=0, atol=1e-4)
 
 
 @pytest.mark.slow

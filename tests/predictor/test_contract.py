@@ -3,15 +3,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from amc_predictor import PREDICTORS, Predictor
+from amc_predictor import PREDICTORS, Predictor, SeerNetPredictor
 from tests.predictor.measured import sigmoid_network
 
-QUICK = {"ensemble": {"members": 4, "hidden": 8}, "seernet": {"epochs": 50}}
-every_predictor = pytest.mark.parametrize("name", sorted(PREDICTORS))
+QUICK = {"ensemble": {"members": 4, "hidden": 8}, "mlp": {"members": 4, "hidden": 8}, "seernet": {"epochs": 50}}
+every_predictor = pytest.mark.parametrize("name", sorted(QUICK))
+of_the_product = pytest.mark.parametrize("name", sorted(PREDICTORS))
 
 
 def quick(name: str, seed: int = 0) -> Predictor:
-    return PREDICTORS[name](seed=seed, **QUICK[name])
+    return {**PREDICTORS, "seernet": SeerNetPredictor}[name](seed=seed, **QUICK[name])
 
 
 @every_predictor
@@ -114,7 +115,7 @@ def test_labels_that_all_agree_are_predicted(name: str) -> None:
         (torch.rand(8, 2), torch.full((8,), torch.inf), "accuracy must be a fraction, not a percentage, finite"),
         (torch.rand(8, 2), torch.full((8,), 93.0), "got values from 93 to 93"),
         (torch.rand(3, 2), torch.rand(3), "at least 4 measured policies, got 3"),
-        (torch.rand(8, 2), torch.rand(7), r"one label a policy, \(8,\), got \(7,\)"),
+        (torch.rand(8, 2), torch.rand(7), r"one value a policy, \(8,\), got \(7,\)"),
         (torch.rand(8), torch.rand(8), r"shape \(b, d\), got \(8,\)"),
     ],
 )

@@ -5,11 +5,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import check_grad
 
+from amc_predictor.curves import SensitivityCurves
 from amc_predictor.evidence import Evidence
 from amc_predictor.features import Scaling
 from amc_predictor.kernel import Kernel, terms, terms_of
 from amc_predictor.link import Link, candidate_links
-from amc_predictor.sensitivity import Sensitivity
 from tests.predictor.measured import BITS, mixed_network, sigmoid_network
 
 
@@ -25,7 +25,7 @@ def mixed_features(count: int = 30) -> tuple[torch.Tensor, torch.Tensor]:
 def told_features(count: int = 30) -> tuple[torch.Tensor, torch.Tensor]:
     policies, _ = sigmoid_network(count, 5)
     policies[::3, 1] = 0.0
-    sensitivity = Sensitivity.of([([0.0, 0.3], [2.0 * group, group]) for group in range(5)])
+    sensitivity = SensitivityCurves.of([([0.0, 0.3], [2.0 * group, group]) for group in range(5)])
     bits = torch.zeros(5, dtype=torch.bool)
     return Scaling.of(policies, bits, sensitivity)(policies), bits
 

@@ -5,7 +5,7 @@ from functools import cache
 import pytest
 import torch
 
-from amc_predictor import EnsemblePredictor, Sensitivity
+from amc_predictor import EnsemblePredictor, SensitivityCurves
 from amc_predictor.ensemble import JUDGED, LARGEST
 from amc_predictor.evidence import Evidence
 from amc_predictor.features import Scaling
@@ -82,7 +82,7 @@ def test_odd_studies_are_learned_without_nan(kind: str) -> None:
         policies = policies[torch.arange(len(policies)) % 2]
     elif kind == "dropped groups":
         policies = torch.where(policies < 0.4, 0.0, policies)
-    told = Sensitivity.of([((0.25, 0.5), (1.0, 0.3))] * 5) if kind == "a sensitivity" else None
+    told = SensitivityCurves.of([((0.25, 0.5), (1.0, 0.3))] * 5) if kind == "a sensitivity" else None
     predictor = EnsemblePredictor(seed=0, sensitivity=told)
     predictor.fit(policies, accuracy)
     mean, std = predictor.predict(sigmoid_network(40, 5, seed=2)[0])

@@ -107,7 +107,7 @@ def test_curves_are_measured_once_and_kept_with_the_study(
     monkeypatch.setattr("amc.study.sensitivity.sensitivity_curves", fail)
     measure_sensitivity(study_of(dense, tmp_path), dense.recipe.search)
     again = held_sensitivity(study_of(dense, tmp_path))
-    assert first is not None and again is not None and torch.equal(first.harm, again.harm)
+    assert first is not None and again is not None and torch.equal(first.loss, again.loss)
 
 
 def test_outputs_that_do_not_correspond_give_no_curves(
@@ -140,4 +140,4 @@ def test_a_network_whose_outputs_are_not_finite_leaves_its_knot_out(
 def test_a_run_is_searched_and_retargeted_with_its_sensitivity(tiny_run: Run) -> None:
     """The kept predictor holds the curves of the run's study, so that a new budget needs nothing measured anew."""
     told = tiny_run.predictor.sensitivity
-    assert told is not None and told.harm.shape[0] == len(tiny_run.job.space) and float(told.harm.max()) > 0
+    assert told is not None and told.loss.shape[0] == len(tiny_run.job.space) and float(told.loss.max()) > 0

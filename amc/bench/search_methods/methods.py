@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from amc import Job
 from amc.bench.search_methods.fastnas import FastNAS
 from amc.bench.search_methods.magnitude import TorchPruning
-from amc_predictor import EnsemblePredictor, SeerNetPredictor, Sensitivity
+from amc_predictor import EnsemblePredictor, SeerNetPredictor, SensitivityCurves
 from amc_predictor.networks import Training
 from amc_search import ACQUISITIONS, EvolutionarySampler, Learned, Parts, close
 from amc_search.rivals import METHODS as BASELINES
@@ -62,7 +62,7 @@ class Switches:
         """What makes predictors not yet fitted, told of sensitivity curves where they are known."""
         # networks say nothing before they are trained
         training = Training() if self.ensemble else Training(steps=0)
-        sensitivity = Sensitivity.of(curves) if curves else None
+        sensitivity = SensitivityCurves.of(curves) if curves else None
         return partial(EnsemblePredictor, seed=seed, training=training, sensitivity=sensitivity)
 
     @staticmethod
