@@ -1,7 +1,7 @@
 """`amc bench ascent`: what the parts of the ascent are worth on a run's own predictor, where nothing was measured near.
 
 A retarget far from the caps that were searched has no good policy to start from; so none is given here. What an ascent
-maximises, the lower confidence bound, tells how good it is: the predictor is the same for all.
+maximises, the lower confidence bound, is how good it is: the predictor is the same for all.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ def bench_stop(recipe: Recipe, trials: int, seeds: int, progress: Progress) -> d
     nor BatchNorm have seen; the test split is not touched.
 
     Raises:
-        UsageError: the data are not held in memory, so that such images cannot be told apart.
+        UsageError: the data are not held in memory, so that such images cannot be set apart.
     """
     job = open_job(recipe, None, progress)
     held_out = _unseen(job)

@@ -121,7 +121,7 @@ def judge(place: str, trials: int, groups: int) -> None:
 
 
 def _memory_mb(which: str) -> float:
-    """Of this process, as Linux tells it."""
+    """Of this process, from /proc."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return float(next(line.split()[1] for line in lines if line.startswith(which))) * 1024 / 1e6
 

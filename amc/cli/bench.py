@@ -276,7 +276,7 @@ def bench_objectives(
     quiet: QuietOption = False,
 ) -> None:
     """Judge kinds of trials by long fine-tunes of the same policies."""
-    from amc.bench.objectives.caps import recipe_and_caps
+    from amc.bench.caps import recipe_and_caps
     from amc.bench.objectives.flow import Wanted, bench_objectives
     from amc.bench.objectives.report import objectives_text, write_report
     from amc.system.progress import shown

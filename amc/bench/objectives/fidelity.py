@@ -100,7 +100,7 @@ def spread_of(values: Sequence[Sequence[float]], seed: int = 0) -> Spread:
     repeated = np.array([np.var(of, ddof=1) for of in values if len(of) > 1])
     std = float(first.std(ddof=1))
     if not len(repeated):
-        return Spread(std, None, None, None, "not told: no policy was fine-tuned twice")
+        return Spread(std, None, None, None, "unknown: no policy was fine-tuned twice")
     noise = float(np.sqrt(repeated.mean()))
     rng = np.random.default_rng(seed)
     ratios = [

@@ -99,7 +99,7 @@ def _table(cap: Finding) -> Table:
 def _verdict(found: dict[str, Any]) -> list[str]:
     won = found["winner"]
     if won["reason"]:
-        return [f"No winner can be told: {won['reason']}.", f"Rule: {won['rule']}"]
+        return [f"No winner: {won['reason']}.", f"Rule: {won['rule']}"]
     return [
         f"Winner a second: {won['kind']}, {won['metric']}: mean Kendall {won['kendall']:.2f} at "
         f"{', '.join(won['caps'])}, where the policy matters; {won['seconds']:.3f} s a trial.",

@@ -97,16 +97,16 @@ def verdict(caps: Sequence[Finding]) -> dict[str, Any]:
 
     Returns:
         `kind`, `metric`, `seconds`, `kendall` (mean over `caps`, the names of those that count), `enough`: whether it
-        has `ENOUGH` at each of them; all None, and `reason` a text, where no winner can be told; `rule`.
+        has `ENOUGH` at each of them; all None, and `reason` a text, where there is no winner; `rule`.
     """
     nobody = dict.fromkeys(("kind", "metric", "seconds", "kendall", "enough"))
     counted = [cap for cap in caps if _ratio(cap) >= MATTERS]
-    told: dict[str, Any] = {**nobody, "reason": None, "caps": [cap["cap"] for cap in counted], "rule": RULE}
+    found: dict[str, Any] = {**nobody, "reason": None, "caps": [cap["cap"] for cap in counted], "rule": RULE}
     fewest = min(len(cap["rows"]) for cap in caps)
     if fewest < ENOUGH_FOR_TOP:
-        return {**told, "reason": f"{fewest} policies a cap are too few; give --policies {ENOUGH_FOR_TOP} or more"}
+        return {**found, "reason": f"{fewest} policies a cap are too few; give --policies {ENOUGH_FOR_TOP} or more"}
     if not counted:
-        return {**told, "reason": _why_nothing_counts(caps)}
+        return {**found, "reason": _why_nothing_counts(caps)}
     names = [(one["kind"], one["metric"]) for one in counted[0]["objectives"]]
     each: Reals = np.array(
         [[one["kendall"]["value"] for one in cap["objectives"]] for cap in counted]
@@ -116,7 +116,7 @@ def verdict(caps: Sequence[Finding]) -> dict[str, Any]:
     allowed = enough if enough.any() else _near_best(counted, each.mean(0), names)
     if allowed.all() and not enough.any():
         return {
-            **told,
+            **found,
             "reason": "they differ by no more than a standard error of Kendall; give more --policies",
         }
     cheapest = allowed & (seconds <= np.where(allowed, seconds, np.inf).min())
@@ -125,9 +125,9 @@ def verdict(caps: Sequence[Finding]) -> dict[str, Any]:
         tau = cap["objectives"][place]["kendall"]
         if tau["high"] - tau["low"] > WIDE:
             wide = f"the interval of its Kendall at {cap['cap']} is wide, {tau['low']:.2f} to {tau['high']:.2f}"
-            return {**told, "reason": f"{' '.join(names[place])} comes first, but {wide}; give more --policies"}
+            return {**found, "reason": f"{' '.join(names[place])} comes first, but {wide}; give more --policies"}
     return {
-        **told,
+        **found,
         "kind": names[place][0],
         "metric": names[place][1],
         "seconds": float(seconds[place]),

@@ -13,7 +13,7 @@ from amc.bench.search_methods.context import objective_value
 from amc.bench.search_methods.finals import Final
 from amc.bench.search_methods.orders import Order
 from amc.bench.search_methods.searches import FRONT, Search, Spec, front_caps, specs_of
-from amc.bench.statistics import Interval, Sample, interval, paired, places, spread
+from amc.bench.statistics import Sample, interval, paired, places, spread
 
 Row = dict[str, Any]
 LeftOut = dict[str, dict[str, str]]  # method -> cap -> why it does not run there
@@ -112,7 +112,7 @@ def _difference(bests: Mapping[str, Sample], method: str) -> Row | None:
     if method == OURS or OURS not in bests:
         return None
     found = paired(bests[OURS], bests[method])
-    return _told(found) if found else None
+    return asdict(found) if found else None
 
 
 def _final_rows(found: Findings, cap: str) -> Row:
@@ -149,7 +149,7 @@ def scores(found: Findings, finals: Iterable[Sequence[Final]]) -> list[list[floa
 
 def _mean_of(finals: Mapping[int, Sequence[Final]], what: str, fixed: bool) -> Row:
     by_seed = {seed: float(np.mean([getattr(final, what) for final in of])) for seed, of in finals.items()}
-    return _told(Sample(by_seed, fixed).interval)
+    return asdict(Sample(by_seed, fixed).interval)
 
 
 def _order_rows(orders: Sequence[Order]) -> Row:
@@ -157,8 +157,8 @@ def _order_rows(orders: Sequence[Order]) -> Row:
     for cap, trials in dict.fromkeys((one.spec.cap, one.spec.trials) for one in orders):
         mine = [one for one in orders if (one.spec.cap, one.spec.trials) == (cap, trials)]
         rows.setdefault(cap, {})[str(trials)] = {
-            "kendall": _told(interval([one.kendall for one in mine])),
-            "spearman": _told(interval([one.spearman for one in mine])),
+            "kendall": asdict(interval([one.kendall for one in mine])),
+            "spearman": asdict(interval([one.spearman for one in mine])),
             "policies": float(np.mean([len(one.values) for one in mine])),
         }
     return rows
@@ -175,15 +175,11 @@ def _front_row(found: Findings, cap: str) -> Row:
         difference = paired(ours, of)
         row["others"][method] = {
             **_sampled(of),
-            "ours_minus": _told(difference) if difference else None,
+            "ours_minus": asdict(difference) if difference else None,
         }
     return row
 
 
 def _sampled(sample: Sample) -> Row:
     """`deterministic`: n is 1, and in differences this one search stands beside every seed of the other side."""
-    return {**_told(sample.interval), "deterministic": sample.fixed}
-
-
-def _told(found: Interval) -> Row:
-    return asdict(found)
+    return {**asdict(sample.interval), "deterministic": sample.fixed}

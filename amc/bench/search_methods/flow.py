@@ -97,7 +97,7 @@ def bench_methods(
 
 def _check(recipe: BenchRecipe, wanted: Wanted) -> None:
     if wanted.only and wanted.report_only:
-        raise UsageError("--report tells of every method that is there, so --only cannot go with it; leave one out")
+        raise UsageError("--report shows every method that is there, so --only cannot go with it; leave one out")
     for name in wanted.only:
         if name not in recipe.named_methods:
             near = difflib.get_close_matches(name, recipe.named_methods, 1)

@@ -102,13 +102,13 @@ def _after_finetune(found: Findings) -> Goal:
         means = final_means(found, cap) if cap in found.finals else {}
         between, noise = spread(scores(found, found.drawn.get(cap, [])))
         if between is None or noise is None:
-            told = _against_all(means.get(OURS), _others(means), 0.0)
-            words = f"{told.words}; spread and noise are not measured" if told is not None else "no spread and noise"
+            against = _against_all(means.get(OURS), _others(means), 0.0)
+            words = f"{against.words}; spread and noise are not measured" if against else "no spread and noise"
             by_cap[cap] = Held("not measured", words)
             continue
         matters = between > noise
-        told = _against_all(means.get(OURS), _others(means), 0.0 if matters else -noise, strictly=matters)
-        by_cap[cap] = told and Held(told.verdict, f"{told.words}; spread {between:.4f}, noise {noise:.4f}")
+        against = _against_all(means.get(OURS), _others(means), 0.0 if matters else -noise, strictly=matters)
+        by_cap[cap] = against and Held(against.verdict, f"{against.words}; spread {between:.4f}, noise {noise:.4f}")
     judged = [s for s in found.wanted if _is_short(s, found) and s.method in {*recipe.winners_of} - {UNIFORM}]
     judged = [s for s in judged if s.seed < (recipe.finetune_searches or recipe.seeds)]
     missing = _unsearched(found, judged) or (f"{found.unjudged} fine-tunes are missing" if found.unjudged else "")
@@ -165,7 +165,7 @@ def _against_all(ours: Sample | None, others: Samples, least: float, *, strictly
     known = [(name, one, held(one, least, strictly=strictly)) for name, one in differences.items() if one is not None]
     if not known:
         return None
-    name, one, verdict = min(known, key=lambda told: (WORST_FIRST.index(told[2]), told[1].mean))
+    name, one, verdict = min(known, key=lambda row: (WORST_FIRST.index(row[2]), row[1].mean))
     return Held(verdict, _words(name, one))
 
 
@@ -179,10 +179,10 @@ def _against_best(ours: Sample | None, others: Samples) -> Held | None:
 
 def _together(claim: str, by_cap: Mapping[str, Held | None], missing: str) -> Goal:
     """The worst verdict under any cap; of what is not whole, none but that it was not measured."""
-    known = {cap: told for cap, told in by_cap.items() if told is not None}
+    known = {cap: one for cap, one in by_cap.items() if one is not None}
     complete = not missing and len(known) == len(by_cap)
-    verdict = min((told.verdict for told in known.values()), key=WORST_FIRST.index) if complete else "not measured"
-    return Goal(claim, verdict, missing, {cap: told.words for cap, told in known.items()})
+    verdict = min((one.verdict for one in known.values()), key=WORST_FIRST.index) if complete else "not measured"
+    return Goal(claim, verdict, missing, {cap: one.words for cap, one in known.items()})
 
 
 def _words(name: str, difference: Interval) -> str:

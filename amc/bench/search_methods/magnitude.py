@@ -114,7 +114,7 @@ class TorchPruning:
         return copied.requires_grad_(False)
 
     def _heads(self, modules: dict[str, nn.Module]) -> dict[nn.Module, int]:
-        """Layers that produce heads, with their number: it is to be told, and prunes the width of all heads alike."""
+        """Layers that produce heads, with their number, which torch-pruning must know: it prunes all heads alike."""
         table, found = self.job.trace.table, {}
         heads = {index for index, group in enumerate(table.groups) if group.name.endswith(HEADS)}
         for name, module in modules.items():

@@ -44,7 +44,7 @@ class Switches:
 
     Attributes:
         ensemble: networks on what the predictor's process leaves over.
-        sensitivity: groups are cut alone first, and the predictor is told.
+        sensitivity: groups are cut alone first, and the predictor uses what that showed.
         acquisition: functions of the sampler, name -> share.
         closing: parts of the closing rounds.
     """
@@ -59,7 +59,7 @@ class Switches:
         return self.informed(problem.seed, problem.sound() if self.sensitivity else None)
 
     def informed(self, seed: int, curves: Curves | None) -> Make:
-        """What makes predictors not yet fitted, told of sensitivity curves where they are known."""
+        """What makes predictors not yet fitted, with sensitivity curves where they are known."""
         # networks say nothing before they are trained
         training = Training() if self.ensemble else Training(steps=0)
         sensitivity = SensitivityCurves.of(curves) if curves else None
@@ -77,7 +77,7 @@ class Switches:
 def amc(problem: Problem, switches: Switches) -> None:
     """Ours: informative trials by the evolutionary sampler, then rounds of ascents, as `amc compress` does.
 
-    Source: this project; after Wang et al., arXiv 2304.06393 (predict accuracy from policy, sample actively, climb).
+    Source: this project; after Wang et al., arXiv 2304.06393 (predict accuracy from policy, sample actively, ascend).
     """
     make = switches.maker(problem)
     sampler = EvolutionarySampler(

@@ -39,12 +39,12 @@ def plots_page(found: Findings, results: dict[str, Any]) -> str:
         drawn = _fronts(_by_method(figures["searches"], str(found.recipe.trials)), found.recipe.cap_names)
         sections.append(Section("Front", plots=[("Best objective value of each method under each cap.", drawn)]))
     if any(of["ours"] for of in figures["front"].values()):
-        told = "One study of ours for all caps, beside studies of others made for each cap alone."
+        caption = "One study of ours for all caps, beside studies of others made for each cap alone."
         drawn = several(figures["front"], front_caps(found.recipe))
-        sections.append(Section("One study, several caps", plots=[(told, drawn)]))
+        sections.append(Section("One study, several caps", plots=[(caption, drawn)]))
     if found.orders:
-        told = "Fresh random policies near each cap: what our predictor said, and what was measured."
-        sections.append(Section("Predicted against true", plots=[(told, orders(found))]))
+        caption = "Fresh random policies near each cap: what our predictor said, and what was measured."
+        sections.append(Section("Predicted against true", plots=[(caption, orders(found))]))
     sections += [Section(table.title, table=table) for table in tables(results)]
     title = f"{found.recipe.name}: methods of search compared"
     note = "Differences and intervals over the seeds stand in results.json, with the machine and the versions."

@@ -127,7 +127,7 @@ class _Recorder:
         return self.context.value_of(found)
 
     def curves(self) -> Curves:
-        """Of each group cut alone, measured for whoever asks first; every search is told their time as its own."""
+        """Of each group cut alone, measured for whoever asks first; their time counts as every search's own."""
         before = perf_counter()
         found = self.context.sensitivity
         self.started -= found.seconds - (perf_counter() - before)
