@@ -17,7 +17,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from amc.cascade.archive import load_cascade as load_cascade
+    from amc.cascade import load_cascade as load_cascade
     from amc.cost.budget import Budget as Budget
     from amc.cost.budget import format_cost as format_cost
     from amc.cost.budget import parse_budgets as parse_budgets
@@ -75,7 +75,7 @@ if TYPE_CHECKING:
 
 # Where each public name lives; it is imported when it is first asked for, so that `amc --help` stays fast.
 _HOMES = {
-    "amc.cascade.archive": ("load_cascade",),
+    "amc.cascade": ("load_cascade",),
     "amc.cost.budget": ("Budget", "format_cost", "parse_budgets"),
     "amc.cost.trace": ("Trace", "trace"),
     "amc.job.api": ("compress", "open_run"),

@@ -1,1 +1,109 @@
-"""Dynamic inference: stages of known cost, tried in order, stopping as soon as the answer is good enough."""
+"""Cascades: stages tried in order, each input leaving as soon as its answer is good enough.
+
+from amc.cascade import Constraints, load_cascade, plan_cascade
+plan_cascade("runs/x", Constraints(budget="30%"))  # of a finished run's networks, with certified bounds
+answers = load_cascade("runs/x/cascade/budget-30%").run(inputs)  # predictions, stages, costs
+
+Rooms, each importing only those below it: `planning` (from a run to a plan), `serving` (running, saving, exporting),
+`methods` (how stages are made), `certificates` (what can be promised), `rules` (when to stop), `stages`.
+"""
+
+from amc.cascade.certificates.certified_bounds import bounds_of as bounds_of
+from amc.cascade.certificates.certified_bounds import report_exits as report_exits
+from amc.cascade.certificates.drift import DriftMonitor as DriftMonitor
+from amc.cascade.certificates.drift import Profile as Profile
+from amc.cascade.certificates.drift import confidence_of as confidence_of
+from amc.cascade.certificates.mean_tests import Losses as Losses
+from amc.cascade.certificates.mean_tests import Support as Support
+from amc.cascade.certificates.mean_tests import betting_p_value as betting_p_value
+from amc.cascade.certificates.mean_tests import binomial_lower as binomial_lower
+from amc.cascade.certificates.mean_tests import binomial_upper as binomial_upper
+from amc.cascade.certificates.risk_control import RISKS as RISKS
+from amc.cascade.certificates.risk_control import conformal_risk_control as conformal_risk_control
+from amc.cascade.certificates.risk_control import last_that_holds as last_that_holds
+from amc.cascade.certificates.risk_control import learn_then_test as learn_then_test
+from amc.cascade.certificates.risk_control import threshold_ladder as threshold_ladder
+from amc.cascade.methods.bdistil.ensemble_weights import fit_ensemble_weights as fit_ensemble_weights
+from amc.cascade.methods.bdistil.game import Distilled as Distilled
+from amc.cascade.methods.bdistil.game import GameSettings as GameSettings
+from amc.cascade.methods.bdistil.game import distil as distil
+from amc.cascade.methods.bdistil.game import teacher_outputs_of as teacher_outputs_of
+from amc.cascade.methods.bdistil.prefix_ensemble import Ensemble as Ensemble
+from amc.cascade.methods.bdistil.prefix_ensemble import Step as Step
+from amc.cascade.methods.bdistil.students import ConvStudent as ConvStudent
+from amc.cascade.methods.bdistil.students import ConvStudents as ConvStudents
+from amc.cascade.methods.bdistil.students import small_students as small_students
+from amc.cascade.methods.bdistil.students import width_for as width_for
+from amc.cascade.methods.bdistil.teacher_outputs import BATCH as BATCH
+from amc.cascade.methods.bdistil.teacher_outputs import TeacherOutputs as TeacherOutputs
+from amc.cascade.methods.bdistil.weak_learner import batches_without_end as batches_without_end
+from amc.cascade.methods.exits.exit_network import exit_network as exit_network
+from amc.cascade.methods.exits.exit_training import ExitSchedule as ExitSchedule
+from amc.cascade.methods.exits.exit_training import train_exits as train_exits
+from amc.cascade.methods.tinysaver import Match as Match
+from amc.cascade.methods.tinysaver import Saver as Saver
+from amc.cascade.methods.tinysaver import published_match as published_match
+from amc.cascade.methods.tinysaver import rank_savers as rank_savers
+from amc.cascade.methods.tinysaver import saver_curve as saver_curve
+from amc.cascade.methods.tinysaver import saver_rule as saver_rule
+from amc.cascade.methods.tinysaver import whole_grid_match as whole_grid_match
+from amc.cascade.planning.constraints import AbsoluteConstraints as AbsoluteConstraints
+from amc.cascade.planning.constraints import Constraints as Constraints
+from amc.cascade.planning.cross_fitting import Option as Option
+from amc.cascade.planning.cross_fitting import Problem as Problem
+from amc.cascade.planning.cross_fitting import static_option as static_option
+from amc.cascade.planning.external_models import external_model as external_model
+from amc.cascade.planning.family import Family as Family
+from amc.cascade.planning.figures import as_evaluation as as_evaluation
+from amc.cascade.planning.method_candidates import STATIC as STATIC
+from amc.cascade.planning.method_candidates import candidates_of as candidates_of
+from amc.cascade.planning.pipeline import plan_cascade as plan_cascade
+from amc.cascade.planning.planner import Plan as Plan
+from amc.cascade.planning.planner import make_plan as make_plan
+from amc.cascade.planning.trained_components import exits_of as exits_of
+from amc.cascade.planning.trained_components import sequence_of as sequence_of
+from amc.cascade.rules.operating_points import OperatingPoint as OperatingPoint
+from amc.cascade.rules.operating_points import best_under as best_under
+from amc.cascade.rules.operating_points import cheapest_at as cheapest_at
+from amc.cascade.rules.operating_points import evaluate as evaluate
+from amc.cascade.rules.operating_points import sweep as sweep
+from amc.cascade.rules.reliability import NEVER_STOPS as NEVER_STOPS
+from amc.cascade.rules.scorers import ACCURACIES as ACCURACIES
+from amc.cascade.rules.scorers import CONFIDENCE as CONFIDENCE
+from amc.cascade.rules.scorers import SCORERS as SCORERS
+from amc.cascade.rules.scorers import FeatureScorer as FeatureScorer
+from amc.cascade.rules.stop_rule import NEVER as NEVER
+from amc.cascade.rules.stop_rule import Outcomes as Outcomes
+from amc.cascade.rules.stop_rule import Scorer as Scorer
+from amc.cascade.rules.stop_rule import StopRule as StopRule
+from amc.cascade.rules.stop_rule import scores_of as scores_of
+from amc.cascade.rules.stop_rule import simulate as simulate
+from amc.cascade.serving.active_examples import ActiveExamples as ActiveExamples
+from amc.cascade.serving.active_examples import Finished as Finished
+from amc.cascade.serving.folding import for_inference as for_inference
+from amc.cascade.serving.latency import LatencyCurve as LatencyCurve
+from amc.cascade.serving.latency import Quantiles as Quantiles
+from amc.cascade.serving.latency import batch_seconds as batch_seconds
+from amc.cascade.serving.latency import measure_latency as measure_latency
+from amc.cascade.serving.onnx_export import export_cascade as export_cascade
+from amc.cascade.serving.onnx_stage import load_exported as load_exported
+from amc.cascade.serving.queues import StageQueues as StageQueues
+from amc.cascade.serving.runtime import Answers as Answers
+from amc.cascade.serving.runtime import Cascade as Cascade
+from amc.cascade.serving.saved_cascade import load_cascade as load_cascade
+from amc.cascade.serving.saved_cascade import save_cascade as save_cascade
+from amc.cascade.stages.candidate import Candidate as Candidate
+from amc.cascade.stages.candidate import in_a_row as in_a_row
+from amc.cascade.stages.component import Component as Component
+from amc.cascade.stages.component import NetworkComponent as NetworkComponent
+from amc.cascade.stages.component import cached_records as cached_records
+from amc.cascade.stages.component import join_stages as join_stages
+from amc.cascade.stages.holdout import split_in_two as split_in_two
+from amc.cascade.stages.recording import record as record
+from amc.cascade.stages.records import FEATURES as FEATURES
+from amc.cascade.stages.records import Records as Records
+from amc.cascade.stages.stage import ExitStage as ExitStage
+from amc.cascade.stages.stage import NetworkStage as NetworkStage
+from amc.cascade.stages.stage import Stage as Stage
+from amc.cascade.stages.stage import StageCost as StageCost
+from amc.cascade.stages.stage import path_costs as path_costs

@@ -41,13 +41,13 @@ def cascade(
 ) -> None:
     """Plan a cascade of a run's networks: easy inputs leave early, and what you ask for holds, with a certificate."""
     use_device(device)
-    from amc.cascade.flow import cascade
-    from amc.cascade.terms import Terms
+    from amc.cascade.planning.pipeline import plan_cascade
+    from amc.cascade.planning.constraints import Constraints
     from amc.system.progress import shown
 
-    terms = Terms.read(budget, max_cost, accuracy, max_drop, confidence)
+    constraints = Constraints.read(budget, max_cost, accuracy, max_drop, confidence)
     with shown(quiet=quiet) as progress:
-        result = cascade(run, terms, progress, method=method, strangers=with_ or [], out=out, train=train, exits=exits)
+        result = plan_cascade(run, constraints, progress, method=method, external=with_ or [], out=out, train=train, exits=exits)
     print_result(result.record if json_ else result.text)
 
 
@@ -65,7 +65,7 @@ def serve(
 ) -> None:
     """Serve a cascade over HTTP: inputs in, answers out, each with the stage that gave it and what it cost."""
     use_device(device)
-    from amc.cascade.serve import serve
+    from amc.cascade.serving.server import serve
     from amc.system.progress import shown
 
     with shown(quiet=quiet) as progress:
@@ -79,7 +79,7 @@ def export(
     json_: JsonOption = False,
 ) -> None:
     """Write a cascade as ONNX networks, one a stage, with a JSON plan and a runner of sixty lines."""
-    from amc.cascade.serve import export
+    from amc.cascade.serving.server import export
 
     found = export(cascade, out)
     print_result(found if json_ else "\n".join(f"{size:>12,} {out}/{name}" for name, size in found["files"].items()))

@@ -6,7 +6,6 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from amc.cascade.own_exits import exit_accuracies, with_every_exit
 from amc.job.job import bring
 from amc.job.recipe import Recipe
 from amc.job.run import claimed
@@ -17,6 +16,7 @@ from amc.system.files import write_json
 from amc.system.progress import Progress, Silent
 from amc.train.distributed import join, rank
 from amc.train.evaluation import evaluate
+from amc.train.own_exits import exit_accuracies, with_every_exit
 from amc.train.training import train
 
 FORMAT = "amc-training/1"

@@ -37,7 +37,7 @@ ATTENTION = functional.scaled_dot_product_attention
 RUNNER = nn.Module._call_impl.__code__  # below it stands a module's own code
 COMPREHENSIONS = ("<listcomp>", "<dictcomp>", "<setcomp>")
 TORCH = Path(torch.__file__).parent
-HANDLERS = list(map(str, (  # files through which torch and this package hand a call on
+HANDLERS = tuple(map(str, (  # files through which torch and this package hand a call on
     TORCH / "_tensor.py", TORCH / "functional.py", TORCH / "overrides.py", TORCH / "_jit_internal.py", TORCH / "utils",
     TORCH / "nn" / "modules" / "module.py", TORCH / "fx", Path(__file__).parent,
 )))  # fmt: skip
@@ -72,10 +72,9 @@ def call_site() -> tuple[str, nn.Module | None]:
     steps: list[str] = []
     inside: tuple[int, int] | None = None  # of a comprehension, which some versions run in a frame of its own
     frame: FrameType | None = sys._getframe(1)
-    handlers = tuple(HANDLERS)
     while frame is not None and frame.f_code is not RUNNER:
         code = frame.f_code
-        if not code.co_filename.startswith(handlers):
+        if not code.co_filename.startswith(HANDLERS):
             _, line, _, column = next(islice(code.co_positions(), frame.f_lasti // 2, None))
             inside = inside or (line or 0, column or 0)
             if code.co_name not in COMPREHENSIONS:

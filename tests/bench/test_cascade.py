@@ -45,7 +45,7 @@ def test_a_summary_names_every_figure_and_goal_of_every_ground() -> None:
     goals = [Goal("large enough", "size", least=1.0)]
     found = summary({"here": {0: {"size": 2.0}, 1: {"size": 2.0}}, "there": {0: {"other": 1.0}}}, goals)
     assert found["here"]["figures"]["size"]["mean"] == 2.0
-    assert [found[ground]["goals"][0]["verdict"] for ground in found] == ["MET", "NOT MEASURED"]
+    assert [found[context]["goals"][0]["verdict"] for context in found] == ["MET", "NOT MEASURED"]
     text = summary_text(found)
     assert "here" in text and "other" in text and "NOT MEASURED: large enough" in text
 
@@ -60,12 +60,12 @@ def test_every_built_in_recipe_names_its_file_and_a_study_that_there_is() -> Non
 def test_amc_recipes_lists_the_studies(capsys: pytest.CaptureFixture[str]) -> None:
     """`amc recipes` prints the description of each one, and the command that runs it."""
     recipes()
-    assert "amc bench cascade" in (told := capsys.readouterr().out)
-    assert all(about in told for about in list_cascade_recipes().values())
+    assert "amc bench cascade" in (reported := capsys.readouterr().out)
+    assert all(about in reported for about in list_cascade_recipes().values())
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "reported"),
     [
         ("study = 'plans'", "on"),
         ("study = 'magic'\n[[on]]\nrecipe = 'quickstart'", "study"),
@@ -74,10 +74,10 @@ def test_amc_recipes_lists_the_studies(capsys: pytest.CaptureFixture[str]) -> No
         ("study = ", "TOML"),
     ],
 )
-def test_a_mistake_in_a_recipe_is_told_before_anything_is_run(tmp_path: Path, text: str, told: str) -> None:
+def test_a_mistake_in_a_recipe_is_told_before_anything_is_run(tmp_path: Path, text: str, reported: str) -> None:
     """Loading fails with a message that names the wrong value."""
     (tmp_path / "mine.toml").write_text(text)
-    with pytest.raises(UsageError, match=told):
+    with pytest.raises(UsageError, match=reported):
         load_cascade_recipe(tmp_path / "mine.toml")
 
 

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from amc.cascade.policy import NEVER, Policy, scores_of
-from amc.cascade.recording import record
-from amc.cascade.records import Records
-from amc.cascade.runtime import Cascade
-from amc.cascade.scores import SCORERS
-from amc.cascade.stage import ExitStage, NetworkStage, Stage, StageCost
+from amc.cascade.rules.scorers import SCORERS
+from amc.cascade.rules.stop_rule import NEVER, StopRule, scores_of
+from amc.cascade.serving.runtime import Cascade
+from amc.cascade.stages.recording import record
+from amc.cascade.stages.records import Records
+from amc.cascade.stages.stage import ExitStage, NetworkStage, Stage, StageCost
 from amc.system.device import Compute
 
 CPU = Compute(torch.device("cpu"), False)
@@ -96,7 +96,7 @@ class Held:
         yield from zip(self.inputs.split(size), self.labels.split(size), strict=True)
 
 
-def recorded(stages: tuple[Stage, ...], inputs: Tensor) -> Records:
+def cached_records(stages: tuple[Stage, ...], inputs: Tensor) -> Records:
     labels = torch.randint(0, CLASSES, (len(inputs),), generator=torch.Generator().manual_seed(1))
     return record(stages, Held(inputs, labels), CPU, batch_size=25)  # type: ignore[arg-type]
 
@@ -113,13 +113,13 @@ def between(scores: Tensor, quantiles: list[float]) -> tuple[float, ...]:
 
 def half_cascade(stages: tuple[Stage, ...], inputs: Tensor, scorer: str = "confidence", best: bool = False) -> Cascade:
     """About half of the inputs leave at each stage."""
-    records = recorded(stages, inputs)
+    records = cached_records(stages, inputs)
     fitted = SCORERS[scorer](records)
     scores, reached, thresholds = scores_of(records, fitted), torch.ones(len(inputs), dtype=torch.bool), []
     for row in scores[:-1]:
         thresholds += between(row[reached][None], [0.5]) if len(row[reached].unique()) > 1 else (NEVER,)
         reached &= row < thresholds[-1]
-    return Cascade(stages, Policy(fitted, tuple(thresholds), best))
+    return Cascade(stages, StopRule(fitted, tuple(thresholds), best))
 
 
 def visits(stage: Any) -> list[Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from amc.cascade.records import Records
+from amc.cascade.stages.records import Records
 
 ADDED = [1.0, 3.0, 6.0]
 

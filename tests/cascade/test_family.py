@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from amc.cascade.division import parts_of
-from amc.cascade.family import FAMILY, HALF, Family, ladder, share_name
-from amc.cascade.part import recorded
-from amc.cascade.terms import Limits, Terms
+from amc.cascade.planning.constraints import AbsoluteConstraints, Constraints
+from amc.cascade.planning.family import FAMILY, HALF, Family, share_name, useful_caps
+from amc.cascade.stages.component import cached_records
+from amc.cascade.stages.holdout import split_in_two
 from amc.job.folder import POLICY, read_json
 from amc.job.run import Run
 from amc.system.errors import UsageError
@@ -22,7 +22,7 @@ from amc.system.progress import Silent
 from amc.zoo.data.part import PartSplit
 from amc.zoo.data.splits import TensorSplit, groups_of
 
-WANTED = Terms(budget="30%")
+WANTED = Constraints(budget="30%")
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def test_a_killed_training_leaves_no_network_and_the_next_one_takes_the_same_pol
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("amc.cascade.family.train", killed)
+        patch.setattr("amc.cascade.planning.family.train", killed)
         family.train(0.5 * family.dense.macs)
     begun = (folder / "family" / ".50%" / POLICY).read_text()
     assert "50%" not in {member.name for member in Family(Run.open(folder)).members}
@@ -91,22 +91,24 @@ def test_records_are_made_once_and_a_damaged_file_is_made_anew(own_run: Path, tm
     """The second reading neither runs the network nor writes."""
     family = Family(Run.open(own_run))
     compute, split = family.run.job.compute, family.run.job.data.validation
-    first = recorded(family.dense, split, compute, tmp_path)
+    first = cached_records(family.dense, split, compute, tmp_path)
     (path,) = tmp_path.iterdir()
     written = path.stat().st_mtime_ns
-    assert torch.equal(recorded(family.dense, split, compute, tmp_path).logits, first.logits)
+    assert torch.equal(cached_records(family.dense, split, compute, tmp_path).logits, first.logits)
     assert path.stat().st_mtime_ns == written
     path.write_bytes(b"nothing")
-    assert torch.equal(recorded(family.dense, split, compute, tmp_path).logits, first.logits)
+    assert torch.equal(cached_records(family.dense, split, compute, tmp_path).logits, first.logits)
 
 
-@pytest.mark.parametrize("limits", [Limits(30, None, None, None, 0.1), Limits(30, 45, None, None, 0.1),
-                                    Limits(None, 60, 0.9, None, 0.1), Limits(None, None, None, 0.01, 0.1)])  # fmt: skip
-def test_caps_lie_under_the_worst_case_and_the_budget_is_one_of_them(limits: Limits) -> None:
-    """Every cap that is trained for is positive, below the dense network and within the terms."""
-    caps = [cap for cap, _ in ladder(limits, 100)]
+@pytest.mark.parametrize("limits", [AbsoluteConstraints(30, None, None, None, 0.1), AbsoluteConstraints(30, 45, None,
+None, 0.1),
+                                    AbsoluteConstraints(None, 60, 0.9, None, 0.1),
+                                    AbsoluteConstraints(None, None, None, 0.01, 0.1)])  # fmt: skip
+def test_caps_lie_under_the_worst_case_and_the_budget_is_one_of_them(limits: AbsoluteConstraints) -> None:
+    """Every cap that is trained for is positive, below the dense network and within the constraints."""
+    caps = [cap for cap, _ in useful_caps(limits, 100)]
     assert caps and all(0 < cap < 100 and (limits.max_cost is None or cap <= limits.max_cost) for cap in caps)
-    assert limits.mean_cost is None or (limits.mean_cost, True) in ladder(limits, 100)
+    assert limits.mean_cost is None or (limits.mean_cost, True) in useful_caps(limits, 100)
 
 
 def test_a_network_whose_epoch_was_chosen_on_another_half_is_no_longer_of_the_family(
@@ -152,7 +154,7 @@ def test_a_task_that_is_no_classification_is_refused(own_run: Path) -> None:
 def test_a_part_of_a_split_holds_its_examples_in_order_whatever_the_batches() -> None:
     """Any batch size gives the examples of the index, in its order."""
     whole = TensorSplit(torch.arange(23.0), torch.arange(23))
-    first, second = (PartSplit(whole, index) for index in parts_of(23, seed=4))
+    first, second = (PartSplit(whole, index) for index in split_in_two(23, seed=4))
 
     def labels(part: PartSplit, size: int, **how: int) -> Tensor:
         return torch.cat([batch for _, batch in part.batches(size, **how)])

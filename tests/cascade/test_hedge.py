@@ -9,8 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amc.cascade.hedge import Certificate, CertificateBroken, Hedge, best_eta
-from amc.cascade.weak_learner import surrogate
+from amc.cascade.methods.bdistil.hedge import CertificateBroken, ErrorBound, Hedge, best_eta
+from amc.cascade.methods.bdistil.weak_learner import surrogate
 
 SEEDS = st.integers(0, 10**6)
 
@@ -91,6 +91,6 @@ def test_an_error_beyond_the_limit_or_a_broken_inequality_is_raised() -> None:
     with pytest.raises(CertificateBroken, match="at most 1"):
         Hedge((7, 3), 1.0, 0.5).add(torch.full((7, 3), 1.01))
     with pytest.raises(CertificateBroken, match="error <= potential <= bound"):
-        Certificate(3, error=0.5, mean_error=0.1, potential=0.4, bound=0.6).check()
+        ErrorBound(3, error=0.5, mean_error=0.1, potential=0.4, bound=0.6).check()
     with pytest.raises(CertificateBroken):
-        Certificate(3, error=float("nan"), mean_error=0.1, potential=0.4, bound=0.6).check()
+        ErrorBound(3, error=float("nan"), mean_error=0.1, potential=0.4, bound=0.6).check()

@@ -11,13 +11,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from amc.cascade.latency import Curve, Spread, batch_seconds, expected_seconds, measure, saved_by_gathering
-from amc.cascade.scores import Shown
-from amc.cascade.stage import StageCost, State
+from amc.bench.cascade.timing import expected_seconds, saved_by_gathering
+from amc.cascade.rules.scorers import FeatureScorer
+from amc.cascade.serving.latency import (
+    LatencyCurve,
+    Quantiles,
+    batch_seconds,
+    measure_latency,
+)
+from amc.cascade.stages.stage import StageCost, State
 from amc.system.device import Compute
 
 CPU = Compute(torch.device("cpu"), False)
-CURVES = (Curve((1, 64), (0.0021, 0.0084)), Curve((1, 64), (0.005, 0.068)), Curve((1, 64), (0.011, 0.65)))
+CURVES = (
+    LatencyCurve((1, 64), (0.0021, 0.0084)),
+    LatencyCurve((1, 64), (0.005, 0.068)),
+    LatencyCurve((1, 64), (0.011, 0.65)),
+)
 
 
 class Sleeper:
@@ -36,7 +46,7 @@ class Sleeper:
 def test_quantiles_are_values_that_enough_of_them_do_not_exceed(values: list[float]) -> None:
     """Each quantile is one of the values, and the smallest that holds its share."""
     tensor = torch.tensor(values, dtype=torch.float64)
-    found = Spread.of(tensor)
+    found = Quantiles.of(tensor)
     for quantile, share in ((found.p50, 0.5), (found.p95, 0.95), (found.p99, 0.99)):
         assert quantile in tensor and float((tensor <= quantile).double().mean()) >= share
         below = tensor[tensor < quantile]
@@ -46,12 +56,11 @@ def test_quantiles_are_values_that_enough_of_them_do_not_exceed(values: list[flo
 
 @given(st.floats(0, 1), st.floats(1e-4, 1))
 def test_a_line_is_found_again_with_no_error(fixed: float, each: float) -> None:
-    """Fixed and growing seconds are recovered from exact measurements, and survive JSON."""
+    """Fixed and growing seconds are recovered from exact measurements."""
     batches = (1, 2, 8, 64)
-    curve = Curve(batches, tuple(fixed + each * batch for batch in batches))
+    curve = LatencyCurve(batches, tuple(fixed + each * batch for batch in batches))
     assert curve.line == pytest.approx((fixed, each), rel=1e-6, abs=1e-9) and curve.error < 1e-6
     assert curve(10) == pytest.approx(fixed + 10 * each) and curve(0) == 0
-    assert Curve.from_json(curve.to_json()) == curve
 
 
 @given(st.floats(0, 1), st.integers(0, 80))
@@ -67,7 +76,7 @@ def test_measuring_stages_finds_what_a_batch_and_an_input_take() -> None:
     """A stage that sleeps takes at least its sleep; on a busy machine it may be more."""
     stages = (Sleeper("first", 0.004, 0.0), Sleeper("second", 0.001, 0.002))
     inputs = torch.randn(3, 5)  # fewer than the largest batch
-    flat, steep = measure(stages, Shown("confidence"), inputs, CPU, batches=(1, 8), rounds=5)
+    flat, steep = measure_latency(stages, FeatureScorer("confidence"), inputs, CPU, batches=(1, 8), rounds=5)
     assert min(flat.seconds) >= 0.004 and steep.seconds[0] >= 0.003 and steep.seconds[1] >= 0.017
 
 
@@ -90,6 +99,6 @@ def test_of_one_input_a_plan_takes_the_seconds_of_the_stages_that_it_visits() ->
 
 def test_gathering_pays_where_it_takes_less_than_the_stage_saves() -> None:
     """A dear gathering that spares one example loses time."""
-    cheap, dear = Curve((1, 64), (1e-5, 1e-4)), Curve((1, 64), (0.02, 1.28))
+    cheap, dear = LatencyCurve((1, 64), (1e-5, 1e-4)), LatencyCurve((1, 64), (0.02, 1.28))
     assert saved_by_gathering(CURVES, cheap, 2, 64, 32) > 0.25
     assert saved_by_gathering(CURVES, dear, 2, 64, 63) < 0

@@ -11,20 +11,20 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from amc.cascade import trained
-from amc.cascade.exit_archive import RECORD
-from amc.cascade.family import Family
-from amc.cascade.flow import cascade
-from amc.cascade.independent import independent_network
-from amc.cascade.methods import candidates_of, static_of
-from amc.cascade.own_exits import with_every_exit
-from amc.cascade.terms import Terms
+from amc.cascade.methods.exits.saved_exits import RECORD
+from amc.cascade.planning import trained_components
+from amc.cascade.planning.constraints import Constraints
+from amc.cascade.planning.external_models import external_model
+from amc.cascade.planning.family import Family
+from amc.cascade.planning.method_candidates import candidates_of, static_of
+from amc.cascade.planning.pipeline import plan_cascade
 from amc.job.compress import compress
 from amc.job.pretrain import pretrain
 from amc.job.recipe import load_recipe
 from amc.job.run import Run
 from amc.system.errors import ModelError, UsageError
 from amc.system.progress import Silent
+from amc.train.own_exits import with_every_exit
 from amc.zoo.task import CLASSIFICATION
 from tests.tiny import multi_exit, network
 
@@ -102,14 +102,14 @@ def test_amc_train_trains_every_exit(dense_folder: Path) -> None:
 def test_its_own_exits_are_planned_with_as_they_are(multi_run: Path, tmp_path: Path) -> None:
     """Nothing is trained; its last stage is the network, and what is kept answers the same bit for bit."""
     family = Family(Run.open(multi_run))
-    part = trained.exits_of(family, family.dense)
+    part = trained_components.exits_of(family, family.dense)
     assert [stage.name for stage in part.stages] == ["dense.exit1", "dense.exit2", "dense"]
     assert not list(family.folder.glob("exits*"))
     fit, _ = family.records(part)
     alone, _ = family.records(family.dense)
     assert torch.equal(fit.logits[-1], alone.logits[0])
     part.save(tmp_path)
-    again = trained.load_exits_part(tmp_path, "dense")
+    again = trained_components.load_exits_component(tmp_path, "dense")
     inputs = torch.randn(3, *family.dense.input_shape)
     with torch.no_grad():
         for one, two in zip(part.network.outputs(inputs), again.network.outputs(inputs), strict=True):
@@ -120,16 +120,16 @@ def test_a_pruned_relative_whose_exits_do_not_fit_is_left_out_in_one_line(multi_
     """Pruning follows the last exit alone; the dense network's exits are still there."""
     family, telling = Family(Run.open(multi_run)), Telling()
     with pytest.raises(ModelError, match="cut without them"):
-        trained.exits_of(family, family.released)
+        trained_components.exits_of(family, family.released)
     singles = [static_of(family, member) for member in family.members]
-    found = candidates_of("pcee", family, singles, Terms(budget="60%").limits(family.dense.macs), telling)
+    found = candidates_of("pcee", family, singles, Constraints(budget="60%").limits(family.dense.macs), telling)
     assert any(len(each.stages) == 3 and each.stages[-1].name == "dense" for each in found)
     assert any("no exits on" in line and "cut without them" in line for line in telling.said)
 
 
 def test_a_command_plans_on_it_by_all_methods_at_once(multi_run: Path) -> None:
     """Those that cannot take the network are left out."""
-    record = cascade(multi_run, Terms(budget="90%"), Silent(), train=0).record
+    record = plan_cascade(multi_run, Constraints(budget="90%"), Silent(), train=0).record
     assert record["plan"]["certified"]["mean_cost"] <= 0.9 * record["dense"]["macs"]
 
 
@@ -138,9 +138,9 @@ def test_an_independent_network_lends_its_own_exits(tiny_run: Run, dense_folder:
     folder = tmp_path / "run"
     shutil.copytree(tiny_run.folder, folder)
     family = Family(Run.open(folder))
-    given = independent_network(str(dense_folder), family.run.job.data, family.run.job.compute)
+    given = external_model(str(dense_folder), family.run.job.data, family.run.job.compute)
     singles = [static_of(family, member) for member in (*family.members, given)]
-    limits = Terms(max_drop=0.1).limits(family.dense.macs)
+    limits = Constraints(max_drop=0.1).limits(family.dense.macs)
     found = candidates_of("pcee-ws", family, singles, limits, Silent())
     assert any([s.name for s in each.stages] == [f"{given.name}.exit1", f"{given.name}.exit2"] for each in found)
 
@@ -154,15 +154,18 @@ def test_joint_exits_train_a_copy_of_the_network_once(
     shutil.copytree(multi_run if own else tiny_run.folder, folder)
     family = Family(Run.open(folder))
     before = copy.deepcopy(family.dense.model.state_dict())
-    part = trained.exits_of(family, family.dense, joint=True)
+    part = trained_components.exits_of(family, family.dense, joint=True)
     assert all(torch.equal(before[name], tensor) for name, tensor in family.dense.model.state_dict().items())
     assert part.network.joint and part.stages[-1].name == "dense-joint" and part.digest != family.dense.digest
     kept = next(family.folder.glob("exits-joint-dense-*"))
     made = (kept / RECORD).stat().st_mtime_ns
-    assert trained.exits_of(family, family.dense, joint=True).digest == part.digest
+    assert trained_components.exits_of(family, family.dense, joint=True).digest == part.digest
     assert (kept / RECORD).stat().st_mtime_ns == made
     part.save(tmp_path / "part")
-    again, inputs = trained.load_exits_part(tmp_path / "part", part.name), torch.randn(3, *family.dense.input_shape)
+    again, inputs = (
+        trained_components.load_exits_component(tmp_path / "part", part.name),
+        torch.randn(3, *family.dense.input_shape),
+    )
     with torch.no_grad():
         assert torch.equal(again.network(inputs), part.network(inputs))
         assert not torch.equal(part.network(inputs), family.dense.model(inputs))
@@ -172,4 +175,4 @@ def test_ways_to_train_exits_that_there_are_not_are_told(multi_run: Path) -> Non
     """The message names the flag."""
     for method, exits in (("pcee", "melted"), ("tinysaver", "joint")):
         with pytest.raises(UsageError, match="--exits"):
-            cascade(multi_run, Terms(budget="50%"), Silent(), method=method, exits=exits)
+            plan_cascade(multi_run, Constraints(budget="50%"), Silent(), method=method, exits=exits)

@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from amc.cascade.monitor import safe_plan
-from amc.cascade.policy import NEVER, Policy
-from amc.cascade.queues import Busy, StageQueues
-from amc.cascade.runtime import Answers, Cascade
-from amc.cascade.scores import Shown
-from amc.cascade.stage import NetworkStage, StageCost
+from amc.cascade.certificates.drift import safe_rule
+from amc.cascade.rules.scorers import FeatureScorer
+from amc.cascade.rules.stop_rule import NEVER, StopRule
+from amc.cascade.serving.queues import Busy, StageQueues
+from amc.cascade.serving.runtime import Answers, Cascade
+from amc.cascade.stages.stage import NetworkStage, StageCost
 from amc.system.errors import UsageError
 from tests.cascade.cascades import half_cascade, some_inputs, some_stages, visits
 
@@ -72,7 +72,7 @@ def test_caps_and_deadlines_hold_for_each_request_by_itself() -> None:
     """Requests that share batches keep their own cap and deadline, and answer as alone, to rounding."""
     inputs = some_inputs(12)
     stages = some_stages()
-    cascade = Cascade(stages, Policy(Shown("confidence"), (NEVER,) * 3))
+    cascade = Cascade(stages, StopRule(FeatureScorer("confidence"), (NEVER,) * 3))
     with open_queues(cascade, batch=64, wait=0.05) as queues:
         free, capped, hurried = (
             queues.submit(inputs),
@@ -94,7 +94,7 @@ def test_a_failing_stage_is_told_to_those_in_it_and_the_others_are_served() -> N
                 raise RuntimeError("too large")
             return inputs.flatten(1)[:, :4]
 
-    cascade = Cascade((NetworkStage("picky", Picky(), StageCost("a", 1)),), Policy(Shown("confidence"), ()))
+    cascade = Cascade((NetworkStage("picky", Picky(), StageCost("a", 1)),), StopRule(FeatureScorer("confidence"), ()))
     with open_queues(cascade, wait=0.0, batch=1) as queues:
         bad, good = queues.submit(torch.full((1, 1, 8, 8), 1000.0)), queues.submit(some_inputs(2))
         with pytest.raises(RuntimeError, match="too large"):
@@ -114,21 +114,21 @@ def test_full_or_closed_queues_refuse_inputs() -> None:
 
 
 def test_an_observer_sees_every_answer_and_its_policy_is_in_force_from_then_on() -> None:
-    """Requests after its change follow the new policy."""
+    """Requests after its change follow the new stop rule."""
     inputs, seen = some_inputs(40), []
     cascade = half_cascade(some_stages(), inputs)
-    safe = safe_plan(cascade.policy)
+    safe = safe_rule(cascade.rule)
 
-    def observe(stop: Tensor, logits: Tensor) -> Policy:
+    def observe(stop: Tensor, logits: Tensor) -> StopRule:
         seen.extend(zip(stop.tolist(), logits.argmax(1).tolist(), strict=True))
         return safe
 
     with open_queues(cascade, observer=observe) as queues:
         first = queues.submit(inputs[:20]).result(timeout=20)
-        assert queues.policy is safe
+        assert queues.rule is safe
         second = queues.submit(inputs[20:]).result(timeout=20)
     assert set(second.stop.tolist()) == {3} and 0 in first.stop.tolist()
     everything = [*zip(first.stop.tolist(), first.predictions.tolist(), strict=True)]
     everything += zip(second.stop.tolist(), second.predictions.tolist(), strict=True)
     assert sorted(seen) == sorted(everything)
-    torch.testing.assert_close(second.logits, replace(cascade, policy=safe).run(inputs[20:]).logits)
+    torch.testing.assert_close(second.logits, replace(cascade, rule=safe).run(inputs[20:]).logits)

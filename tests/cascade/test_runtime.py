@@ -12,17 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from amc.cascade.latency import Curve
-from amc.cascade.policy import NEVER, Policy, scores_of, walk
-from amc.cascade.runtime import Cascade
-from amc.cascade.scores import SCORERS
-from amc.cascade.stage import NetworkStage, StageCost
+from amc.cascade.rules.scorers import SCORERS
+from amc.cascade.rules.stop_rule import NEVER, StopRule, scores_of, simulate
+from amc.cascade.serving.latency import LatencyCurve
+from amc.cascade.serving.runtime import Cascade
+from amc.cascade.stages.stage import NetworkStage, StageCost
 from amc.system.errors import BudgetUnreachable, UsageError
 from tests.cascade.cascades import (
     CLASSES,
     between,
+    cached_records,
     half_cascade,
-    recorded,
     some_inputs,
     some_network,
     some_stages,
@@ -42,11 +42,13 @@ def test_running_a_plan_gives_the_stops_answers_and_costs_of_its_walk(
 ) -> None:
     """For every scorer; thresholds lie between scores, so that rounding decides nothing."""
     stages, inputs = some_stages(seed), some_inputs()
-    records = recorded(stages, inputs)
-    fitted = SCORERS[scorer](recorded(stages, some_inputs(seed=7)))  # on others: their confidences are edges of steps
+    records = cached_records(stages, inputs)
+    fitted = SCORERS[scorer](
+        cached_records(stages, some_inputs(seed=7))
+    )  # on others: their confidences are edges of steps
     scores = scores_of(records, fitted)
-    cascade = Cascade(stages, Policy(fitted, between(scores, quantiles), best))
-    planned = walk(records, cascade.policy, [10, 21, 32, 100])
+    cascade = Cascade(stages, StopRule(fitted, between(scores, quantiles), best))
+    planned = simulate(records, cascade.rule, [10, 21, 32, 100])
     answers = cascade.run(inputs)
     assert torch.equal(answers.stop, planned.stop) and torch.equal(answers.cost, planned.cost)
     taken = records.logits[answers.answered, torch.arange(len(inputs))]
@@ -108,18 +110,18 @@ def test_no_input_costs_more_than_the_cap_and_the_best_answer_so_far_is_given() 
     """A cap ends the path at the last stage that it pays for."""
     stages, inputs = some_stages(), some_inputs()
     cascade = half_cascade(stages, inputs)
-    records = recorded(stages, inputs)
+    records = cached_records(stages, inputs)
     assert cascade.costs == tuple(accumulate([10, 21, 32, 100]))
     for cap, depth in ((200, 4), (162, 3), (63, 3), (62.9, 2), (10, 1)):
         answers = cascade.run(inputs, max_cost=cap)
         assert float(answers.cost.max()) <= cap and int(answers.stop.max()) == depth - 1
-        policy = cascade.policy
+        rule = cascade.rule
         shorter = records.choose(range(depth))
-        planned = walk(shorter, Policy(policy.scorer, policy.thresholds[: depth - 1]), [10, 21, 32, 100][:depth])
-        recalled = walk(shorter, Policy(policy.scorer, policy.thresholds[: depth - 1], best=True), [1.0] * depth)
+        planned = simulate(shorter, StopRule(rule.scorer, rule.thresholds[: depth - 1]), [10, 21, 32, 100][:depth])
+        recalled = simulate(shorter, StopRule(rule.scorer, rule.thresholds[: depth - 1], best=True), [1.0] * depth)
         stopped = answers.stop < depth - 1
         if depth < 4:
-            stopped |= scores_of(shorter, policy.scorer)[-1] >= policy.thresholds[depth - 1]
+            stopped |= scores_of(shorter, rule.scorer)[-1] >= rule.thresholds[depth - 1]
         expected = torch.where(stopped, planned.predictions, recalled.predictions)
         assert torch.equal(answers.predictions, expected if depth < 4 else planned.predictions)
 
@@ -146,7 +148,7 @@ def test_when_the_time_is_over_no_further_stage_starts() -> None:
 
     networks = [Slow(some_network(seed)) for seed in range(3)]
     stages = tuple(NetworkStage(f"n{i}", network, StageCost(f"n{i}", 1)) for i, network in enumerate(networks))
-    never = Policy(SCORERS["confidence"](recorded(stages, some_inputs(8))), (NEVER, NEVER))
+    never = StopRule(SCORERS["confidence"](cached_records(stages, some_inputs(8))), (NEVER, NEVER))
     for network in networks:
         network.runs = 0
     answers = Cascade(stages, never).run(some_inputs(8), seconds=0.04)
@@ -157,19 +159,22 @@ def test_when_the_time_is_over_no_further_stage_starts() -> None:
 def test_with_measured_curves_the_least_sure_inputs_use_the_time_that_is_left() -> None:
     """As many of them as the curve says will fit."""
     stages, inputs = (some_stages()[0], some_stages()[3]), some_inputs()
-    curves = (Curve((1, 2), (1.0, 1.0)), Curve((1, 2), (1001.0, 2001.0)))  # 1 + 1000 a piece: about 5 in 5,500 s
-    never = Policy(SCORERS["confidence"](recorded(stages, inputs)), (NEVER,))
+    curves = (
+        LatencyCurve((1, 2), (1.0, 1.0)),
+        LatencyCurve((1, 2), (1001.0, 2001.0)),
+    )  # 1 + 1000 a piece: about 5 in 5,500 s
+    never = StopRule(SCORERS["confidence"](cached_records(stages, inputs)), (NEVER,))
     answers = Cascade(stages, never, curves=curves).run(inputs, seconds=5500.0)
-    confidence = scores_of(recorded(stages, inputs), never.scorer)[0]
+    confidence = scores_of(cached_records(stages, inputs), never.scorer)[0]
     assert set((answers.stop == 1).nonzero()[:, 0].tolist()) == set(confidence.argsort()[:5].tolist())
 
 
 def test_a_cascade_that_does_not_fit_together_is_refused() -> None:
     """Numbers of thresholds and curves, and an empty batch, have their messages."""
-    scorer = SCORERS["confidence"](recorded(some_stages(), some_inputs()))
+    scorer = SCORERS["confidence"](cached_records(some_stages(), some_inputs()))
     with pytest.raises(UsageError, match="4 stages and 2 thresholds"):
-        Cascade(some_stages(), Policy(scorer, (0.5, 0.5)))
+        Cascade(some_stages(), StopRule(scorer, (0.5, 0.5)))
     with pytest.raises(UsageError, match="each of its 4 stages, but has 1"):
-        Cascade(some_stages(), Policy(scorer, (0.5,) * 3), curves=(Curve((1,), (1.0,)),))
+        Cascade(some_stages(), StopRule(scorer, (0.5,) * 3), curves=(LatencyCurve((1,), (1.0,)),))
     with pytest.raises(UsageError, match="at least one example"):
-        Cascade(some_stages(), Policy(scorer, (0.5,) * 3)).run(some_inputs(0))
+        Cascade(some_stages(), StopRule(scorer, (0.5,) * 3)).run(some_inputs(0))

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from amc.cascade.segments import Cuttable
+from amc.cascade.methods.exits.segments import Cuttable
 from amc.surgery.cutting import cut_channels
 from amc.surgery.flop_counter import count_cut_macs
 from amc.surgery.grouping import trace_groups

@@ -9,24 +9,23 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from amc.bench.cascade import exits, plans, risks, savers, speeds, students
-from amc.bench.cascade.ground import Ground, stand
+from amc import Progress, UsageError
+from amc.bench.cascade import certificate_study, exit_study, plan_study, saver_study, speed_study, student_study
+from amc.bench.cascade.context import Context, open_context
 from amc.bench.cascade.recipe import CascadeRecipe
 from amc.bench.cascade.verdict import Figures, Goal, summary, summary_text
 from amc.bench.deadline import Deadline, Paused, Unfinished
 from amc.bench.machine import machine
 from amc.job.folder import read_json
 from amc.job.run import claimed
-from amc.system.errors import UsageError
 from amc.system.files import write_json, write_text
-from amc.system.progress import Progress
 
 FORMAT = "amc-bench-cascade/1"
 RESULTS, TABLE = "results.json", "table.txt"
 
 
 @dataclass(frozen=True)
-class Study:
+class StudyKind:
     """What one kind of study does.
 
     Attributes:
@@ -34,18 +33,18 @@ class Study:
         goals: what is to be shown.
     """
 
-    measure: Callable[[Ground], tuple[Figures, dict[str, Any]]]
+    measure: Callable[[Context], tuple[Figures, dict[str, Any]]]
     goals: Sequence[Goal]
 
 
-STUDIES: dict[str, Study] = {
-    "exits": Study(exits.measure, exits.GOALS),
-    "exits-joint": Study(partial(exits.measure, joint=True), exits.GOALS),
-    "savers": Study(savers.measure, savers.GOALS),
-    "students": Study(students.measure, students.GOALS),
-    "risk": Study(risks.measure, risks.GOALS),
-    "speed": Study(speeds.measure, speeds.GOALS),
-    "plans": Study(plans.measure, plans.GOALS),
+STUDIES: dict[str, StudyKind] = {
+    "exits": StudyKind(exit_study.measure, exit_study.GOALS),
+    "exits-joint": StudyKind(partial(exit_study.measure, joint=True), exit_study.GOALS),
+    "savers": StudyKind(saver_study.measure, saver_study.GOALS),
+    "students": StudyKind(student_study.measure, student_study.GOALS),
+    "risk": StudyKind(certificate_study.measure, certificate_study.GOALS),
+    "speed": StudyKind(speed_study.measure, speed_study.GOALS),
+    "plans": StudyKind(plan_study.measure, plan_study.GOALS),
 }
 
 
@@ -71,19 +70,19 @@ def bench_cascade(
     details: dict[str, dict[int, Any]] = {}
     with claimed(folder):
         _keep_recipe(recipe, folder)
-        for ground in recipe.grounds:
+        for section in recipe.contexts:
             for seed in range(recipe.seeds):
-                path = folder / f"{ground.name}-{seed}.json"
+                path = folder / f"{section.name}-{seed}.json"
                 if not path.is_file():
                     _check(deadline, folder)
                     began = perf_counter()
-                    progress.say(f"{recipe.name} on {ground.name}, seed {seed}")
-                    standing = stand(ground.wanted, seed, recipe.budgets, runs, progress, ground.name)
-                    found, more = study.measure(standing)
+                    progress.say(f"{recipe.name} on {section.name}, seed {seed}")
+                    context = open_context(section.wanted, seed, recipe.budgets, runs, progress, section.name)
+                    found, more = study.measure(context)
                     write_json(path, {"figures": found, **more, "seconds": perf_counter() - began})
                 kept = read_json(path)
-                figures.setdefault(ground.name, {})[seed] = kept.pop("figures")
-                details.setdefault(ground.name, {})[seed] = kept
+                figures.setdefault(section.name, {})[seed] = kept.pop("figures")
+                details.setdefault(section.name, {})[seed] = kept
         result = {
             "format": FORMAT,
             "recipe": recipe.model_dump(by_alias=True),

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from amc.bench.machine import seconds
-from amc.cascade.runtime import Cascade
-from amc.cascade.survivors import Survivors
+from amc.cascade import ActiveExamples, Cascade
 
 Work = Callable[[], object]
 
@@ -39,7 +38,7 @@ class Bare:
     @classmethod
     def of(cls, cascade: Cascade, alone: Cascade, inputs: Tensor, stop: Tensor) -> Bare:
         """For inputs (b, ...) that stop at `stop` (b,)."""
-        group = start = Survivors(torch.arange(len(inputs)), inputs, {})
+        group = start = ActiveExamples(torch.arange(len(inputs)), inputs, {})
         whole, left = list[Work](), list[Work]()
         for number, stage in enumerate(cascade.stages):
             reached = (stop >= number).nonzero()[:, 0]

@@ -8,15 +8,16 @@ from typing import Literal
 
 from pydantic import Field, JsonValue
 
+from amc import Recipe, load_recipe
 from amc.bench.recipe_file import dotted, read_recipe
 from amc.cost.budget import parse_budget
-from amc.job.recipe import Recipe, load_recipe, recipes_folder
+from amc.job.recipe import recipes_folder
 from amc.system.settings import Settings
 
 StudyName = Literal["exits", "exits-joint", "savers", "students", "risk", "speed", "plans"]
 
 
-class GroundSection(Settings):
+class ContextSection(Settings):
     """A network and its data: an ordinary recipe, with keys of it changed."""
 
     recipe: str = Field(min_length=1, description="an ordinary recipe; its run is the family's")
@@ -38,9 +39,9 @@ class CascadeRecipe(Settings):
     name: str = Field(default="custom", min_length=1, description="the study's name")
     about: str = Field(default="", description="one line about it")
     study: StudyName = Field(description="what is shown")
-    seeds: int = Field(default=3, ge=1, description="divisions of the held-out pictures, and trainings")
+    seeds: int = Field(default=3, ge=1, description="divisions of the held-out images, and trainings")
     budgets: list[str] = Field(default=["15%", "25%", "40%", "55%", "70%"], min_length=1, description="mean costs")
-    grounds: list[GroundSection] = Field(min_length=1, alias="on", description="networks and their data")
+    contexts: list[ContextSection] = Field(min_length=1, alias="on", description="networks and their data")
 
 
 def list_cascade_recipes() -> dict[str, str]:
@@ -58,8 +59,8 @@ def load_cascade_recipe(name_or_path: str | Path) -> CascadeRecipe:
         CascadeRecipe, str(name_or_path), _folder(), command="amc bench cascade needs",
         origin=f"cascade recipe {name_or_path}",
     )  # fmt: skip
-    for ground in recipe.grounds:
-        _ = ground.wanted  # a mistake in it is told before anything is run
+    for context in recipe.contexts:
+        _ = context.wanted  # a mistake in it is told before anything is run
     for budget in recipe.budgets:
         parse_budget(budget)
     return recipe

@@ -47,34 +47,34 @@ def summary(figures: Mapping[str, Mapping[int, Figures]], goals: Sequence[Goal])
     Args:
         figures: ground -> seed -> figures.
     """
-    grounds: dict[str, Any] = {}
-    for ground, by_seed in figures.items():
+    contexts: dict[str, Any] = {}
+    for context, by_seed in figures.items():
         names = list(dict.fromkeys(name for found in by_seed.values() for name in found))
         values = {name: [found[name] for found in by_seed.values() if name in found] for name in names}
-        grounds[ground] = {
-            "figures": {name: _told(each) for name, each in values.items()},
+        contexts[context] = {
+            "figures": {name: _described(each) for name, each in values.items()},
             "goals": [
                 {"goal": goal.says, "verdict": goal.judge(values.get(goal.figure, [])), "figure": goal.figure}
                 for goal in goals
             ],
         }
-    return grounds
+    return contexts
 
 
-def _told(values: list[float]) -> dict[str, Any]:
+def _described(values: list[float]) -> dict[str, Any]:
     found = interval(values)
     return {"mean": found.mean, "low": found.low, "high": found.high, "n": found.n, "values": values}
 
 
-def summary_text(grounds: Mapping[str, Any]) -> str:
+def summary_text(contexts: Mapping[str, Any]) -> str:
     """The table for people: a line a figure, then a line a goal."""
     lines: list[str] = []
-    for ground, told in grounds.items():
-        width = max((len(name) for name in told["figures"]), default=0)
-        lines += ["", ground, ""]
-        for name, found in told["figures"].items():
+    for context, reported in contexts.items():
+        width = max((len(name) for name in reported["figures"]), default=0)
+        lines += ["", context, ""]
+        for name, found in reported["figures"].items():
             half = "" if found["high"] is None else f" ± {found['high'] - found['mean']:.4f}"
             lines.append(f"  {name:<{width}}  {found['mean']:10.4f}{half}")
         lines.append("")
-        lines += [f"  {goal['verdict']}: {goal['goal']}" for goal in told["goals"]]
+        lines += [f"  {goal['verdict']}: {goal['goal']}" for goal in reported["goals"]]
     return "\n".join(lines).strip("\n")

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from amc.cascade.exit_archive import load_exits, save_exits
-from amc.cascade.exit_training import ExitSchedule, train_exits
-from amc.cascade.exits import exit_network
-from amc.cascade.recording import record
+from amc.cascade.methods.exits.exit_network import exit_network
+from amc.cascade.methods.exits.exit_training import ExitSchedule, train_exits
+from amc.cascade.methods.exits.saved_exits import load_exits, save_exits
+from amc.cascade.stages.recording import record
 from amc.surgery.flop_counter import count_cut_macs
 from amc.system.device import Compute
 from amc.system.errors import ModelError, UsageError

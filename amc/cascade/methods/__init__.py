@@ -1,0 +1,1 @@
+"""How stages are made: savers, exits, exit sequences, small students."""

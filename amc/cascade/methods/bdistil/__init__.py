@@ -1,0 +1,1 @@
+"""B-DISTIL: an ensemble of small students, each prefix of which answers."""

@@ -1,0 +1,1 @@
+"""ESN: a saver, a base network and exits between them."""

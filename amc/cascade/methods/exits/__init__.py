@@ -1,0 +1,1 @@
+"""Exits on the way through a network."""

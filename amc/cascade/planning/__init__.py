@@ -1,0 +1,1 @@
+"""From a finished run to the best cascade under the constraints."""

@@ -1,0 +1,1 @@
+"""When an example stops: scores of answers, thresholds, and the search for them."""

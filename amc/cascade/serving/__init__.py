@@ -1,0 +1,1 @@
+"""Running, timing, saving, exporting and serving a cascade."""
