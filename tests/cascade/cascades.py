@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from amc.cascade.rules.scorers import SCORERS
-from amc.cascade.rules.stop_rule import NEVER, StopRule, scores_of
-from amc.cascade.serving.runtime import Cascade
+from amc.cascade.rules.stop_rule import NEVER, Outcomes, StopRule, scores_of, simulate
+from amc.cascade.serving.runtime import Answers, Cascade
 from amc.cascade.stages.recording import record
 from amc.cascade.stages.records import Records
 from amc.cascade.stages.stage import ExitStage, NetworkStage, Stage, StageCost
@@ -19,6 +19,7 @@ from amc.system.device import Compute
 
 CPU = Compute(torch.device("cpu"), False)
 CLASSES = 4
+ROUNDING = 1e-5  # of the largest number: float32 has 24 bits, 6e-8, and a sum of some hundred terms loses a few
 
 
 class Counting(nn.Module):
@@ -120,6 +121,38 @@ def half_cascade(stages: tuple[Stage, ...], inputs: Tensor, scorer: str = "confi
         thresholds += between(row[reached][None], [0.5]) if len(row[reached].unique()) > 1 else (NEVER,)
         reached &= row < thresholds[-1]
     return Cascade(stages, StopRule(fitted, tuple(thresholds), best))
+
+
+def decided(records: Records, rule: StopRule) -> Tensor:
+    """(n,) bool: the examples that rounding cannot make stop or answer otherwise.
+
+    The same stage on another batch, thread count or machine runs other kernels, whose sums round otherwise. So records
+    are moved by several draws of what that may be: an example is decided if it stops and answers alike in all of them.
+    """
+    added = [1.0] * len(records.stages)
+    plain, sure = simulate(records, rule, added), torch.ones(len(records), dtype=torch.bool)
+    for seed in range(4):
+        draw = torch.rand(records.logits.shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+        moved = replace(records, logits=records.logits * (1 + ROUNDING * draw) + ROUNDING * draw.flip(1))
+        other = simulate(moved, rule, added)
+        sure &= (other.stop == plain.stop) & (other.answered == plain.answered)
+        sure &= other.predictions == plain.predictions
+    return sure
+
+
+def assert_alike(found: Answers, wanted: Answers | Outcomes, sure: Tensor) -> None:
+    """Equal stops, answers and costs of the examples that are `sure` (n,), nearly all of them; logits to rounding."""
+    assert float(sure.double().mean()) > 0.8
+    for name in ("stop", "answered", "predictions", "cost"):
+        assert torch.equal(getattr(found, name)[sure], getattr(wanted, name)[sure]), name
+    if isinstance(wanted, Answers):
+        assert_close(found.logits[sure], wanted.logits[sure])
+
+
+def assert_close(found: Tensor, wanted: Tensor) -> None:
+    """Equal up to what rounding in another batch, thread count or machine may change."""
+    assert found.shape == wanted.shape
+    assert float((found - wanted).abs().max()) <= ROUNDING * (1 + float(wanted.abs().max()))
 
 
 def visits(stage: Any) -> list[Tensor]:

@@ -23,6 +23,7 @@ from amc.system.errors import ModelError, RunError, UsageError
 from amc.zoo.data.sources import load_splits
 from amc.zoo.data.splits import TensorSplit
 from amc.zoo.networks.source import build_model
+from tests.cascade.cascades import assert_close
 from tests.tiny import pictures, residual
 
 PLAIN = Compute(torch.device("cpu"), bfloat16=False)
@@ -66,7 +67,7 @@ def test_stages_in_a_row_are_the_exits_and_record_alike() -> None:
     wanted = torch.stack(network.outputs(BATCH))
     assert torch.equal(found.logits, wanted)
     alone = torch.stack([torch.cat(parts) for parts in zip(*(network.outputs(x[None]) for x in BATCH), strict=True)])
-    assert torch.allclose(alone, wanted, atol=1e-5)
+    assert_close(alone, wanted)
 
 
 def test_exits_cost_what_their_heads_cost() -> None:

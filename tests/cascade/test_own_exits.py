@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from amc.cascade.methods.exits.saved_exits import RECORD
+from amc.cascade.methods.exits.saved_exits import RECORD, load_exits_component
 from amc.cascade.planning import trained_components
 from amc.cascade.planning.constraints import Constraints
 from amc.cascade.planning.external_models import external_model
@@ -109,7 +109,7 @@ def test_its_own_exits_are_planned_with_as_they_are(multi_run: Path, tmp_path: P
     alone, _ = family.records(family.dense)
     assert torch.equal(fit.logits[-1], alone.logits[0])
     part.save(tmp_path)
-    again = trained_components.load_exits_component(tmp_path, "dense")
+    again = load_exits_component(tmp_path, "dense")
     inputs = torch.randn(3, *family.dense.input_shape)
     with torch.no_grad():
         for one, two in zip(part.network.outputs(inputs), again.network.outputs(inputs), strict=True):
@@ -163,7 +163,7 @@ def test_joint_exits_train_a_copy_of_the_network_once(
     assert (kept / RECORD).stat().st_mtime_ns == made
     part.save(tmp_path / "part")
     again, inputs = (
-        trained_components.load_exits_component(tmp_path / "part", part.name),
+        load_exits_component(tmp_path / "part", part.name),
         torch.randn(3, *family.dense.input_shape),
     )
     with torch.no_grad():
