@@ -24,7 +24,7 @@ __all__ = ["family"]  # a fixture
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["networks and exits", "esn"])
 def test_a_kept_cascade_is_exported_with_its_answers(kind: str, family: Family, tmp_path: Path) -> None:
-    """The exported folder answers as the saved one where rounding does not decide; it is no source of another export."""
+    """The exported folder answers as the saved one where rounding does not decide; it is no source of another."""
     parts = {"networks and exits": lambda: (family.released, exits(family)), "esn": lambda: (sequence(family),)}[kind]()
     candidate = offered(family, *parts)
     rule = StopRule(SCORERS["rightness"](candidate.calibration), (0.45,) * (len(candidate.stages) - 1))

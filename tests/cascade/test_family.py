@@ -67,7 +67,7 @@ def test_a_killed_training_leaves_no_network_and_the_next_one_takes_the_same_pol
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("amc.cascade.planning.family.train", killed)
+        patch.setattr("amc.job.job.train", killed)
         family.train(0.5 * family.dense.macs)
     begun = (folder / "family" / ".50%" / POLICY).read_text()
     assert "50%" not in {member.name for member in Family(Run.open(folder)).members}
@@ -127,7 +127,8 @@ def test_a_network_whose_epoch_was_chosen_on_another_half_is_no_longer_of_the_fa
     measure = run.job.data.validation
     inputs, labels = next(iter(measure.batches(10**6)))
     groups = torch.arange(len(labels)) // 10
-    run.job.data = replace(run.job.data, validation=TensorSplit(inputs, labels, groups=groups))
+    grouped = replace(run.job.data, validation=TensorSplit(inputs, labels, groups=groups))
+    run.job = replace(run.job, data=grouped)
     family = Family(run)
     assert family.trained == []
     fit, risk = family.records(family.dense)
@@ -146,7 +147,7 @@ def test_a_share_is_rounded_down_so_that_its_network_fits() -> None:
 def test_a_task_that_is_no_classification_is_refused(own_run: Path) -> None:
     """The message names the metric."""
     run = Run.open(own_run)
-    run.job.task = type(run.job.task)(metric=lambda outputs, batch: [], metric_name="taste")
+    run.job.measure.task = type(run.job.task)(metric=lambda outputs, batch: [], metric_name="taste")
     with pytest.raises(UsageError, match="taste"):
         Family(run, Silent())
 

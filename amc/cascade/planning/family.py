@@ -177,10 +177,8 @@ class Family:
     def _member(self, name: str, model: torch.nn.Module, origin: str) -> NetworkComponent:
         dense = self.run.job
         example = example_call(dense.task, dense.data).to(dense.compute.device)
-        mean, std = (getattr(dense.data.validation, key, None) for key in ("mean", "std"))
-        normalisation = {"mean": list(mean), "std": list(std)} if mean and std else None
-        macs = macs_of(model, example)
-        return NetworkComponent(name, model, macs, dense.source, tuple(dense.data.input_shape), origin, normalisation)
+        macs, shape = macs_of(model, example), tuple(dense.data.input_shape)
+        return NetworkComponent(name, model, macs, dense.source, shape, origin, dense.normalisation)
 
     def _kept(self, name: str) -> NetworkComponent:
         return self._member(name, self.run.job.compute.place(load_network(self.folder / name)), "retarget")
