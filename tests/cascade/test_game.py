@@ -260,7 +260,7 @@ def test_a_trained_network_is_taken_as_it_is_where_it_is_worth_most() -> None:
 
 def test_networks_of_a_run_are_students_and_stand_on_disk_as_releases(tiny_run: Run, tmp_path: Path) -> None:
     """Saved, each has its architecture record, and loaded they give the same logits."""
-    dense = tiny_run.dense
+    dense = tiny_run.job
     example = dense.trace.example.args[0]
     students = WithTrained(_Nothing(), {"released": (tiny_run.model, dense.source)}, example)
     found = distil(dense.model, dense.data, dense.compute, students=students, rules=GameSettings(rounds=1, copies=1))

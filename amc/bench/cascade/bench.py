@@ -54,7 +54,7 @@ def bench_cascade(
     """Run what is missing of a study, and sum up.
 
     Args:
-        folder: where results go, a file for each ground and seed.
+        folder: where results go, a file for each context and seed.
         runs: where the grounds' runs are, or go; studies share them.
         minutes: after which no further seed is begun.
 

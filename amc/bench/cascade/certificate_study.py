@@ -1,4 +1,4 @@
-"""Promises: how often each rule for choosing a threshold breaks its own (`method-dynamic` 5.6), on real records.
+"""Promises: how often each rule for choosing a threshold breaks its own, on real records.
 
 The saver pair of the family whose saver costs about a quarter. The ladder of thresholds is made on the calibration
 split; the test split is the population that calibration sets are drawn from, and that the true risks are known on.

@@ -1,7 +1,7 @@
 """How the errors of two networks go together: what makes one a good saver of the other beside its own accuracy.
 
-A saver does harm only where it is wrong, sure of itself, and the base is right. Networks pruned from the base make its
-errors again, so their agreement is weak evidence that both are right; independent ones disagree where one is wrong.
+A saver loses accuracy only where it is wrong, sure of itself, and the base is right. Networks pruned from the base make
+its errors again, so their agreement is weak evidence that both are right; independent ones disagree where one is wrong.
 """
 
 from __future__ import annotations

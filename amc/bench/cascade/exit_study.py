@@ -1,5 +1,5 @@
 """Exits: does accuracy track the target where plain confidence does not, and does a large network with exits beat a
-smaller one run whole? The two tests of PCEE (arXiv 2412.19325), as in `method-dynamic` 5.1.
+smaller one run whole? The two tests of PCEE (arXiv 2412.19325)
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from amc.cascade import (
 TARGETS, HIGHEST = 9, 0.99  # how many; below what the first exit reaches alone there is nothing to keep to
 ESTIMATORS = ("bins", "window", "isotonic")
 SIZES = (200, 1000)  # calibration images, beside all
-FEWEST = 50  # images that leave at an exit, for its accuracy to be told
+FEWEST = 50  # images that leave at an exit, for its accuracy to be reported
 SCORERS_TRIED = ("confidence", "isotonic", "deferral")
 GOALS = (
     Goal("answers given early are right at least as often as asked, on average over targets, to half a point",

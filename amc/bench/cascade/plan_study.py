@@ -1,5 +1,5 @@
 """Plans: at equal mean cost and at equal measured latency, is the best cascade better than the best static network of
-the same family? `method-dynamic` 5.8, over several budgets; and what the dense network's own accuracy costs.
+the same family? over several budgets; and what the dense network's own accuracy costs.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ GOALS = (
          "the dense accuracy: relative cost", most=0.5),
     Goal("at equal measured latency never worse than the best static network, to a quarter of a point",
          "least gain at equal latency", least=-0.0025),
-    Goal("no certified term is broken on test by more than the test split can tell",
+    Goal("no certified constraint is broken on test by more than the test split can tell",
          "certified constraints broken", most=0.0),
 )  # fmt: skip
 
@@ -109,7 +109,7 @@ def _row(context: Context, plan: Plan, singles: Sequence[Candidate], seconds: di
 
 
 def _seconds(context: Context, stages: Sequence[Stage], rule: StopRule | None, stop: torch.Tensor) -> float:
-    """Measured seconds of an example in batches of `BATCH`, mean over random batches of examples that stop as told."""
+    """Measured seconds of an example in batches of `BATCH`, mean over random batches of examples that stop so."""
     compute = context.family.run.job.compute
     inputs = next(iter(context.split("validation").batches(BATCH)))[0].to(compute.device)
     scorer = rule.scorer if rule is not None and len(stages) > 1 else None

@@ -60,7 +60,7 @@ def load_cascade_recipe(name_or_path: str | Path) -> CascadeRecipe:
         origin=f"cascade recipe {name_or_path}",
     )  # fmt: skip
     for context in recipe.contexts:
-        _ = context.wanted  # a mistake in it is told before anything is run
+        _ = context.wanted  # a mistake in it is reported before anything is run
     for budget in recipe.budgets:
         parse_budget(budget)
     return recipe

@@ -1,6 +1,6 @@
 """Savers: do they rank as DeltaC says, do thresholds hold on new images, which networks save best, does ESN help?
 
-`method-dynamic` 5.2 in short: TinySaver (arXiv 2403.17726) with the published rule beside sound ones, and its exit
+TinySaver (arXiv 2403.17726) with the published rule beside sound ones, and its exit
 sequence network beside the plain pair at equal mean cost.
 """
 
@@ -45,7 +45,7 @@ from amc.release.archive import WEIGHTS, load_network, save_network
 from amc.train.training import train
 
 DROP, DELTA = 0.005, 0.1  # of the sound rules: points of accuracy, chance that they fail
-TWINS, TWIN = "twins", 0.25  # folder of a run; share of the base's cost at which relatives are compared
+SCRATCH, RELATIVE_COST = "twins", 0.25  # folder of a run; share of the base's cost at which relatives are compared
 GOALS = (
     Goal("the saver chosen on held-out images is within 2 % of the best one on test",
          "regret of the choice", most=0.02),
@@ -128,11 +128,11 @@ def _relatives(
     context: Context, savers: Sequence[NetworkComponent], base: NetworkComponent
 ) -> tuple[Figures, dict[str, Any]]:
     """A pruned saver beside a network of the same shape that was trained from scratch: whose errors are the base's?"""
-    pruned = min(savers, key=lambda member: abs(member.macs - TWIN * base.macs))
-    twin = twin_of(context, pruned)
+    pruned = min(savers, key=lambda member: abs(member.macs - RELATIVE_COST * base.macs))
+    scratch = copy_from_scratch(context, pruned)
     found: Figures = {}
     reported: dict[str, Any] = {}
-    for name, member in (("pruned", pruned), ("from scratch", twin)):
+    for name, member in (("pruned", pruned), ("from scratch", scratch)):
         pair = context.in_a_row([member, base], "test")
         as_evaluation = complementarity(pair, context.seed)
         reported[name] = asdict(as_evaluation)
@@ -147,10 +147,10 @@ def _relatives(
     return found, reported
 
 
-def twin_of(context: Context, member: NetworkComponent) -> NetworkComponent:
+def copy_from_scratch(context: Context, member: NetworkComponent) -> NetworkComponent:
     """A network of a member's shape trained from scratch, without the dense network; kept in the run."""
     run = context.family.run
-    dense, folder = run.job, run.folder / TWINS / member.name
+    dense, folder = run.job, run.folder / SCRATCH / member.name
     if not (folder / WEIGHTS).is_file():
         model = copy.deepcopy(member.model)
         torch.manual_seed(run.recipe.seed + 1)
@@ -163,7 +163,7 @@ def twin_of(context: Context, member: NetworkComponent) -> NetworkComponent:
         save_network(folder, model.eval(), dense.source, tuple(dense.data.input_shape), member.normalisation)
     model = dense.compute.place(load_network(folder))
     return NetworkComponent(
-        f"{member.name} from scratch", model, member.macs, dense.source, member.input_shape, "stranger"
+        f"{member.name} from scratch", model, member.macs, dense.source, member.input_shape, "external"
     )
 
 

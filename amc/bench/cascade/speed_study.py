@@ -1,6 +1,6 @@
 """Speed: how much of the saving in multiply-adds a clock sees, for exits of one network and for a saver and its base.
 
-`method-dynamic` 5.7: gathered, masked and singly, at batch 1 to 256, by torch and by ONNX Runtime. Beside the ground's
+Gathered, masked and singly, at batch 1 to 256, by torch and by ONNX Runtime. Beside the context's
 own network a larger one of random weights, with exits at which as many inputs are made to stop: for its seconds alone.
 """
 

@@ -1,6 +1,6 @@
 """Students: B-DISTIL's prefixes against other ensembles and single networks of the same multiply-adds, on test.
 
-`method-dynamic` 5.3: reuse on and off, a teacher scaled inside the students' range and one that fills it, and the
+Reuse on and off, a teacher scaled inside the students' range and one that fills it, and the
 certificate, which `amc.cascade.methods.bdistil.hedge` checks after every round.
 """
 

@@ -20,7 +20,7 @@ class Goal:
 
     Attributes:
         says: the goal in words.
-        figure: its name, without the ground's.
+        figure: its name, without the context's.
     """
 
     says: str
@@ -45,7 +45,7 @@ def summary(figures: Mapping[str, Mapping[int, Figures]], goals: Sequence[Goal])
     """Means, intervals and verdicts, JSON-able.
 
     Args:
-        figures: ground -> seed -> figures.
+        figures: context -> seed -> figures.
     """
     contexts: dict[str, Any] = {}
     for context, by_seed in figures.items():

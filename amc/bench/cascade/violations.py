@@ -1,4 +1,4 @@
-"""How often each rule for choosing how bold a cascade may be breaks its promise, and what a shift of the inputs does.
+"""How often each method of choosing a stop rule breaks its promise, and what a shift of the inputs does.
 
 The records given are the population: calibration sets are drawn from them with replacement, so that the examples are
 independent and the true risk of each stop rule is known exactly.

@@ -28,7 +28,7 @@ class ConstraintTest:
     certain: bool = False
 
     def p_value(self, delta: float) -> float:
-        """Of the hypothesis that the claim is false."""
+        """Of the hypothesis that the constraint is broken."""
         return 0.0 if self.certain else self.losses.p_value(self.limit, delta)
 
     @property
@@ -70,10 +70,10 @@ def constraint_tests(
 
 
 def largest_p_value(tests: Sequence[ConstraintTest], delta: float) -> float:
-    """Of the hypothesis that any of the tests is false; 0 where nothing is claimed."""
+    """Of the hypothesis that any of the constraints is broken; 0 where there is none."""
     return max((test.p_value(delta) for test in tests), default=0.0)
 
 
 def least_margin(tests: Sequence[ConstraintTest]) -> float:
-    """Of the claim that stands worst; infinite where nothing is claimed."""
+    """Of the constraint that is nearest to being broken; infinite where there is none."""
     return min((test.margin for test in tests), default=math.inf)

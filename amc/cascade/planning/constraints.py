@@ -60,7 +60,7 @@ class Constraints:
     confidence: float = CONFIDENCE
 
     def __post_init__(self) -> None:
-        if all(term is None for term in (self.budget, self.max_cost, self.accuracy, self.max_drop)):
+        if all(each is None for each in (self.budget, self.max_cost, self.accuracy, self.max_drop)):
             raise UsageError(
                 "a cascade needs constraints, but none are given; give --budget 30%, --max-cost 1.2GFLOPs, "
                 "--accuracy 0.92 or --max-drop 0.5%"
@@ -140,9 +140,9 @@ def _read_cost(flag: str, text: str) -> _Cost:
     except UsageError:  # its advice is of units that a cascade is not planned in
         budget = None
     if budget is None or budget.unit != "macs":
-        mend = f"{compact}% or {compact}MFLOPs" if NUMBER.fullmatch(compact) else "e.g. 30% or 300MFLOPs"
+        fix = f"{compact}% or {compact}MFLOPs" if NUMBER.fullmatch(compact) else "e.g. 30% or 300MFLOPs"
         raise UsageError(
-            f"{flag} of a cascade must be a share of the dense network or multiply-adds, but is {text!r}; give {mend}"
+            f"{flag} of a cascade must be a share of the dense network or multiply-adds, but is {text!r}; give {fix}"
         )
     return _Cost(budget.value, budget.relative)
 

@@ -1,8 +1,8 @@
-"""Ways to make a cascade stop, what each is worth, and the stop rules that each offers; all on calibration examples.
+"""Stop rules of each candidate, and what each does on calibration examples that had no part in making it.
 
 Of thousands of stop rules the one that looks best on the examples it was chosen on flatters itself, the more so the
-more stages and parameters it has. So every way is cross-fitted: what a stop rule made of all examples does is told from
-stop rules as costly that were made, scorer and thresholds, without the fold of the example looked at.
+more stages and parameters it has. So every variant is cross-fitted: what a stop rule made of all examples does is told
+from stop rules as costly that were made, scorer and thresholds, without the fold of the example looked at.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from amc.cascade.stages.candidate import Candidate
 from amc.cascade.stages.holdout import folds_of
 from amc.cascade.stages.records import Records
 
-FOLDS, COMPARED, FOLDS_SEED = 5, 3, 1  # folds; where many ways are compared
-TRIED, MATCHED = 32, 96  # stop rules of a way; those of a fold, of which the one as costly is taken for each
+FOLDS, COMPARED, FOLDS_SEED = 5, 3, 1  # folds; where many variants are compared
+TRIED, MATCHED = 32, 96  # stop rules of a variant; of a fold, of which the one of nearest cost is taken for each
 CAREFUL = 24  # rungs of the ladder from which more careful stop rules are taken
 WINDOW = 3  # stop rules next to each other in cost whose figures are averaged: one by itself is too noisy
 TIE = 1e-9  # of accuracy, that the dense network's whole cost is worth: decides between equals
@@ -54,7 +54,7 @@ class Option:
     """One stop rule of one candidate, made of all calibration examples.
 
     Attributes:
-        name: of the way that it belongs to.
+        name: of the variant that it belongs to.
         fit: what such a stop rule does on each calibration example that had no part in making it.
     """
 

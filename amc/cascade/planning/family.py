@@ -2,7 +2,7 @@
 
 A retarget is fine-tuned once, as the run's recipe says, and kept in `RUN/family/NAME` as a release: whole or absent.
 Its best epoch is chosen on the calibration split of the validation split: the holdout split has no part in it; one
-that was chosen on another half is trained anew. (The release's own epoch, and which policies the run measured, were
+that was chosen on another split is trained anew. (The release's own epoch, and which policies the run measured, were
 chosen on the whole of the split.)
 """
 
@@ -26,7 +26,6 @@ from amc.cascade.stages.holdout import split_in_two
 from amc.cascade.stages.records import Records
 from amc.cost.budget import format_macs, parse_budget
 from amc.job.folder import POLICY, read_json
-from amc.job.job import example_call
 from amc.job.run import Run, policy_table, save_release
 from amc.release.archive import WEIGHTS, load_network
 from amc.system.errors import BudgetUnreachable, UsageError
@@ -167,7 +166,7 @@ class Family:
     def _is_of_this_half(self, folder: Path) -> bool:
         """Whether a policy is kept there for a network whose epoch is, or was, chosen on this calibration split.
 
-        A record that does not say was made when halves were drawn example by example.
+        A record that does not say was made when splits were drawn example by example.
         """
         if not (folder / POLICY).is_file():
             return False
@@ -176,8 +175,7 @@ class Family:
 
     def _member(self, name: str, model: torch.nn.Module, origin: str) -> NetworkComponent:
         dense = self.run.job
-        example = example_call(dense.task, dense.data).to(dense.compute.device)
-        macs, shape = macs_of(model, example), tuple(dense.data.input_shape)
+        macs, shape = macs_of(model, dense.trace.example), tuple(dense.data.input_shape)
         return NetworkComponent(name, model, macs, dense.source, shape, origin, dense.normalisation)
 
     def _kept(self, name: str) -> NetworkComponent:
@@ -208,7 +206,7 @@ class Family:
         }
         write_json(working / POLICY, record)
         (working / CHECKPOINT).unlink(missing_ok=True)
-        shutil.rmtree(self.folder / name, ignore_errors=True)  # of another half
+        shutil.rmtree(self.folder / name, ignore_errors=True)  # of another calibration split
         os.replace(working, self.folder / name)
         said = f"{start:.2%} before fine-tuning, {after:.2%} after, on the calibration split"
         self.progress.say(f"{name}: {format_macs(costs['macs'])}, {said}")

@@ -15,7 +15,7 @@ from amc.cascade.stages.stage import Stage
 from amc.system.device import Compute
 from amc.train.evaluation import Evaluation
 
-BATCHES = (1, 8, 64)  # on which stages are timed; plans are told for the first and the last
+BATCHES = (1, 8, 64)  # on which stages are timed; reported for the first and the last
 ROUNDS = 7
 
 

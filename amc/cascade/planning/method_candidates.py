@@ -35,7 +35,7 @@ WITH_EXITS = ("auto", "pcee", "pcee-ws")
 
 
 def check_method(method: str, exits: str = FROZEN) -> None:
-    """Raises `UsageError` for a method that there is not, or a way to train exits that there is not or it has none."""
+    """Raises `UsageError` for an unknown method or an unknown training of exits, or a method without exits to train."""
     if method not in METHODS:
         raise UsageError(f"--method must be one of {', '.join(METHODS)}, but is {method!r}")
     if exits not in (FROZEN, JOINT):

@@ -57,7 +57,7 @@ def plan_cascade(
         folder: a finished run of a classifier.
         method: one of `amc.cascade.planning.method_candidates.METHODS`; auto looks at all that are cheap to make.
         external models: networks that are no relatives of the run's, each NAME or NAME=WEIGHTS.
-        out: where the cascade goes; None: `cascade/TERMS` inside the run.
+        out: where the cascade goes; None: `cascade/CONSTRAINTS` inside the run.
         train: networks of the family that may be trained now; what is trained stays in the run.
         exits: frozen leaves networks with exits as they are; joint trains copies of them on with their exits.
 

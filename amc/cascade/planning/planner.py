@@ -1,11 +1,11 @@
 """The best plan under the user's constraints: chosen on calibration examples, tested on holdout examples.
 
-As in Pareto testing (Laufer-Goldshtein et al., arXiv 2210.07913), the stop rules of the best ways (`options`) are put
+As in Pareto testing (Laufer-Goldshtein et al., arXiv 2210.07913), the stop rules of the best variants are put
 in order from the safest to the best, as far as the calibration examples tell. On the holdout examples, which had no
 part in any of it, they are tested one after the other up to the first that fails (fixed-sequence testing, arXiv
-2110.01052). That any of those that passed breaks a certified term has a probability of 1 - confidence at most, so each
-of them may be the plan. Networks run whole stand in the same order: where no cascade passes, or none beats the best of
-them on all held-out examples together, one of them is the plan.
+2110.01052). That any of those that passed breaks a certified constraint has a probability of 1 - confidence at most, so
+each of them may be the plan. Networks run whole stand in the same order: where no cascade passes, or none beats the
+best of them on all held-out examples together, one of them is the plan.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from amc.study.pareto import non_dominated
 from amc.system.errors import BudgetUnreachable
 
 FIRST = "confidence"  # the scorer by which candidates are compared before any other is fitted
-SHORTLIST = 6  # candidates of which all ways are compared
+SHORTLIST = 6  # candidates of which all variants are compared
 SURE = 3.0  # standard errors from a limit
-TESTED = 2  # ways whose stop rules are tested where accuracy is not promised; where it is, each costs power: one
+TESTED = 2  # variants whose stop rules are tested where accuracy is not promised; where it is, each costs power: one
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +49,7 @@ class Plan:
         static: the best network run whole under the same constraints; None where none keeps to them.
         tested: the options that passed on the holdout examples, from the safest to the best.
         failed: the option at which testing ended; None where all passed.
-        rivals: the best option of each way that was looked at closely, best way first.
+        alternatives: the best option of each variant that was looked at closely, best first.
         why: where the plan is a static network although cascades were looked at: the reason, in a sentence.
     """
 
@@ -111,7 +111,7 @@ def holdout_bounds(option: Option, problem: Problem) -> dict[str, Any]:
 
 
 def shortlist(candidates: Sequence[Candidate], problem: Problem, fallback: float) -> list[Variant]:
-    """The ways whose expected objective is best, the best first: at most one for each candidate.
+    """The variants whose expected gain is best, the best first: at most one for each candidate.
 
     Args:
         fallback: the objective of what is taken where nothing passes.
@@ -146,11 +146,11 @@ def _likely(options: Sequence[Option], problem: Problem) -> Option | None:
 def _in_order(static: Sequence[Option], offered: Sequence[Sequence[Option]], problem: Problem) -> list[Option]:
     """What is to be tested, the safest first.
 
-    Where accuracy is promised, a way's stop rules come in the order of their cost, the most expensive first: the more
-    often the last stages answer the nearer is it to them, while the margin seen is partly luck. Where the mean cost
-    alone is, they come by margin, and those that others of the group beat in both margin and objective are left out. A
-    network that a cascade beats in both is tested only where it will hardly fail: a failure ends the test for all that
-    come after. What cannot fail, such as the dense network where a drop is limited, comes first.
+    Where accuracy is promised, a variant's stop rules come in the order of their cost, the most expensive first: the
+    more often the last stages answer the nearer is it to them, while the margin seen is partly luck. Where the mean
+    cost alone is, they come by margin, and those that others of the group beat in both margin and objective are left
+    out. A network that a cascade beats in both is tested only where it will hardly fail: a failure ends the test for
+    all that come after. What cannot fail, such as the dense network where a drop is limited, comes first.
     """
     entries = [
         [(-problem.margin(option), problem.objective_of(option), option) for option in group] for group in offered

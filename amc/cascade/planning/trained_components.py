@@ -31,7 +31,6 @@ from amc.cascade.methods.exits.saved_exits import ExitsComponent, load_exits, sa
 from amc.cascade.planning.family import Family
 from amc.cascade.stages.component import NetworkComponent
 from amc.cost.trace import digest_tensors
-from amc.job.job import example_call
 from amc.system.errors import UsageError
 from amc.train.own_exits import OwnExits
 
@@ -49,7 +48,7 @@ def exits_of(family: Family, member: NetworkComponent, joint: bool = False) -> E
     """
     run = family.run
     compute, splits = run.job.compute, family.splits
-    example = example_call(run.job.task, splits).to(compute.device).args[0]
+    example = run.job.trace.example.args[0]
     own = isinstance(member.model, OwnExits)
     if own and not joint:
         return ExitsComponent(member, every_own_exit(member.model, example, member.name))
@@ -105,7 +104,7 @@ def students_of(family: Family, teacher: NetworkComponent) -> StudentsComponent:
     """
     run = family.run
     pruned = [member for member in family.members if member.macs < teacher.macs]
-    example = example_call(run.job.task, family.splits).to(run.job.compute.device).args[0]
+    example = run.job.trace.example.args[0]
 
     def make(folder: Path) -> None:
         classes = teacher.model(example).shape[-1]
@@ -120,9 +119,7 @@ def students_of(family: Family, teacher: NetworkComponent) -> StudentsComponent:
         found.ensemble.save(folder)
 
     half = family.halves[0]
-    divided = (
-        "" if half.groups is None else f"-{half.digest}"
-    )  # ensemble weights are of this half, with its groups kept whole
+    divided = "" if half.groups is None else f"-{half.digest}"  # the ensemble weights depend on it
     members = digest_tensors({member.digest: torch.empty(0) for member in pruned})
     folder = kept_once(family.folder / f"b-distil-{teacher.name}-{teacher.digest}-{members}{divided}", make)
     return StudentsComponent(f"students of {teacher.name}", load_ensemble(folder))

@@ -66,7 +66,7 @@ class StageQueues:
             batch: inputs that a stage is run on at most.
             wait: seconds that an input waits before a stage for others to come.
             room: inputs that may be inside at a time.
-            observer: told of the answers to requests without cap and deadline; what it returns is then in force.
+            observer: called with the answers to requests without cap and deadline; what it returns is then in force.
         """
         self._cascade, self._batch, self._wait, self._room, self._observer = cascade, batch, wait, room, observer
         self._queues: list[deque[_Waiting]] = [deque() for _ in cascade.stages]
@@ -128,7 +128,7 @@ class StageQueues:
         while (group := self._next()) is not None:
             try:
                 self._advance(group)
-            except Exception as error:  # of a stage: whose inputs were in it are told, the others go on
+            except Exception as error:  # of a stage: whose inputs were in it get the error, the others go on
                 self._fail(group, error)
 
     def _next(self) -> ActiveExamples | None:
@@ -191,7 +191,7 @@ class StageQueues:
             self._cascade = replace(self._cascade, rule=rule)
 
     def _allowed(self, group: ActiveExamples) -> ActiveExamples | None:
-        """Who may visit the next stage; those for whom it is too dear or too late are answered. All may the first."""
+        """Who may visit the next stage; those for whom it is too expensive or too late are answered."""
         stage, now = len(group.logits), perf_counter()
         if stage == 0:
             return group

@@ -60,7 +60,7 @@ def service(
 
     Args:
         input_shape: of one input, as the networks see it: float32, normalised.
-        about: told by `GET /cascade` beside stages and thresholds.
+        about: reported by `GET /cascade` beside stages and thresholds.
         monitor: of the cascade's stop rule; when it sees drift the safe plan answers.
     """
     watch = None if monitor is None else DriftWatch(monitor)

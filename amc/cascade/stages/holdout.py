@@ -43,7 +43,7 @@ def folds_of(number: int, count: int, seed: int, groups: Tensor | None = None) -
     """The places of `number` examples in at most `count` disjoint folds of nearly one size, each ascending.
 
     Args:
-        groups: as in `parts_of`; a lone group is divided after all, as there is no other way to have folds.
+        groups: as in `split_in_two`; a lone group is divided after all, as there is no other way to have folds.
     """
     draw = torch.Generator().manual_seed(seed)
     if groups is not None:

@@ -34,7 +34,7 @@ class SequenceTraining:
         limit: examples of a pass.
         mixup: of the Beta distribution of mixing shares; 0: none.
         cutmix: the same for rectangles; where both are asked for, each batch gets one of them.
-        taught: share of the targets that is what the base says of an input; the rest are its labels.
+        distill: share of the targets that is what the base says of an input; the rest are its labels.
         ema: decay of the running mean of the weights, which is what is kept; 0: the last weights are.
     """
 

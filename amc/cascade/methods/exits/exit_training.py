@@ -62,7 +62,7 @@ class BackboneOutputs:
 
     Attributes:
         labels: (n,) int64.
-        taught: (n, classes) float32, the deepest exit's logits.
+        teacher_logits: (n, classes) float32, the deepest exit's logits.
     """
 
     features: tuple[Tensor, ...]
