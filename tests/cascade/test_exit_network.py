@@ -150,7 +150,7 @@ def test_files_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
     (tmp_path / RECORD).write_text('{"format": "amc-exits/0"}')
     with pytest.raises(RunError, match="format"):
         load_exits(tmp_path, network.backbone)
-    with pytest.raises(RunError, match="train exits first"):
+    with pytest.raises(RunError, match="make it anew"):
         load_exits(tmp_path / "nowhere", network.backbone)
 
 

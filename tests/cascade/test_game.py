@@ -205,11 +205,11 @@ def test_trained_networks_answer_as_they_do_alone_and_keep_their_tensors() -> No
 
 def test_a_broken_folder_is_one_line(tmp_path: Path, played: tuple[Distilled, Splits]) -> None:
     """A missing or damaged ensemble raises `RunError`."""
-    with pytest.raises(RunError, match="whole ensemble"):
+    with pytest.raises(RunError, match="an ensemble whole"):
         load_ensemble(tmp_path)
     played[0].ensemble.save(tmp_path)
     (tmp_path / "students.safetensors").write_bytes(b"short")
-    with pytest.raises(RunError, match="whole ensemble"):
+    with pytest.raises(RunError, match="an ensemble whole"):
         load_ensemble(tmp_path)
 
 

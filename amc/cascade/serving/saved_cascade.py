@@ -160,7 +160,7 @@ def rule_to_json(rule: StopRule) -> dict[str, Any]:
 
 
 def rule_from_json(record: Mapping[str, Any]) -> StopRule:
-    """The inverse of `stop rule_to_json`. Raises `RunError`."""
+    """The inverse of `rule_to_json`. Raises `RunError`."""
     try:
         thresholds = tuple(float(value) for value in record["thresholds"])
         return StopRule(scorer_from_json(record["scorer"]), thresholds, bool(record["best"]))

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from amc.cascade.methods.bdistil.students import AdoptedStudent, ConvStudent
 from amc.cascade.methods.bdistil.teacher_outputs import State
+from amc.cascade.stages.saved_tensors import SavedKind
 from amc.cascade.stages.stage import ExitStage, Stage, StageCost
 from amc.cost.trace import digest_tensors
 from amc.release.archive import load_network, read_architecture, save_network
@@ -23,11 +20,9 @@ from amc.surgery.flop_counter import count_cut_macs
 from amc.system.device import Compute
 from amc.system.errors import RunError
 from amc.system.factory import one_line
-from amc.system.files import write_json, write_whole
 from amc.zoo.call import Call
 
-FORMAT = "amc-ensemble/1"
-TENSORS, RECORD = "students.safetensors", "ensemble.json"
+SAVED = SavedKind("amc-ensemble/1", "an ensemble", "students.safetensors", "ensemble.json")
 CHAIN = "b-distil"
 ON_CPU = Compute(torch.device("cpu"), bfloat16=False)
 
@@ -100,7 +95,7 @@ class Ensemble:
         Raises:
             StorageError: the folder cannot be written.
         """
-        records, tensors = [], {f"votes.{k}": weights.cpu() for k, weights in enumerate(self.weights)}
+        records, tensors = [], {f"votes.{k}": weights for k, weights in enumerate(self.weights)}
         for number, step in enumerate(self.steps):
             student: Any = step.student
             if isinstance(student, AdoptedStudent):
@@ -111,11 +106,8 @@ class Ensemble:
                 continue
             records.append({"kind": "conv", "settings": student.settings})
             kept = {f"{number}.{name}": tensor for name, tensor in student.state_dict().items()}
-            tensors |= {name: tensor.detach().cpu().contiguous() for name, tensor in kept.items()}
-        record = {"format": FORMAT, "input_shape": list(self.example.shape[1:]), "students": records}
-        payload = save_tensors(tensors)
-        write_whole(folder / TENSORS, lambda file: file.write(payload))
-        write_json(folder / RECORD, record)
+            tensors |= kept
+        SAVED.write(folder, tensors, {"input_shape": list(self.example.shape[1:]), "students": records})
 
 
 def load_ensemble(folder: str | Path) -> Ensemble:
@@ -125,11 +117,8 @@ def load_ensemble(folder: str | Path) -> Ensemble:
         RunError: there is no ensemble in `folder`, or it is broken.
     """
     folder = Path(folder)
+    record, tensors = SAVED.read(folder)
     try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        if record["format"] != FORMAT:
-            raise RunError(f"{folder / RECORD} must be of format {FORMAT}, but is {record['format']!r}")
-        tensors = load_tensors((folder / TENSORS).read_bytes())
         example = torch.randn(1, *record["input_shape"], generator=torch.Generator().manual_seed(0))
         steps, weights = [], []
         for number, described in enumerate(record["students"]):
@@ -147,8 +136,8 @@ def load_ensemble(folder: str | Path) -> Ensemble:
                 student.source = read_architecture(folder / described["release"]).source
             steps.append(Step(ON_CPU.place(student).eval().requires_grad_(False)))  # laid out as it was trained
             weights.append(tensors[f"votes.{number}"])
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        raise RunError(f"{folder} must hold a whole ensemble, but: {one_line(error)[:200]}; save it again") from None
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise RunError(f"{folder} must hold {SAVED.what} whole, but: {one_line(error)[:200]}; make it anew") from None
     return Ensemble(tuple(steps), tuple(weights), example)
 
 

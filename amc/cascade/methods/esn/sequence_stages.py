@@ -7,7 +7,6 @@ left out lends its work to the next.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,24 +14,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from amc.cascade.methods.esn.exit_sequence import ExitSequence, SequenceSize, pool
 from amc.cascade.methods.exits.segments import Cuttable
 from amc.cascade.stages.component import NetworkComponent, load_network_component
+from amc.cascade.stages.saved_tensors import SavedKind
 from amc.cascade.stages.stage import ExitStage, StageCost
 from amc.cost.trace import digest_tensors
 from amc.surgery.flop_counter import count_cut_macs
 from amc.system.errors import ModelError, RunError
-from amc.system.files import write_json, write_whole
 from amc.zoo.call import Call
 from amc.zoo.networks.checkpoint import load_weights
 
-FORMAT = "amc-exit-sequence/1"
 WEIGHTS, RECORD = "sequence.safetensors", "sequence.json"
+SAVED = SavedKind("amc-exit-sequence/1", "an exit sequence", WEIGHTS, RECORD)
 Features = tuple[Tensor, ...]
 
 
@@ -222,9 +218,7 @@ class SequenceComponent:
 
     def save(self, folder: Path) -> None:
         """The sequence, and both networks as releases in `saver` and `base`."""
-        payload = save_tensors({name: each.contiguous().cpu() for name, each in self.sequence.state_dict().items()})
         record = {
-            "format": FORMAT,
             "saver": self.pair.saver.name,
             "base": self.pair.base.name,
             "saver_point": self.pair.saver_point,
@@ -233,8 +227,7 @@ class SequenceComponent:
         }
         self.pair.saver.save(folder / "saver")
         self.pair.base.save(folder / "base")
-        write_whole(folder / WEIGHTS, lambda file: file.write(payload))
-        write_json(folder / RECORD, record)
+        SAVED.write(folder, self.sequence.state_dict(), record)
 
 
 def new_sequence(pair: Pair, size: SequenceSize | None = None, seed: int = 0) -> ExitSequence:
@@ -252,17 +245,13 @@ def load_sequence(folder: str | Path) -> SequenceComponent:
         ModelError: the networks' sources are missing, or weights do not fit.
     """
     folder = Path(folder)
+    record, tensors = SAVED.read(folder)
     try:
-        record: dict[str, Any] = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        tensors = load_tensors((folder / WEIGHTS).read_bytes())
-        if record["format"] != FORMAT:
-            found = record["format"]
-            raise RunError(f"{folder} must be of format {FORMAT}, but is {found!r}; use the AMC that wrote it")
         sequence = ExitSequence.from_json(record["sequence"])
         saver, base = (load_network_component(folder / kind, record[kind]) for kind in ("saver", "base"))
         pair = pair_networks(saver, base, record["places"])
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise RunError(f"{folder} must hold a whole exit sequence, but: {error!r}; make it anew") from None
+    except (KeyError, TypeError) as error:
+        raise RunError(f"{folder} must hold {SAVED.what} whole, but: {error!r}; make it anew") from None
     if pair.saver_point != record["saver_point"] or list(pair.channels) != record["sequence"]["channels"]:
         raise ModelError(f"{folder} must fit its networks, but these are cut elsewhere now; make it anew")
     load_weights(sequence, tensors, str(folder / WEIGHTS))

@@ -6,31 +6,25 @@ were trained with the exits; else the record names the backbone by a hash, and n
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from amc.cascade.methods.exits.exit_network import OWN, ExitNetwork, Place, placed, with_own_exits
 from amc.cascade.methods.exits.heads import HeadShape
 from amc.cascade.methods.exits.segments import Cuttable
 from amc.cascade.stages.component import NetworkComponent, load_network_component
+from amc.cascade.stages.saved_tensors import SavedKind
 from amc.cascade.stages.stage import Stage
 from amc.cost.trace import digest_tensors
-from amc.system.errors import ModelError, RunError
-from amc.system.files import write_json, write_whole
+from amc.system.errors import ModelError
 
-FORMAT = "amc-exits/1"
 NETWORK, EXITS = "network", "exits"  # folders of a component: the backbone as a release, and its exits
 WEIGHTS, RECORD = "exits.safetensors", "exits.json"
+SAVED = SavedKind("amc-exits/1", "trained exits", WEIGHTS, RECORD)
 HEAD, BODY = "head.", "backbone."
 
 
@@ -44,9 +38,7 @@ def save_exits(folder: Path, network: ExitNetwork) -> None:
     tensors = {} if own else {HEAD + name: tensor for name, tensor in network.heads.state_dict().items()}
     if network.joint:
         tensors |= {BODY + name: tensor for name, tensor in _own_tensors(network.backbone).items()}
-    payload = save_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
     record = {
-        "format": FORMAT,
         "places": [
             {"name": place.name, "macs": place.macs, "head": place.head.to_json() if place.head else None}
             for place in network.places
@@ -54,11 +46,9 @@ def save_exits(folder: Path, network: ExitNetwork) -> None:
         "chain": network.chain,
         "input_shape": list(network.input_shape),
         "joint": network.joint,
-        "backbone_sha256": _digest(network.backbone),
-        "weights_sha256": hashlib.sha256(payload).hexdigest(),
+        "backbone_sha256": digest_tensors(_own_tensors(network.backbone)),
     }
-    write_whole(folder / WEIGHTS, lambda file: file.write(payload))
-    write_json(folder / RECORD, record)
+    SAVED.write(folder, tensors, record)
 
 
 def load_exits(folder: str | Path, backbone: nn.Module, chain: str | None = None) -> ExitNetwork:
@@ -73,11 +63,10 @@ def load_exits(folder: str | Path, backbone: nn.Module, chain: str | None = None
         ModelError: the backbone is another one.
     """
     folder = Path(folder)
-    record = _read_record(folder / RECORD)
-    tensors = _read_tensors(folder / WEIGHTS, record["weights_sha256"])
+    record, tensors = SAVED.read(folder)
     if record["joint"]:
         _put(backbone, {name.removeprefix(BODY): t for name, t in tensors.items() if name.startswith(BODY)})
-    elif _digest(backbone) != record["backbone_sha256"]:
+    elif not record["backbone_sha256"].startswith(digest_tensors(_own_tensors(backbone))):
         raise ModelError(f"the exits in {folder} must be put on the network they were trained on, but got another one")
     chain = chain or str(record["chain"])
     device = next(backbone.parameters()).device
@@ -102,14 +91,6 @@ def _own_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in model.state_dict().items() if name in names}
 
 
-def _digest(model: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(_own_tensors(model).items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
 def _put(module: nn.Module, tensors: dict[str, Tensor]) -> None:
     wanted = _own_tensors(module)
     if {name: tensor.shape for name, tensor in wanted.items()} != {name: t.shape for name, t in tensors.items()}:
@@ -117,33 +98,6 @@ def _put(module: nn.Module, tensors: dict[str, Tensor]) -> None:
     with torch.no_grad():
         for name, tensor in wanted.items():
             tensor.copy_(tensors[name])
-
-
-def _read_record(path: Path) -> dict[str, Any]:
-    try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if record["format"] != FORMAT:
-            raise RunError(f"{path} must be of format {FORMAT}, but is {record['format']!r}; use the AMC that wrote it")
-        _ = [record[key] for key in ("places", "chain", "input_shape", "joint", "backbone_sha256", "weights_sha256")]
-    except OSError as error:
-        raise RunError(f"saved exits must hold {RECORD}, but {path}: {error.strerror}; train exits first") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{path} must be a whole record of exits, but: {error!r}; train them anew") from None
-    return record
-
-
-def _read_tensors(path: Path, sha256: str) -> dict[str, Tensor]:
-    try:
-        payload = path.read_bytes()
-    except OSError as error:
-        raise RunError(f"saved exits must hold {WEIGHTS}, but {path}: {error.strerror}; train exits first") from None
-    if hashlib.sha256(payload).hexdigest() != sha256:
-        raise RunError(f"{path} must be the file its record was written for, but the SHA-256 differs; restore it")
-    try:
-        tensors: dict[str, Tensor] = load_tensors(payload)
-    except SafetensorError as error:
-        raise RunError(f"{path} must be a safetensors file, but: {error}; restore it") from None
-    return tensors
 
 
 @dataclass(frozen=True, eq=False)
