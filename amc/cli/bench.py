@@ -93,7 +93,7 @@ def bench_cascade(
     """
     from amc.bench.cascade.bench import bench_cascade
     from amc.bench.cascade.recipe import load_cascade_recipe
-    from amc.bench.cascade.verdict import summary_text
+    from amc.bench.cascade.study_goals import summary_text
     from amc.system.progress import shown
 
     wanted = load_cascade_recipe(recipe)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from amc.bench.cascade.bench import STUDIES, bench_cascade
 from amc.bench.cascade.recipe import CascadeRecipe, list_cascade_recipes, load_cascade_recipe
-from amc.bench.cascade.verdict import Goal, summary, summary_text
+from amc.bench.cascade.study_goals import StudyGoal, summary, summary_text
 from amc.bench.deadline import Unfinished
 from amc.cli.recipes import recipes
 from amc.job.run import Run
@@ -25,8 +25,8 @@ FIGURES = st.lists(st.floats(-1, 1), min_size=3, max_size=6)
 @given(FIGURES, st.floats(-1, 1))
 def test_a_goal_is_met_only_where_its_whole_interval_lies_on_the_right_side(values: list[float], bound: float) -> None:
     """MET and NOT MET each need the mean on their side, and no figure fails a bound from both sides."""
-    verdict = Goal("", "figure", least=bound).judge(values)
-    opposite = Goal("", "figure", most=bound).judge(values)
+    verdict = StudyGoal("", "figure", least=bound).judge(values)
+    opposite = StudyGoal("", "figure", most=bound).judge(values)
     mean = sum(values) / len(values)
     assert verdict != "MET" or mean >= bound - 1e-12
     assert verdict != "NOT MET" or mean <= bound + 1e-12
@@ -35,14 +35,14 @@ def test_a_goal_is_met_only_where_its_whole_interval_lies_on_the_right_side(valu
 
 def test_fewer_than_three_seeds_that_differ_give_no_verdict_and_none_no_measurement() -> None:
     """Two different values CANNOT TELL, two equal ones can, and an empty list is NOT MEASURED."""
-    goal = Goal("", "figure", least=0.0)
+    goal = StudyGoal("", "figure", least=0.0)
     assert goal.judge([1.0, 2.0]) == "CANNOT TELL" and goal.judge([]) == "NOT MEASURED"
     assert goal.judge([1.0, 1.0]) == "MET"
 
 
 def test_a_summary_names_every_figure_and_goal_of_every_ground() -> None:
     """A goal whose figure is missing somewhere is NOT MEASURED there, and the text says so."""
-    goals = [Goal("large enough", "size", least=1.0)]
+    goals = [StudyGoal("large enough", "size", least=1.0)]
     found = summary({"here": {0: {"size": 2.0}, 1: {"size": 2.0}}, "there": {0: {"other": 1.0}}}, goals)
     assert found["here"]["figures"]["size"]["mean"] == 2.0
     assert [found[context]["goals"][0]["verdict"] for context in found] == ["MET", "NOT MEASURED"]

@@ -13,7 +13,7 @@ from amc import Progress, UsageError
 from amc.bench.cascade import certificate_study, exit_study, plan_study, saver_study, speed_study, student_study
 from amc.bench.cascade.context import Context, open_context
 from amc.bench.cascade.recipe import CascadeRecipe
-from amc.bench.cascade.verdict import Figures, Goal, summary, summary_text
+from amc.bench.cascade.study_goals import Figures, StudyGoal, summary, summary_text
 from amc.bench.deadline import Deadline, Paused, Unfinished
 from amc.bench.machine import machine
 from amc.job.folder import read_json
@@ -34,7 +34,7 @@ class StudyKind:
     """
 
     measure: Callable[[Context], tuple[Figures, dict[str, Any]]]
-    goals: Sequence[Goal]
+    goals: Sequence[StudyGoal]
 
 
 STUDIES: dict[str, StudyKind] = {

@@ -10,7 +10,7 @@ from typing import Any
 
 from amc.bench.cascade.context import Context
 from amc.bench.cascade.shift import Shifted
-from amc.bench.cascade.verdict import Figures, Goal
+from amc.bench.cascade.study_goals import Figures, StudyGoal
 from amc.bench.cascade.violations import NAIVE, OURS, risk_study, risk_text
 from amc.cascade import SCORERS, cached_records, join_stages, threshold_ladder
 
@@ -20,11 +20,11 @@ CRC, FIRST_FAILING = "conformal risk control", "learn-then-test, first failing"
 RISKS = ("gap", "consistency", "accuracy")
 GOALS = (
     *(
-        Goal(f"{risk}: broken with probability at most {DELTA:g}", f"{risk}: broken, {OURS}", most=DELTA)
+        StudyGoal(f"{risk}: broken with probability at most {DELTA:g}", f"{risk}: broken, {OURS}", most=DELTA)
         for risk in RISKS
     ),
-    Goal("the naive rule breaks its promise more often than that", f"gap: broken, {NAIVE}", least=DELTA),
-    Goal("a shift that breaks the promise is flagged, 9 times of 10",
+    StudyGoal("the naive rule breaks its promise more often than that", f"gap: broken, {NAIVE}", least=DELTA),
+    StudyGoal("a shift that breaks the promise is flagged, 9 times of 10",
          "gap: broken under a shift and not flagged", most=0.1),
 )  # fmt: skip
 

@@ -12,7 +12,7 @@ import torch
 
 from amc.bench.cascade.context import Context
 from amc.bench.cascade.exit_calibration import exit_reports, oracle
-from amc.bench.cascade.verdict import Figures, Goal
+from amc.bench.cascade.study_goals import Figures, StudyGoal
 from amc.cascade import (
     SCORERS,
     Candidate,
@@ -34,11 +34,11 @@ SIZES = (200, 1000)  # calibration images, beside all
 FEWEST = 50  # images that leave at an exit, for its accuracy to be reported
 SCORERS_TRIED = ("confidence", "isotonic", "deferral")
 GOALS = (
-    Goal("answers given early are right at least as often as asked, on average over targets, to half a point",
+    StudyGoal("answers given early are right at least as often as asked, on average over targets, to half a point",
          "isotonic: shortfall of early answers", most=0.005),
-    Goal("accuracy is nearer to the target than a plain confidence threshold's",
+    StudyGoal("accuracy is nearer to the target than a plain confidence threshold's",
          "isotonic nearer to the target than confidence by", least=0.0),
-    Goal("the dense network with exits beats smaller ones run whole, at equal mean cost, on average over budgets",
+    StudyGoal("the dense network with exits beats smaller ones run whole, at equal mean cost, on average over budgets",
          "exits against smaller networks: mean gain", least=0.0),
 )  # fmt: skip
 

@@ -11,7 +11,7 @@ import torch
 
 from amc import BudgetUnreachable
 from amc.bench.cascade.context import Context
-from amc.bench.cascade.verdict import Figures, Goal
+from amc.bench.cascade.study_goals import Figures, StudyGoal
 from amc.cascade import (
     SCORERS,
     AbsoluteConstraints,
@@ -42,14 +42,14 @@ BATCH = 64
 QUARTER = "25%"
 SCORERS_TRIED = ("confidence", "isotonic")
 GOALS = (
-    Goal("never worse than the best static network within the same mean cost, to a quarter of a point",
+    StudyGoal("never worse than the best static network within the same mean cost, to a quarter of a point",
          "least gain", least=-0.0025),
-    Goal("at a quarter of the dense multiply-adds, at least a point better", f"gain at {QUARTER}", least=0.01),
-    Goal("the dense network's own accuracy at no more than half its mean cost",
+    StudyGoal("at a quarter of the dense multiply-adds, at least a point better", f"gain at {QUARTER}", least=0.01),
+    StudyGoal("the dense network's own accuracy at no more than half its mean cost",
          "the dense accuracy: relative cost", most=0.5),
-    Goal("at equal measured latency never worse than the best static network, to a quarter of a point",
+    StudyGoal("at equal measured latency never worse than the best static network, to a quarter of a point",
          "least gain at equal latency", least=-0.0025),
-    Goal("no certified constraint is broken on test by more than the test split can tell",
+    StudyGoal("no certified constraint is broken on test by more than the test split can tell",
          "certified constraints broken", most=0.0),
 )  # fmt: skip
 

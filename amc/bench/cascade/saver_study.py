@@ -15,7 +15,7 @@ import torch
 
 from amc.bench.cascade.complementarity import complementarity
 from amc.bench.cascade.context import Context
-from amc.bench.cascade.verdict import Figures, Goal
+from amc.bench.cascade.study_goals import Figures, StudyGoal
 from amc.cascade import (
     RISKS,
     SCORERS,
@@ -47,10 +47,10 @@ from amc.train.training import train
 DROP, DELTA = 0.005, 0.1  # of the sound rules: points of accuracy, chance that they fail
 SCRATCH, RELATIVE_COST = "twins", 0.25  # folder of a run; share of the base's cost at which relatives are compared
 GOALS = (
-    Goal("the saver chosen on held-out images is within 2 % of the best one on test",
+    StudyGoal("the saver chosen on held-out images is within 2 % of the best one on test",
          "regret of the choice", most=0.02),
-    Goal("the certified threshold loses at most half a point on test", "certified: drop on test", most=DROP),
-    Goal("the exit sequence beats saver and base at equal mean cost, at one budget at least",
+    StudyGoal("the certified threshold loses at most half a point on test", "certified: drop on test", most=DROP),
+    StudyGoal("the exit sequence beats saver and base at equal mean cost, at one budget at least",
          "exit sequence: best gain", least=0.0),
 )  # fmt: skip
 

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from amc.bench.cascade.context import Context
+from amc.bench.cascade.study_goals import Figures, StudyGoal
 from amc.bench.cascade.timing import BATCHES, bench_speed, speed_text
-from amc.bench.cascade.verdict import Figures, Goal
 from amc.cascade import (
     NEVER,
     SCORERS,
@@ -38,7 +38,7 @@ INPUTS = 1024
 LARGE, SIDE, TIMED = "torchvision:resnet18", 64, 128  # images of SIDE x SIDE, so many of them
 LOSS = 0.005  # of the dense network's accuracy on the calibration split: fixes the plan that is timed
 GOALS = tuple(
-    Goal(f"{engine}, {kind}: at batch {batch} at least {share:.0%} of the speed-up in multiply-adds",
+    StudyGoal(f"{engine}, {kind}: at batch {batch} at least {share:.0%} of the speed-up in multiply-adds",
          f"{kind}, {engine}, batch {batch}: share of the MACs speed-up", least=share)
     for kind, engine in (("pair", "torch"), ("pair", "onnx"), ("exits", "torch"), ("exits", "onnx"), ("large", "torch"))
     for batch, share in ((64, 0.8), (1, 0.9))

@@ -15,7 +15,7 @@ import torch
 
 from amc.bench.cascade.context import Context
 from amc.bench.cascade.student_baselines import AccuracyCurve, compare
-from amc.bench.cascade.verdict import Figures, Goal
+from amc.bench.cascade.study_goals import Figures, StudyGoal
 from amc.cascade import Distilled, GameSettings, distil, split_in_two, teacher_outputs_of
 from amc.zoo.data.splits import groups_of
 
@@ -25,10 +25,12 @@ OURS = "B-DISTIL"
 BASELINES = ("uniform average", "RESCHED", "residual boosting", "single, from scratch", "NO-RESCHED")
 TOLERANCE = 0.005  # by which a longer prefix may be worse on test
 GOALS = (
-    Goal("no prefix is worse on test than a shorter one by more than half a point", "largest fall", most=TOLERANCE),
-    *(Goal(f"prefixes beat {rival} at equal multiply-adds, on average", f"gain over {rival}", least=0.0)
+    StudyGoal("no prefix is worse on test than a shorter one by more than half a point",
+              "largest fall", most=TOLERANCE),
+    *(StudyGoal(f"prefixes beat {rival} at equal multiply-adds, on average", f"gain over {rival}", least=0.0)
       for rival in BASELINES[:-1]),
-    Goal("the whole ensemble is within a point of one distilled network of its size", "behind NO-RESCHED", most=0.01),
+    StudyGoal("the whole ensemble is within a point of one distilled network of its size",
+              "behind NO-RESCHED", most=0.01),
 )  # fmt: skip
 
 

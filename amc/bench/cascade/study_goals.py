@@ -15,7 +15,7 @@ Figures = dict[str, float]  # of one seed, by name
 
 
 @dataclass(frozen=True)
-class Goal:
+class StudyGoal:
     """That a figure is at least, or at most, some number.
 
     Attributes:
@@ -41,7 +41,7 @@ class Goal:
         return "MET" if met else "NOT MET" if missed else "CANNOT TELL"
 
 
-def summary(figures: Mapping[str, Mapping[int, Figures]], goals: Sequence[Goal]) -> dict[str, Any]:
+def summary(figures: Mapping[str, Mapping[int, Figures]], goals: Sequence[StudyGoal]) -> dict[str, Any]:
     """Means, intervals and verdicts, JSON-able.
 
     Args:
