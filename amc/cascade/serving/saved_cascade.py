@@ -31,6 +31,7 @@ from amc.cascade.stages.stage import ExitStage, NetworkStage, Stage
 from amc.system.device import Compute
 from amc.system.errors import DataError, RunError, StorageError
 from amc.system.files import explain_storage, write_json
+from amc.zoo.trust import Trust, allow
 
 FORMAT = "amc-cascade/1"
 RECORD, PARTS = "cascade.json", "parts"
@@ -89,16 +90,18 @@ def save_cascade(folder: Path, candidate: Candidate, rule: StopRule, about: Mapp
         raise StorageError(explain_storage(folder, error)) from error
 
 
-def load_cascade(folder: str | Path, compute: Compute | None = None) -> Cascade:
+def load_cascade(folder: str | Path, compute: Compute | None = None, trust: Trust = ()) -> Cascade:
     """What `amc cascade` saved, ready to run: `load_cascade(folder).run(inputs)`.
 
     Args:
         compute: where it is run; None: on the GPU where there is one.
+        trust: names the user's own code that its networks are built by (`amc.zoo.trust`).
 
     Raises:
         RunError: there is no cascade in `folder`, or a file is damaged or of another version.
-        ModelError: a network's source is missing, such as a package that is not installed.
+        ModelError: a network's source is missing or not trusted.
     """
+    allow(trust)
     return open_cascade(folder, compute or Compute.detect()).cascade
 
 
