@@ -101,7 +101,7 @@ def test_a_loaded_cascade_answers_as_the_one_that_was_kept(kind: str, family: Fa
 def test_a_damaged_or_missing_file_is_told(family: Family, tmp_path: Path) -> None:
     """The message names the file."""
     row = offered(family, family.released, family.dense)
-    save_cascade(tmp_path / "kept", row, StopRule(SCORERS["confidence"](row.fit), (0.5,)), ABOUT)
+    save_cascade(tmp_path / "kept", row, StopRule(SCORERS["confidence"](row.calibration), (0.5,)), ABOUT)
     path = tmp_path / "kept" / "parts" / "0" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     with pytest.raises(RunError, match=r"model\.safetensors"):
@@ -117,7 +117,9 @@ def test_a_damaged_or_missing_file_is_told(family: Family, tmp_path: Path) -> No
 def test_a_record_that_was_changed_is_told(changed: str, family: Family, tmp_path: Path) -> None:
     """A threshold, any figure, or its own hash; that it is only written otherwise does not matter."""
     row = offered(family, family.released, family.dense)
-    save_cascade(tmp_path / "kept", row, StopRule(SCORERS["confidence"](row.fit), (0.5,)), {**ABOUT, "figure": (1.5,)})
+    save_cascade(
+        tmp_path / "kept", row, StopRule(SCORERS["confidence"](row.calibration), (0.5,)), {**ABOUT, "figure": (1.5,)}
+    )
     path = tmp_path / "kept" / RECORD
     record = json.loads(path.read_text())
     path.write_text(json.dumps(dict(reversed(record.items()))))
@@ -148,7 +150,7 @@ def test_a_place_that_cannot_be_written_is_told_before_anything_is_made(tmp_path
 def test_a_cascade_is_kept_whole_or_not_at_all(family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Interrupted while it replaces another, saving leaves the older one as it was."""
     row = offered(family, family.released, family.dense)
-    rule = StopRule(SCORERS["confidence"](row.fit), (0.5,))
+    rule = StopRule(SCORERS["confidence"](row.calibration), (0.5,))
     save_cascade(tmp_path / "kept", row, rule, {**ABOUT, "number": 1})
 
     def broken(*_: object) -> None:
@@ -166,7 +168,7 @@ def test_a_cascade_is_kept_whole_or_not_at_all(family: Family, tmp_path: Path, m
 def test_a_policy_comes_back_with_its_infinite_thresholds(family: Family) -> None:
     """JSON without NaN or infinity holds them all the same; an incomplete record is refused."""
     row = offered(family, family.released, family.dense)
-    rule = StopRule(SCORERS["bins"](row.fit), (NEVER, -NEVER, 0.25), best=True)
+    rule = StopRule(SCORERS["bins"](row.calibration), (NEVER, -NEVER, 0.25), best=True)
     found = rule_from_json(json.loads(json.dumps(rule_to_json(rule), allow_nan=False)))
     assert found.thresholds == rule.thresholds and found.best and found.scorer.kind == "bins"
     with pytest.raises(RunError):

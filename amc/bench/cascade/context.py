@@ -8,9 +8,8 @@ from pathlib import Path
 
 import torch
 
-from amc import BudgetUnreachable, Progress, Recipe
+from amc import Budget, BudgetUnreachable, Progress, Recipe, parse_budgets
 from amc.cascade import STATIC, Candidate, Component, Family, NetworkComponent, Records, join_stages
-from amc.cost.budget import Budget, parse_budget
 from amc.job.compress import compress
 from amc.zoo.data.splits import Split
 
@@ -78,4 +77,4 @@ def open_context(
     name = name or recipe.name
     run = compress(recipe.model_copy(update={"out": str(runs / name)}), progress)
     torch.manual_seed(seed)
-    return Context(name, Family(run, progress, seed), seed, tuple(map(parse_budget, budgets)), progress)
+    return Context(name, Family(run, progress, seed), seed, tuple(parse_budgets(each)[0] for each in budgets), progress)

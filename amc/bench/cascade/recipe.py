@@ -8,9 +8,8 @@ from typing import Literal
 
 from pydantic import Field, JsonValue
 
-from amc import Recipe, load_recipe
+from amc import Recipe, load_recipe, parse_budgets
 from amc.bench.recipe_file import dotted, read_recipe
-from amc.cost.budget import parse_budget
 from amc.job.recipe import recipes_folder
 from amc.system.settings import Settings
 
@@ -62,7 +61,7 @@ def load_cascade_recipe(name_or_path: str | Path) -> CascadeRecipe:
     for context in recipe.contexts:
         _ = context.wanted  # a mistake in it is reported before anything is run
     for budget in recipe.budgets:
-        parse_budget(budget)
+        parse_budgets(budget)
     return recipe
 
 
