@@ -18,6 +18,7 @@ from amc.cascade.stages.stage import ExitStage, StageCost
 from amc.surgery.flop_counter import count_cut_macs
 from amc.system.errors import ModelError, UsageError
 from amc.train.own_exits import OwnExits
+from amc.zoo.call import Call
 
 EXITS, HIDDEN = 3, 128
 OWN = "own"  # where exits stand in a network that has them itself
@@ -107,9 +108,9 @@ class ExitNetwork(nn.Module):
         costs = []
         try:
             for segment, head in zip(self.segments, [*self.heads, nn.Identity()], strict=True):
-                macs = count_cut_macs(segment, features)
+                macs = count_cut_macs(segment, Call((features,)))
                 features = segment(features)
-                costs.append(StageCost(self.chain, macs, count_cut_macs(head, features)))
+                costs.append(StageCost(self.chain, macs, count_cut_macs(head, Call((features,)))))
         finally:
             for module, mode in modes:
                 module.training = mode
