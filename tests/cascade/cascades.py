@@ -152,6 +152,7 @@ def assert_alike(found: Answers, wanted: Answers | Outcomes, sure: Tensor) -> No
 def assert_close(found: Tensor, wanted: Tensor) -> None:
     """Equal up to what rounding in another batch, thread count or machine may change."""
     assert found.shape == wanted.shape
+    found, wanted = found.detach(), wanted.detach()
     assert float((found - wanted).abs().max()) <= ROUNDING * (1 + float(wanted.abs().max()))
 
 

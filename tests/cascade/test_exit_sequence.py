@@ -290,11 +290,11 @@ def test_what_was_saved_answers_and_costs_the_same(tmp_path: Path, trained_pair:
 
 
 def test_a_damaged_sequence_is_told_in_one_line(tmp_path: Path) -> None:
-    """Damaged or missing, the message says to make it anew."""
+    """Damaged or missing, the message says so and what to do."""
     pair = tiny_pair()
     SequenceComponent(pair, new_sequence(pair, SequenceSize(dim=16))).save(tmp_path)
     (tmp_path / "sequence.safetensors").write_bytes(b"nothing")
-    with pytest.raises(RunError, match="make it anew"):
+    with pytest.raises(RunError, match="SHA-256"):
         load_sequence(tmp_path)
     with pytest.raises(RunError, match="make it anew"):
         load_sequence(tmp_path / "nowhere")
