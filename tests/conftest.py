@@ -15,7 +15,7 @@ from amc.job.run import Run
 from tests.tiny import network, residual, trained_weights
 
 WORKERS = 8  # at most: every one of them imports torch
-TRUSTED = "tests.tiny,tests.zoo.test_task,tests.cascade.test_exit_sequence,amc.bench.images"  # the networks and data of runs made here
+TRUSTED = "tests.tiny,tests.zoo.test_task,tests.cascade.test_exit_sequence,amc.bench.images"  # of runs made here
 
 
 def pytest_configure() -> None:
