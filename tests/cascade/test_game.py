@@ -209,7 +209,7 @@ def test_a_broken_folder_is_one_line(tmp_path: Path, played: tuple[Distilled, Sp
         load_ensemble(tmp_path)
     played[0].ensemble.save(tmp_path)
     (tmp_path / "students.safetensors").write_bytes(b"short")
-    with pytest.raises(RunError, match="an ensemble whole"):
+    with pytest.raises(RunError, match="SHA-256"):
         load_ensemble(tmp_path)
 
 
