@@ -41,13 +41,15 @@ def cascade(
 ) -> None:
     """Plan a cascade of a run's networks: easy inputs leave early, and what you ask for holds, with a certificate."""
     use_device(device)
-    from amc.cascade.planning.pipeline import plan_cascade
     from amc.cascade.planning.constraints import Constraints
+    from amc.cascade.planning.pipeline import plan_cascade
     from amc.system.progress import shown
 
     constraints = Constraints.read(budget, max_cost, accuracy, max_drop, confidence)
     with shown(quiet=quiet) as progress:
-        result = plan_cascade(run, constraints, progress, method=method, external=with_ or [], out=out, train=train, exits=exits)
+        result = plan_cascade(
+            run, constraints, progress, method=method, external=with_ or [], out=out, train=train, exits=exits
+        )
     print_result(result.record if json_ else result.text)
 
 
