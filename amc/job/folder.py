@@ -65,6 +65,10 @@ def read_recipe(folder: Path) -> Recipe:
         raise RunError(
             f"a run folder must hold {RECIPE}, but {folder} holds none; give the --out of an `amc compress`"
         ) from None
+    except UnicodeDecodeError as error:
+        raise RunError(
+            f"{path} must be UTF-8 text, but is not, at byte {error.start}; restore it, or give another --out"
+        ) from None
     except UsageError as error:
         raise RunError(f"{error}; the run was made by another version of AMC, or edited") from None
 

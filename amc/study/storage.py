@@ -48,7 +48,7 @@ def open_storage(url: str) -> BaseStorage:
                 raise
             return optuna.storages.get_storage(Database(url))  # another process was making the tables
     except (SQLAlchemyError, StorageInternalError, OSError) as error:
-        raise StorageError(explain_storage(place(url), _cause(error))) from error
+        raise StorageError(_explained(url, error)) from error
     except (ImportError, ValueError) as error:
         first = (str(error).splitlines() or [""])[0]
         raise StorageError(f"`study` must be an Optuna storage URL, but {place(url)} gave: {first}") from None
@@ -96,7 +96,7 @@ def patiently(act: Callable[[], Answer], url: str, say: Callable[[str], None], p
                 raise
             since = monotonic() if since is None else since
             if not _may_heal(error) or monotonic() - since > limit:
-                raise StorageError(explain_storage(place(url), _cause(error))) from error
+                raise StorageError(_explained(url, error)) from error
             if pause == 0.5:
                 say(f"{place(url)} does not answer; trying again for up to {limit:.0f} s")
             sleep(min(pause, max(0.0, limit - (monotonic() - since)) + 0.01))
@@ -169,6 +169,17 @@ def _may_heal(error: BaseException) -> bool:
     if "sqlite3" in text:
         return "locked" in text or "busy" in text
     return error.connection_invalidated or isinstance(error, (OperationalError, InterfaceError))
+
+
+def _explained(url: str, error: BaseException) -> str:
+    """One line: a damaged file is told from one that cannot be written."""
+    cause = _cause(error)
+    if re.search("not a database|malformed|no such (table|column)|corrupt", str(cause)):
+        return (
+            f"a study must be a whole Optuna database, but {place(url)} is damaged ({cause}); restore it from a copy, "
+            "or move it away, and the same command measures anew"
+        )
+    return explain_storage(place(url), cause)
 
 
 def _cause(error: BaseException) -> BaseException:

@@ -38,11 +38,11 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 def explain_storage(path: Path | str, error: BaseException) -> str:
-    """One line for a write that failed, with the mend."""
+    """One line for a write that failed, with the fix."""
     full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
     reason = "the disk is full" if full else getattr(error, "strerror", None) or str(error)
-    mend = "free some space and run the same command again; nothing was lost" if full else "check the folder's rights"
-    return f"{path} must be writable, but {reason}; {mend}"
+    fix = "free some space and run the same command again; nothing was lost" if full else "check the folder's rights"
+    return f"{path} must be writable, but {reason}; {fix}"
 
 
 def write_text(path: Path, text: str) -> None:

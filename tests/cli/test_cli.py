@@ -299,3 +299,15 @@ def test_a_run_folder_imports_only_what_the_user_trusts(
     assert run(capsys, monkeypatch, "verify", tiny_run.folder, "--trust", "tests.tiny")[0] == 0
     monkeypatch.setenv("AMC_TRUST", "")
     assert run(capsys, monkeypatch, "show", tiny_run.folder)[0] == 0
+
+
+def test_a_damaged_recipe_in_a_run_folder_is_told(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tiny_run: Run, tmp_path: Path
+) -> None:
+    """Bytes that are no text are one line with the file and the fix, whichever command meets them."""
+    shutil.copytree(tiny_run.folder, tmp_path / "run")
+    (tmp_path / "run" / "recipe.toml").write_bytes(bytes(range(128, 256)))
+    same = ["compress", "--recipe", tiny_run.folder / "recipe.toml", "--out", tmp_path / "run", "--quiet"]
+    for arguments in (["show", tmp_path / "run"], ["verify", tmp_path / "run"], same):
+        code, _, err = run(capsys, monkeypatch, *arguments)
+        assert code == 2 and "recipe.toml must be UTF-8 text" in err and len(err.splitlines()) == 1

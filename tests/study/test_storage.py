@@ -254,3 +254,27 @@ def test_a_database_gone_for_good_ends_in_one_line(server: postgres.Postgres, mo
     server.start()
     random_search(study, 6)
     assert len(study.trials) == 6
+
+
+@pytest.mark.parametrize("damage", ["random bytes", "cut off", "middle", "another database"])
+def test_a_damaged_file_is_told_as_such(tmp_path: Path, damage: str) -> None:
+    """The file, that it is damaged, and the fix, in one line; nothing of its rights."""
+    path = tmp_path / "study.db"
+    url = f"sqlite:///{path}"
+    study = optuna.create_study(study_name="amc-1", storage=open_storage(url))
+    for _ in range(40):
+        study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=1)
+    whole = path.read_bytes()
+    if damage == "another database":
+        path.unlink()
+        with sqlite3.connect(path) as connection:
+            connection.execute("create table version_info (version_info_id integer)")
+        connection.close()
+    else:
+        noise = bytes(np.random.default_rng(0).integers(0, 256, len(whole), dtype=np.uint8))
+        parts = {"random bytes": noise, "cut off": whole[:5000], "middle": whole[:4096] + noise[4096:]}
+        path.write_bytes(parts[damage])
+    with pytest.raises(StorageError, match=r"study\.db is damaged \(.*restore it from a copy") as told:
+        storage = open_storage(url)
+        patiently(lambda: optuna.load_study(study_name="amc-1", storage=storage).trials, url, lambda text: None, 0.0)
+    assert "\n" not in str(told.value) and "right" not in str(told.value)
