@@ -259,7 +259,7 @@ def _where(frames: list[FrameType]) -> str:
 def _too_long(limits: Limits, where: str) -> LimitExceeded:
     at = f" and was at {where}" if where else ""
     return LimitExceeded(
-        f"the network must be traced within {limits.seconds:g} s, but took longer{at}; take smaller pictures, leave "
+        f"the network must be traced within {limits.seconds:g} s, but took longer{at}; take smaller images, leave "
         "modules alone by --ignore NAME, or allow more by --set surgery.trace_seconds=SECONDS",
         f"{limits.seconds:g} s",
     )
@@ -269,6 +269,6 @@ def _too_much(limits: Limits, where: str) -> LimitExceeded:
     at = f" at {where}" if where else ""
     return LimitExceeded(
         f"the network must be traced within {limits.gigabytes:g} GB of memory, but asked for more{at}; take smaller "
-        "pictures, leave modules alone by --ignore NAME, or allow more by --set surgery.trace_gigabytes=GIGABYTES",
+        "images, leave modules alone by --ignore NAME, or allow more by --set surgery.trace_gigabytes=GIGABYTES",
         f"{limits.gigabytes:g} GB",
     )

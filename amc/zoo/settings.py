@@ -31,7 +31,7 @@ class DataSettings(Settings):
         default="fashion-mnist-10k",
         min_length=1,
         description="fashion-mnist-10k, fashion-mnist, idx:FOLDER, cifar10:FOLDER, imagefolder:FOLDER, "
-        "hapt:FOLDER, shakespeare:FOLDER, or package.module:factory",
+        "images:FOLDER (no labels), hapt:FOLDER, shakespeare:FOLDER, or package.module:factory",
     )
     size: int | None = Field(
         default=None, ge=8, le=4096, description="height and width in pixels; default: the data's own"

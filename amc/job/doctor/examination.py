@@ -157,7 +157,7 @@ def subject_of(recipe: Recipe, text: str | None, *, explicit_data: bool) -> Subj
         UsageError: the text is malformed.
     """
     from amc.zoo.networks.example_inputs import usual_shape
-    from amc.zoo.networks.source import FACTORIES, NO_PICTURES, model_source
+    from amc.zoo.networks.source import FACTORIES, NO_IMAGES, model_source
 
     name = recipe.model.name
     if text is not None:
@@ -168,7 +168,7 @@ def subject_of(recipe: Recipe, text: str | None, *, explicit_data: bool) -> Subj
                 f"{text!r}; e.g. 3x224x224"
             )
         return _without_data(recipe, tuple(map(int, parts)))
-    if explicit_data or (name in FACTORIES and name not in NO_PICTURES):
+    if explicit_data or (name in FACTORIES and name not in NO_IMAGES):
         from amc.zoo.data.sources import load_splits
         from amc.zoo.task import load_task
 

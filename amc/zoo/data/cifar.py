@@ -1,4 +1,4 @@
-"""CIFAR-10's binary version: records of one label byte and 3 x 32 x 32 picture bytes (Krizhevsky 2009)."""
+"""CIFAR-10's binary version: records of one label byte and 3 x 32 x 32 image bytes (Krizhevsky 2009)."""
 
 from __future__ import annotations
 

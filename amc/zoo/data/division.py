@@ -1,4 +1,4 @@
-"""Dividing labelled pictures by a fixed seed, so that every class keeps its share in each part."""
+"""Dividing labelled images by a fixed seed, so that every class keeps its share in each part."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from torch import Tensor
 
 
 def hold_out(labels: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Divide the pictures with `labels` (N,) in two: (indices of the rest, indices of `count` held out), both shuffled.
+    """Divide the images with `labels` (N,) in two: (indices of the rest, indices of `count` held out), both shuffled.
 
-    Each class loses its share of `count`, to within one picture. Both parts are shuffled, so that their first n
-    pictures are a fair sample of them.
+    Each class loses its share of `count`, to within one image. Both parts are shuffled, so that their first n
+    images are a fair sample of them.
     """
     number = len(labels)
     # RandomState, because numpy promises that its numbers never change between versions: a split is for ever.

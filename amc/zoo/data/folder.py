@@ -1,4 +1,4 @@
-"""Pictures in one folder a class, decoded on the fly by torch's DataLoader."""
+"""Images in one folder a class, or without labels, decoded on the fly by torch's DataLoader."""
 
 from __future__ import annotations
 
@@ -24,24 +24,26 @@ from amc.zoo.data.division import hold_out
 from amc.zoo.data.splits import Batch, Splits, plan_batches
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-HELD_MOST = 10_000  # pictures held out: a tenth, at most this
+HELD_MOST = 10_000  # images held out: a tenth, at most this
 MOST_WORKERS = 8
-FEW = 64  # pictures for which starting worker processes takes longer than decoding
+FEW = 64  # images for which starting worker processes takes longer than decoding
 
 Sample = tuple[str, int]  # path, label
 
 
 @dataclass(frozen=True, eq=False)
 class FolderSplit:
-    """Picture files with labels, in a fixed order; a `Split` whose batches are decoded as they are asked for.
+    """Image files with labels, in a fixed order; a `Split` whose batches are decoded as they are needed.
 
-    `size` is the side of the square given to the network; `workers` processes decode (0: this one).
+    `size` is the side of the square given to the network; `workers` processes decode (0: this one). Without labels
+    (`labelled` False) a batch is a tuple of the images alone.
     """
 
     root: Path
     samples: tuple[Sample, ...]
     size: int
     workers: int
+    labelled: bool = True
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -72,7 +74,7 @@ class FolderSplit:
         plan = [p.tolist() for p in plan_batches(len(self), size, seed=seed, limit=limit, rank=rank, world=world)]
         workers = self.workers if min(len(self), limit or len(self)) > FEW else 0
         loader = DataLoader(
-            _Pictures(self.samples, self.size, seed or 0, augment),
+            _Images(self.samples, self.size, seed or 0, augment),
             batch_sampler=plan,
             num_workers=workers,
             collate_fn=_collate,
@@ -81,11 +83,11 @@ class FolderSplit:
         for batch in loader:
             if isinstance(batch, str):  # an exception out of a worker would bring its whole traceback into the message
                 raise DataError(batch)
-            yield batch
+            yield batch if self.labelled else batch[:1]
 
 
-class _Pictures(Dataset[Any]):
-    """One decoded picture with its label, or the text of what is wrong with it."""
+class _Images(Dataset[Any]):
+    """One decoded image with its label, or the text of what is wrong with it."""
 
     def __init__(self, samples: Sequence[Sample], size: int, seed: int, augment: bool) -> None:
         self.samples, self.seed, self.augment = samples, seed, augment
@@ -102,13 +104,13 @@ class _Pictures(Dataset[Any]):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # Pillow warns of odd metadata that do not change the pixels
-                with Image.open(path) as picture:
-                    rgb = picture.convert("RGB")
+                with Image.open(path) as opened:
+                    rgb = opened.convert("RGB")
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            return f"{path} must be a picture, but cannot be decoded: {one_line(error)}; replace or remove it"
+            return f"{path} must be an image, but cannot be decoded: {one_line(error)}; replace or remove it"
         if not self.augment:
             return self.transform(rgb), label
-        with torch.random.fork_rng(devices=[]):  # each picture has its own noise, whichever process decodes it
+        with torch.random.fork_rng(devices=[]):  # each image has its own noise, whichever process decodes it
             torch.manual_seed(self.seed * 1_000_003 + index)
             return self.transform(rgb), label
 
@@ -124,13 +126,13 @@ def _collate(items: list[tuple[Tensor, int] | str]) -> Batch | str:
 
 
 def load_folders(name: str, root: Path, size: int, split_seed: int) -> Splits:
-    """Divide the pictures below `root`.
+    """Divide the images below `root`.
 
     With train/ and val/: validation is held out of train (a tenth, at most 10,000), test is val. With class folders
     alone: 80 % train, 10 % validation, 10 % test.
 
     Raises:
-        DataError: no pictures, an empty class, one class only, or val/ has other classes than train/.
+        DataError: no images, an empty class, one class only, or val/ has other classes than train/.
     """
     if (root / "train").is_dir() or (root / "val").is_dir():
         for part in ("train", "val"):
@@ -154,8 +156,22 @@ def load_folders(name: str, root: Path, size: int, split_seed: int) -> Splits:
     return Splits(name, train, validation, test, (3, size, size), len(classes))
 
 
+def load_images(name: str, root: Path, size: int, split_seed: int) -> Splits:
+    """Divide the images anywhere below `root`, which have no labels: 80 % train, 10 % validation, 10 % test.
+
+    Raises:
+        DataError: fewer than 10 images.
+    """
+    paths = sorted(str(path) for path in root.rglob("*") if path.suffix.lower() in IMG_EXTENSIONS and path.is_file())
+    rest, tested = _hold_out(root, [(path, 0) for path in paths], split_seed)
+    kept, held = _hold_out(root, rest, split_seed)
+    workers = min(MOST_WORKERS, _processors())
+    train, validation, test = (FolderSplit(root, tuple(part), size, workers, False) for part in (kept, held, tested))
+    return Splits(name, train, validation, test, (3, size, size))
+
+
 def _find(folder: Path) -> tuple[list[str], list[Sample]]:
-    """The names of the class folders, sorted, and the pictures in them with the number of their class."""
+    """The names of the class folders, sorted, and the images in them with the number of their class."""
     classes = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith((".", "__")))
     if not classes:
         raise DataError(
@@ -166,7 +182,7 @@ def _find(folder: Path) -> tuple[list[str], list[Sample]]:
     missing = sorted(set(range(len(classes))) - {label for _, label in samples})
     if missing:
         raise DataError(
-            f"every class folder must hold pictures ({', '.join(IMG_EXTENSIONS)}), but "
+            f"every class folder must hold images ({', '.join(IMG_EXTENSIONS)}), but "
             f"{folder / classes[missing[0]]} has none ({len(missing)} of {len(classes)} such)"
         )
     if len(classes) < 2:
@@ -177,7 +193,7 @@ def _find(folder: Path) -> tuple[list[str], list[Sample]]:
 def _hold_out(root: Path, samples: list[Sample], seed: int) -> tuple[list[Sample], list[Sample]]:
     count = min(HELD_MOST, len(samples) // 10)
     if count == 0:
-        raise DataError(f"an image folder must hold at least 10 pictures to train on, but {root} holds {len(samples)}")
+        raise DataError(f"an image folder must hold at least 10 images to train on, but {root} holds {len(samples)}")
     rest, held = hold_out(torch.tensor([label for _, label in samples]), count, seed)
     return [samples[i] for i in rest.tolist()], [samples[i] for i in held.tolist()]
 

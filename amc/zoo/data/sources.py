@@ -19,16 +19,16 @@ from amc.system.errors import DataError
 from amc.system.factory import FACTORY, call_factory, import_factory, one_line
 from amc.zoo.data.cifar import TEST_FILES, TRAIN_FILES, find_cifar, read_cifar
 from amc.zoo.data.division import hold_out
-from amc.zoo.data.idx import read_pictures
+from amc.zoo.data.idx import read_images
 from amc.zoo.data.splits import Augmentation, MemorySplit, Splits
 
 EMBEDDED = Path(__file__).parent / "embedded"
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
-VALIDATION_MOST = 5000  # pictures held out of a train split: a tenth of it, at most this
+VALIDATION_MOST = 5000  # images held out of a train split: a tenth of it, at most this
 FASHION_MEAN, FASHION_STD = (0.2860,), (0.3530,)
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
-Pictures = tuple[Tensor, Tensor]  # uint8 (N, C, H, W), int64 (N,)
+Images = tuple[Tensor, Tensor]  # uint8 (N, C, H, W), int64 (N,)
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ def load_splits(name: str, *, size: int | None = None, split_seed: int = 0, cach
 
     Args:
         name: a name as this module's docstring lists them.
-        size: height and width in pixels; None keeps the pictures' own (224 for `imagefolder`).
-        split_seed: what decides which picture stands in which split.
+        size: height and width in pixels; None keeps the images' own (224 for `imagefolder` and `images`).
+        split_seed: what decides which image stands in which split.
         cache: where downloads are kept; None: the user's cache folder.
 
     Raises:
@@ -78,7 +78,7 @@ def load_splits(name: str, *, size: int | None = None, split_seed: int = 0, cach
 
 def fashion_mnist_10k(request: Request) -> Splits:
     """Fashion-MNIST's official test split, shipped with AMC, as train 6,000, validation 2,000, test 2,000; balanced."""
-    images, labels = read_pictures(EMBEDDED, "t10k")
+    images, labels = read_images(EMBEDDED, "t10k")
     rest, test = hold_out(labels, 2000, request.split_seed)
     train, validation = hold_out(labels[rest], 2000, request.split_seed)
     parts = [(images[index], labels[index]) for index in (rest[train], rest[validation], test)]
@@ -90,7 +90,7 @@ def fashion_mnist(request: Request) -> Splits:
     folder = find_fashion_mnist(request)
     return _in_memory(
         request,
-        _official(request, read_pictures(folder, "train"), read_pictures(folder, "t10k")),
+        _official(request, read_images(folder, "train"), read_images(folder, "t10k")),
         FASHION_MEAN,
         FASHION_STD,
         Augmentation(erase=8),
@@ -100,13 +100,13 @@ def fashion_mnist(request: Request) -> Splits:
 def idx(request: Request) -> Splits:
     """Any data set in the files of MNIST: train-*, t10k-*. No flips: these may be digits or letters."""
     folder = request.need_folder()
-    train, test = read_pictures(folder, "train"), read_pictures(folder, "t10k")
+    train, test = read_images(folder, "train"), read_images(folder, "t10k")
     shades = torch.bincount(train[0].flatten(), minlength=256).double() / train[0].numel()
     levels = torch.arange(256).double() / 255
     mean = float(shades @ levels)
     std = float((shades @ (levels - mean) ** 2).sqrt())
     if std < 1e-4:
-        raise DataError(f"{folder} must hold pictures, but all its train pixels are alike; check the files")
+        raise DataError(f"{folder} must hold images, but all its train pixels are alike; check the files")
     return _in_memory(
         request, _official(request, train, test), (round(mean, 4),), (round(std, 4),), Augmentation(flip=False)
     )
@@ -124,6 +124,13 @@ def image_folder(request: Request) -> Splits:
     from amc.zoo.data.folder import load_folders  # torchvision takes a second to import
 
     return load_folders(request.name, request.need_folder(), request.size or 224, request.split_seed)
+
+
+def unlabelled(request: Request) -> Splits:
+    """Images anywhere below a folder, without labels; decoded on the fly."""
+    from amc.zoo.data.folder import load_images  # likewise
+
+    return load_images(request.name, request.need_folder(), request.size or 224, request.split_seed)
 
 
 def hapt(request: Request) -> Splits:
@@ -146,6 +153,7 @@ LOADERS: dict[str, Callable[[Request], Splits]] = {
     "idx": idx,
     "cifar10": cifar10,
     "imagefolder": image_folder,
+    "images": unlabelled,
     "hapt": hapt,
     "shakespeare": shakespeare,
 }
@@ -193,7 +201,7 @@ def _cache_folder() -> Path:
     return user_cache_path("amc")
 
 
-def _official(request: Request, train: Pictures, test: Pictures) -> list[Pictures]:
+def _official(request: Request, train: Images, test: Images) -> list[Images]:
     """Hold the validation split out of an official train split."""
     images, labels = train
     count = min(VALIDATION_MOST, len(labels) // 10)
@@ -202,19 +210,19 @@ def _official(request: Request, train: Pictures, test: Pictures) -> list[Picture
 
 
 def _in_memory(
-    request: Request, parts: list[Pictures], mean: tuple[float, ...], std: tuple[float, ...], augmentation: Augmentation
+    request: Request, parts: list[Images], mean: tuple[float, ...], std: tuple[float, ...], augmentation: Augmentation
 ) -> Splits:
     """Splits of train, validation and test, resized where asked. Raises `DataError` for what cannot be learnt from."""
     shapes = {tuple(images.shape[1:]) for images, _ in parts}
     if len(shapes) > 1:
         raise DataError(
-            f"data {request.name!r} must have pictures of one size, but has {sorted(shapes)}; check the files"
+            f"data {request.name!r} must have images of one size, but has {sorted(shapes)}; check the files"
         )
     for part, (_, labels) in zip(("train", "validation", "test"), parts, strict=True):
         if len(labels) == 0:
             raise DataError(
-                f"data {request.name!r} must leave pictures in every split, but {part} is empty; "
-                "at least 10 training pictures and a test picture are needed"
+                f"data {request.name!r} must leave images in every split, but {part} is empty; "
+                "at least 10 training images and a test image are needed"
             )
     num_classes = 1 + max(int(labels.max()) for _, labels in parts)
     if int(parts[0][1].min()) == int(parts[0][1].max()):

@@ -1,4 +1,4 @@
-"""ResNet-20 and ResNet-56 for small pictures (He et al. 2015, arXiv 1512.03385, section 4.2).
+"""ResNet-20 and ResNet-56 for small images (He et al. 2015, arXiv 1512.03385, section 4.2).
 
 Shortcuts that change shape are 1x1 projections (option B of the paper): a projection can lose channels
 together with the stream it feeds, a zero-padding shortcut cannot.

@@ -1,6 +1,6 @@
 """What to call a network with when there are no data: the shape it usually reads, and noise in that shape.
 
-torchvision's detectors take a list of pictures, its optical-flow networks two batches of them, its video networks
+torchvision's detectors take a list of images, its optical-flow networks two batches of them, its video networks
 clips. All others are called with one tensor: of numbers, or of tokens for a network that reads text.
 """
 
@@ -17,7 +17,7 @@ from amc.zoo.networks.source import ModelSource, torchvision_all
 
 VIDEO_FRAMES, VIDEO_SIZE = 16, 112  # of torchvision's 3-D ResNets
 VIDEO_SIZES = {"mvit": 224, "s3d": 224, "swin3d": 224}
-FLOW_SIZE = 128  # the smallest picture RAFT reads
+FLOW_SIZE = 128  # the smallest image RAFT reads
 PICTURE_SIZE = 224
 
 

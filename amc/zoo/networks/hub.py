@@ -49,7 +49,7 @@ def torchvision_pretrained(name: str, num_classes: int | None, options: Mapping[
 
 
 def timm_pretrained(timm: Any, name: str, num_classes: int | None, in_channels: int | None) -> dict[str, Tensor]:
-    """The state of timm's weights of `name`, for pictures of `in_channels` (timm adapts the first layer).
+    """The state of timm's weights of `name`, for images of `in_channels` (timm adapts the first layer).
 
     Raises:
         ModelError: as for `torchvision_pretrained`.

@@ -1,6 +1,6 @@
-"""MobileNetV2 for small pictures (Sandler et al. 2018, arXiv 1801.04381): the first layers keep the picture's size.
+"""MobileNetV2 for small images (Sandler et al. 2018, arXiv 1801.04381): the first layers keep the image's size.
 
-Widths, depths and expansions are the paper's table 2. The stem and the first stage that would halve the picture do not,
+Widths, depths and expansions are the paper's table 2. The stem and the first stage that would halve the image do not,
 so that 28 to 32 pixels end as 4 x 4, as is usual for CIFAR.
 """
 
@@ -71,5 +71,5 @@ def _eights(channels: float) -> int:
 
 
 def mobilenet_v2_small(num_classes: int = 10, in_channels: int = 3, width: float = 1.0) -> SmallMobileNetV2:
-    """MobileNetV2 for small pictures: 2.2 M parameters, 88 MMACs at 32x32; `width` multiplies all channels."""
+    """MobileNetV2 for small images: 2.2 M parameters, 88 MMACs at 32x32; `width` multiplies all channels."""
     return SmallMobileNetV2(num_classes, in_channels, width)

@@ -1,9 +1,9 @@
-"""Multi-scale dense networks for small pictures (Huang et al. 2018, arXiv 1703.09844), with exits of their own.
+"""Multi-scale dense networks for small images (Huang et al. 2018, arXiv 1703.09844), with exits of their own.
 
 Every layer keeps maps at several scales: fine ones for what follows, the coarsest for the classifiers. Scales are given
 up from the finest on as the network gets deeper, each time with 1x1 convolutions that halve the channels. Sizes are
 those that the authors give for CIFAR: `anytime` has 7 exits evenly apart, `budgeted` 5, each farther from the last;
-`small` is ours, `budgeted` with fewer channels and exits, for grey pictures and short trainings.
+`small` is ours, `budgeted` with fewer channels and exits, for grey images and short trainings.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ class Pyramid(nn.Module):
             _layer(narrow, wide, 3, 1 if index == 0 else 2) for index, (narrow, wide) in enumerate(pairwise(widths))
         )
 
-    def forward(self, pictures: Tensor) -> State:
-        maps, state = pictures, []
+    def forward(self, images: Tensor) -> State:
+        maps, state = images, []
         for scale in self.scales:
             maps = scale(maps)
             state.append(maps)
@@ -163,15 +163,15 @@ class MSDNet(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        state: Tensor | State = pictures
+    def forward(self, images: Tensor) -> Tensor:
+        state: Tensor | State = images
         for block in self.blocks:
             state = block(state)
         logits: Tensor = self.classifiers[-1](state)
         return logits
 
     def exit_parts(self) -> tuple[list[nn.Module], list[nn.Module]]:
-        """Blocks, each from the state that the one before left (the first from pictures), and their classifiers."""
+        """Blocks, each from the state that the one before left (the first from images), and their classifiers."""
         return list(self.blocks), list(self.classifiers)
 
 
@@ -190,7 +190,7 @@ def _bottleneck(in_channels: int, out_channels: int, width: int, stride: int) ->
 
 
 def msdnet(num_classes: int = 10, in_channels: int = 3, variant: str = "budgeted") -> MSDNet:
-    """MSDNet for small pictures: `anytime` (7 exits) or `budgeted` (5), the paper's two for CIFAR; `small` (4) is ours.
+    """MSDNet for small images: `anytime` (7 exits) or `budgeted` (5), the paper's two for CIFAR; `small` (4) is ours.
 
     Raises:
         ValueError: the variant is none of these.

@@ -41,8 +41,8 @@ FACTORIES: dict[str, Callable[..., nn.Module]] = {
     "char_transformer": char_transformer,
     "msdnet": msdnet,
 }
-NO_PICTURES = ("sensor_net", "char_transformer")  # what those of ours read that read no pictures
-PICTURE_CHANNELS = (1, 3, 4)
+NO_IMAGES = ("sensor_net", "char_transformer")  # what those of ours read that read no images
+IMAGE_CHANNELS = (1, 3, 4)
 # Trained by `amc train`, for Fashion-MNIST: 1 channel, 10 classes.
 SHIPPED = {"resnet20": Path(__file__).parent / "weights" / "resnet20-fashion-mnist.safetensors"}
 # Auxiliary outputs are a tuple while training, which is no classifier's output; init_weights silences a warning.
@@ -197,8 +197,8 @@ def build_model(
         weights: "none" (random, drawn from `seed`), "default" (shipped by us or by the library; for a user's factory:
             whatever it returns), or a file: .safetensors, or a state dict of torch.save.
         num_classes: outputs; None leaves the network's own number.
-        in_channels: channels of the pictures; None leaves the network's own number.
-        size: height and width of the pictures, for networks that must know it.
+        in_channels: channels of the images; None leaves the network's own number.
+        size: height and width of the images, for networks that must know it.
         options: more keyword arguments for the network's factory.
         seed: what random weights are drawn from.
 
@@ -352,11 +352,11 @@ def import_timm() -> Any:
 
 
 def _check_channels(source: ModelSource, model: nn.Module) -> None:
-    """The first convolution must read as many channels as the pictures have."""
+    """The first convolution must read as many channels as the images have."""
     first = next((m for m in model.modules() if isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Conv3d))), None)
     if source.in_channels is None or first is None or first.in_channels == source.in_channels:
         return
-    if first.in_channels not in PICTURE_CHANNELS:  # it reads something made of the pictures
+    if first.in_channels not in IMAGE_CHANNELS:  # it reads something made of the images
         return
     raise ModelError(
         f"a network must read the channels of the data, but {source.name} reads {first.in_channels} and "

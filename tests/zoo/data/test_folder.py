@@ -5,16 +5,18 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
+from amc.system.device import Compute
 from amc.system.errors import DataError
 from amc.zoo.data.folder import FEW, FolderSplit
 from amc.zoo.data.sources import load_splits
 from amc.zoo.data.splits import Split, Splits
+from amc.zoo.task import CLASSIFICATION
 
 
-def write_pictures(folder: Path, classes: tuple[str, ...] = ("cat", "dog"), number: int = 10) -> Path:
-    """Small PNG pictures of random noise, one folder a class."""
+def write_images(folder: Path, classes: tuple[str, ...] = ("cat", "dog"), number: int = 10) -> Path:
+    """Small PNG images of random noise, one folder a class."""
     source = torch.Generator().manual_seed(len(str(folder)))
     for name in classes:
         (folder / name).mkdir(parents=True)
@@ -43,7 +45,7 @@ def complaint(folder: Path) -> str:
 
 @pytest.fixture
 def splits(tmp_path: Path) -> Splits:
-    return load_splits(f"imagefolder:{write_pictures(tmp_path / 'pictures', number=50)}", size=16)
+    return load_splits(f"imagefolder:{write_images(tmp_path / 'images', number=50)}", size=16)
 
 
 def test_class_folders_alone_are_divided(splits: Splits) -> None:
@@ -58,7 +60,7 @@ def test_class_folders_alone_are_divided(splits: Splits) -> None:
 def test_train_and_val_folders(tmp_path: Path) -> None:
     """Measure is held out of train, and test is val."""
     for part in ("train", "val"):
-        write_pictures(tmp_path / part)
+        write_images(tmp_path / part)
     splits = load_splits(f"imagefolder:{tmp_path}")
     assert [len(part) for part in (splits.train, splits.validation, splits.test)] == [18, 2, 20]
     assert all(Path(path).is_relative_to(tmp_path / "val") for path, _ in folder_split(splits.test).samples)
@@ -75,14 +77,14 @@ def test_batches_are_like_those_in_memory(splits: Splits) -> None:
 
 
 def test_ranks_partition_the_batches(splits: Splits) -> None:
-    """Two processes see together what one sees, each picture once."""
+    """Two processes see together what one sees, each image once."""
     whole = images(splits.validation, seed=1)
     shares = torch.cat([images(splits.validation, seed=1, rank=rank, world=2) for rank in range(2)])
     assert sorted(whole.sum((1, 2, 3)).tolist()) == sorted(shares.sum((1, 2, 3)).tolist())
 
 
 def test_noise_is_fixed_by_the_seed_with_any_number_of_workers(splits: Splits) -> None:
-    """Which process decodes a picture has no say in how it is cropped; torch's own random state is left alone."""
+    """Which process decodes a image has no say in how it is cropped; torch's own random state is left alone."""
     train = folder_split(splits.train)
     assert len(train) > FEW
     state = torch.get_rng_state()
@@ -94,7 +96,7 @@ def test_noise_is_fixed_by_the_seed_with_any_number_of_workers(splits: Splits) -
 
 
 def test_digest_changes_with_the_files(splits: Splits) -> None:
-    """A picture that was written anew is another data set."""
+    """An image that was written anew is another data set."""
     train = folder_split(splits.train)
     assert dataclasses.replace(train).digest == train.digest
     path = train.samples[0][0]
@@ -106,27 +108,43 @@ def test_digest_changes_with_the_files(splits: Splits) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_picture_that_cannot_be_read_is_named(splits: Splits, workers: int) -> None:
+def test_a_image_that_cannot_be_read_is_named(splits: Splits, workers: int) -> None:
     """The line names the file, whichever process met it."""
     train = dataclasses.replace(folder_split(splits.train), workers=workers)
     path = Path(train.samples[70][0])
-    for content in (b"", b"no picture", path.read_bytes()[:200]):
+    for content in (b"", b"no image", path.read_bytes()[:200]):
         path.write_bytes(content)
-        with pytest.raises(DataError, match=rf"{path.name} must be a picture") as caught:
+        with pytest.raises(DataError, match=rf"{path.name} must be an image") as caught:
             list(train.batches(8))
         assert "\n" not in str(caught.value)
 
 
 def test_folders_without_what_is_needed(tmp_path: Path) -> None:
-    """Empty folders, empty classes, one class, few pictures, half a division, unlike classes: one line each."""
+    """Empty folders, empty classes, one class, few images, half a division, unlike classes: one line each."""
     empty = tmp_path / "empty"
     empty.mkdir()
     assert "one folder a class" in complaint(empty)
     (empty / "cat").mkdir()
     assert "has none" in complaint(empty)
-    assert "at least two classes" in complaint(write_pictures(tmp_path / "one", ("cat",)))
-    assert "at least 10" in complaint(write_pictures(tmp_path / "few", number=2))
-    write_pictures(tmp_path / "half" / "train")
+    assert "at least two classes" in complaint(write_images(tmp_path / "one", ("cat",)))
+    assert "at least 10" in complaint(write_images(tmp_path / "few", number=2))
+    write_images(tmp_path / "half" / "train")
     assert "no val/" in complaint(tmp_path / "half")
-    write_pictures(tmp_path / "half" / "val", ("cat", "cow"))
+    write_images(tmp_path / "half" / "val", ("cat", "cow"))
     assert "same classes" in complaint(tmp_path / "half")
+
+
+def test_images_without_labels_are_divided_and_agreement_judges_them(tmp_path: Path) -> None:
+    """Found in every folder, each in one split, in batches without labels, fixed by the seed."""
+    folder = write_images(tmp_path / "images", number=30)
+    splits, again, other = (load_splits(f"images:{folder}", size=16, split_seed=seed) for seed in (0, 0, 1))
+    parts = [folder_split(part) for part in (splits.train, splits.validation, splits.test)]
+    paths = [path for part in parts for path, _ in part.samples]
+    assert len(paths) == len(set(paths)) == sum(len(part) for part in parts) and len(parts[1]) == len(paths) * 9 // 100
+    assert splits.digest == again.digest != other.digest
+    batch = next(iter(splits.validation.batches(2)))
+    assert len(batch) == 1 and batch[0].shape == (2, 3, 16, 16) and splits.num_classes is None
+    assert CLASSIFICATION.bound(nn.Flatten(), Compute.detect(), batch).metric_name == "agreement"
+    (tmp_path / "few").mkdir()
+    with pytest.raises(DataError, match="at least 10 images"):
+        load_splits(f"images:{tmp_path / 'few'}")

@@ -174,7 +174,7 @@ def test_broken_idx_files_are_named(tmp_path: Path) -> None:
         path.write_bytes(content)
         assert "train-images" in complaint(f"idx:{folder}")
     write_idx(path, torch.zeros(59, 12, 12, dtype=torch.uint8))
-    assert "one label a picture" in complaint(f"idx:{folder}")
+    assert "one label per image" in complaint(f"idx:{folder}")
     path.write_bytes((folder / "train-labels-idx1-ubyte.gz").read_bytes())
     assert "swapped" in complaint(f"idx:{folder}")
     path.unlink()
