@@ -22,13 +22,13 @@ from amc.surgery.trace_cache import read_trace_cache, write_trace_cache
 from amc.system.device import Compute
 from amc.system.errors import UsageError
 from amc.system.progress import Progress, Silent
-from amc.train.teacher import RememberingTeacher
 from amc.train.training import Training, train
 from amc.zoo.call import Call
 from amc.zoo.data.sources import load_splits
 from amc.zoo.data.splits import Splits
 from amc.zoo.networks.source import ModelSource, build_model, model_source
 from amc.zoo.task import Task, load_task
+from amc.zoo.teacher import RememberingTeacher
 from amc_search import Cap, Space
 
 TRACE_CACHE = "dense.safetensors"

@@ -23,7 +23,7 @@ def model_card(folder: Path, evidence: Evidence) -> str:
     """
     metrics, data, task = evidence.metrics, evidence.data, evidence.measure.task
     is_classifier = task.metric is None
-    text = _template().render(
+    text: str = _template().render(
         model=metrics["model"],
         data=metrics["data"],
         share=f"{metrics['released']['macs'] / metrics['dense']['macs']:.1%}",

@@ -8,21 +8,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from amc.system.device import Compute
 from amc.system.errors import ModelError
 from amc.system.eval_mode import evaluating
 from amc.train.settings import FinetuneSchedule, RecoverySettings
 from amc.train.training import loss_of, optimizer_of, set_learning_rate
-from amc.zoo.data.kept import SHARE, KeptSplit, free_bytes
+from amc.zoo.data.kept import KeptSplit
 from amc.zoo.data.splits import Batch
 from amc.zoo.task import Task
+from amc.zoo.teacher import RememberingTeacher
 
 FIRST = 4  # the seed of the first pass; the following ones are those of the next passes
 
@@ -69,8 +69,9 @@ class ShortDistillation:
     compute: Compute
     task: Task
     seed: int = 0
-    _teacher_outputs: list[Any] = field(default_factory=list)
-    _room: float = field(default_factory=lambda: SHARE * free_bytes())
+
+    def __post_init__(self) -> None:
+        self._remembering = RememberingTeacher(self.teacher)
 
     def __call__(self, model: nn.Module) -> None:
         """Train `model` in place; it is left in the training modes it came in, without gradients.
@@ -99,8 +100,8 @@ class ShortDistillation:
 
     def prepare(self) -> None:
         """Ask the teacher about all batches now, as the first call would."""
-        for step, batch in enumerate(self._batches() if self.schedule.distill else ()):
-            self._teacher_outputs_at(step, batch)
+        for batch in self._batches() if self.schedule.distill else ():
+            self._teacher_outputs(batch)
 
     def _train(self, model: nn.Module) -> Tensor:
         """The loss of the last step."""
@@ -109,7 +110,7 @@ class ShortDistillation:
             set_learning_rate(optimizer, self.schedule, step, self.steps)
             with self.compute.autocast():
                 outputs = self.task.call(batch).to(device).on(model)
-            loss = loss_of(outputs, batch, self.task, self.schedule, lambda: self._teacher_outputs_at(step, batch))  # noqa: B023
+            loss = loss_of(outputs, batch, self.task, self.schedule, lambda: self._teacher_outputs(batch))  # noqa: B023
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
@@ -125,14 +126,7 @@ class ShortDistillation:
             yield from self.split.batches(size, seed=seed, limit=here * size)
             seed, left = seed + 1, left - here
 
-    def _teacher_outputs_at(self, step: int, batch: Batch) -> Any:
-        """What the teacher makes of the batch of a step; kept as long as memory allows."""
-        if step < len(self._teacher_outputs):
-            return self._teacher_outputs[step]
-        call = self.task.call(batch).to(self.compute.device)
+    def _teacher_outputs(self, batch: Batch) -> Any:
+        """What the teacher makes of a batch; asked once a study, as far as memory allows."""
         with torch.no_grad(), evaluating(self.teacher), self.compute.autocast():
-            outputs = call.on(self.teacher)
-        self._room -= sum(leaf.nbytes for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor))
-        if step == len(self._teacher_outputs) and self._room >= 0:
-            self._teacher_outputs.append(outputs)
-        return outputs
+            return self._remembering.outputs(self.task.call(batch).to("cpu"), self.compute.device)

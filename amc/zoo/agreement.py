@@ -6,21 +6,19 @@ Outputs are logits where they are one tensor (n, classes) of at least two classe
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import kl_div, log_softmax
-from torch.utils._pytree import tree_leaves
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from amc.system.device import Compute
 from amc.system.errors import ModelError
 from amc.zoo.call import Call, float_tensors, on_cpu
-from amc.zoo.data.kept import SHARE, free_bytes
+from amc.zoo.teacher import RememberingTeacher
 
 AGREEMENT = "agreement"
 LEAST_VARIANCE = 1e-12  # of outputs that are all alike
@@ -46,7 +44,6 @@ class Agreement:
     compute: Compute | None = None
     call: Callable[[Any], Call] | None = None
     sharpness: tuple[float, ...] = (1.0,)
-    _kept: _Kept = field(default_factory=lambda: _Kept())
 
     def __call__(self, outputs: Any, batch: Any) -> dict[str, Tensor]:
         """Scores (n,) and losses (n, sharpness) or (n, 1) of outputs and batch, both on the CPU.
@@ -54,10 +51,7 @@ class Agreement:
         Raises:
             ModelError: no dense network is bound, or its outputs have other shapes.
         """
-        wanted = self._kept.get(batch)
-        if wanted is None:
-            wanted = on_cpu(self._asked(batch))
-            self._kept.put(batch, wanted)
+        wanted = on_cpu(self._dense_outputs(batch))
         self._check_alike(outputs, wanted)
         if are_classes(outputs):
             target = log_softmax(wanted, 1)
@@ -76,18 +70,22 @@ class Agreement:
     def loss(self, outputs: Any, batch: Any) -> Tensor:
         """The scalar to be made small: KL(dense || ours) of logits, else the relative squared error; differentiable."""
         with torch.no_grad():
-            wanted = self._asked(batch)
+            wanted = self._dense_outputs(batch)
         self._check_alike(outputs, wanted)
         return divergence(outputs, wanted, 1.0) if are_classes(outputs) else relative_error(outputs, wanted)
 
-    def _asked(self, batch: Any) -> Any:
-        if self.dense is None or self.compute is None or self.call is None:
+    @cached_property
+    def _teacher(self) -> RememberingTeacher | None:
+        return None if self.dense is None else RememberingTeacher(self.dense)
+
+    def _dense_outputs(self, batch: Any) -> Any:
+        if self._teacher is None or self.compute is None or self.call is None:
             raise ModelError(
                 "agreement compares with a trained dense network, but there is none here; take data with labels, or "
                 "give --metric and --loss"
             )
         with self.compute.autocast():
-            return self.call(batch).to(self.compute.device).on(self.dense)
+            return self._teacher.outputs(self.call(batch).to("cpu"), self.compute.device)
 
     def _check_alike(self, outputs: Any, wanted: Any) -> None:
         ours, theirs = ([tuple(tensor.shape) for tensor in float_tensors(tree)] for tree in (outputs, wanted))
@@ -96,35 +94,6 @@ class Agreement:
                 f"agreement needs outputs of the dense network's shapes {theirs[:3]}, but they are {ours[:3]}; give "
                 "--metric package.module:function"
             )
-
-
-class _Kept:
-    """The dense network's outputs by batch: while the very tensors of a batch live, and as memory allows."""
-
-    def __init__(self) -> None:
-        self.outputs: Any = WeakTensorKeyDictionary()
-        self.room = SHARE * free_bytes()
-
-    def get(self, batch: Any) -> Any:
-        tensors, rest = _leaves(batch)
-        others, other_rest, outputs = self.outputs.get(tensors[0], ((), (), None))
-        same = len(others) == len(tensors) - 1 and all(
-            ref() is leaf for ref, leaf in zip(others, tensors[1:], strict=True)
-        )
-        return outputs if same and other_rest == rest else None
-
-    def put(self, batch: Any, outputs: Any) -> None:
-        tensors, rest = _leaves(batch)
-        self.room -= sum(leaf.nbytes for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor))
-        if self.room >= 0:
-            self.outputs[tensors[0]] = [weakref.ref(leaf) for leaf in tensors[1:]], rest, outputs
-
-
-def _leaves(batch: Any) -> tuple[list[Tensor], list[str]]:
-    leaves = tree_leaves(batch)
-    return [leaf for leaf in leaves if isinstance(leaf, Tensor)], [
-        repr(leaf) for leaf in leaves if not isinstance(leaf, Tensor)
-    ]
 
 
 def are_classes(outputs: Any) -> bool:

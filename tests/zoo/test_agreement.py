@@ -86,7 +86,7 @@ def test_other_outputs_agree_by_their_squared_error() -> None:
 
 
 def test_the_dense_network_is_asked_once_about_a_batch_that_is_kept() -> None:
-    """Its answers are kept with the very tensors; other tensors are asked about anew."""
+    """Its outputs are kept by the contents of a batch; other contents are asked about anew."""
     dense = Counting(network()).eval()
     split = KeptSplit(as_split([images(20), images(40)[20:]], "validation"))
     task = CLASSIFICATION.bound(dense, CPU, images(1))

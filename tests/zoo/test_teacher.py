@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import amc.train.teacher as module
+import amc.zoo.teacher as module
 from amc.train.settings import FinetuneSchedule
-from amc.train.teacher import RememberingTeacher
 from amc.train.training import train
+from amc.zoo.teacher import RememberingTeacher
 from tests.train.test_training import CPU, SPLITS, equal, small, weights
 
 
