@@ -124,8 +124,9 @@ def test_troubleshooting_quotes_real_messages() -> None:
     """Every message on the page of troubles is one of the code's, `...` standing for what it names."""
     said = "\n".join(text for path in (ROOT / "amc").rglob("*.py") for text in _texts(path))
     quoted = re.findall(r"\*\*`(.*?)`", (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8"))
-    pieces = [piece.strip() for text in quoted for piece in text.split("...")]
-    assert len(quoted) > 30 and not [piece for piece in pieces if piece not in said]
+    pieces = {piece.strip() for text in quoted for piece in text.split("...")}
+    assert len(quoted) > 30
+    assert {piece for piece in pieces if piece not in said} == set()
 
 
 def _texts(path: Path) -> Iterator[str]:
