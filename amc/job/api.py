@@ -22,6 +22,7 @@ from amc.zoo.data.sources import load_splits
 from amc.zoo.data.splits import Splits
 from amc.zoo.networks.source import ModelSource
 from amc.zoo.task import Task, load_task
+from amc.zoo.trust import Trust, allow
 
 HELD_OUT = 0.1  # share of a train set that becomes the validation split where none is given
 
@@ -127,17 +128,19 @@ def _data(recipe: Recipe, train: Any, validation: Any, test: Any) -> Splits:
     return as_splits(rest, validation, validation if test is None else test)
 
 
-def open_run(folder: str | Path, **objects: Any) -> Run:
+def open_run(folder: str | Path, trust: Trust = (), **objects: Any) -> Run:
     """A finished run.
 
     Args:
         folder: its `out`.
+        trust: names of the user's own code that its recipe may import (`amc.zoo.trust`).
         objects: for a run that was made from objects, the same `model`, `train`, `validation`, `test`, `metric`,
             `batch` and `loss` again: what needs the dense network needs them.
 
     Raises:
         RunError: there is no finished run in `folder`.
     """
+    allow(trust)
     run = Run.open(folder)
     if objects:
         batch, metric, loss = (objects.pop(key, None) for key in ("batch", "metric", "loss"))
