@@ -51,7 +51,7 @@ def seconds_text(seconds: float) -> str:
 STAGES = {
     "prepare": "trace, rank, moments",
     "search": "measure policies",
-    "select": "fit predictor, climb, measure the best",
+    "select": "fit predictor, ascend, measure the best",
     "finetune": "fine-tune the release",
     "finetune_uniform": "fine-tune the uniform baseline",
     "test": "test split, once",

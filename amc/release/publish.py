@@ -5,9 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from amc.release import CARD, REPORT
-from amc.release.card import model_card
 from amc.release.evidence import Evidence
-from amc.release.report import report
 from amc.system.files import write_text
 
 
@@ -17,5 +15,8 @@ def publish(folder: Path, evidence: Evidence) -> None:
     Raises:
         StorageError: the folder cannot be written.
     """
+    from amc.release.card import model_card  # plotly and jinja2, which nothing else of a run needs
+    from amc.release.report import report
+
     write_text(folder / REPORT, report(evidence))
     write_text(folder / CARD, model_card(folder, evidence))

@@ -8,6 +8,7 @@ from collections import Counter
 from typing import Any
 
 import numpy as np
+import plotly.graph_objects as go
 import torch
 from numpy.typing import NDArray
 
@@ -18,7 +19,7 @@ from amc.release import plots
 from amc.release.comparison import comparison_sentences, seconds_text
 from amc.release.evidence import Evidence
 from amc.release.page import render_page
-from amc.release.plots import Mark, Plot
+from amc.release.plots import Mark
 from amc.release.sentences import certificate_sentence, removed_of, trials_sentence
 from amc_search import Cap, is_feasible, uniform
 
@@ -155,7 +156,7 @@ def cap_rows(metrics: dict[str, Any]) -> list[dict[str, str]]:
     ]
 
 
-def _plots(evidence: Evidence) -> dict[str, Plot]:
+def _plots(evidence: Evidence) -> dict[str, go.Figure]:
     metrics, study, ranks = evidence.metrics, evidence.study, evidence.fit.predictor.ranks
     trace, trials = evidence.measure.trace, study.trials
     space = trace.space
@@ -185,7 +186,7 @@ def _plots(evidence: Evidence) -> dict[str, Plot]:
         "keep": plots.keep_plot(space.names, policy.tolist(), space.sizes, plain.tolist()),
         "layers": plots.layers_plot(names, before, after),
         "progress": plots.progress_plot(
-            accuracies, study.arms, feasible, metrics["dense"]["measure_accuracy"], stopped
+            accuracies, study.proposers, feasible, metrics["dense"]["measure_accuracy"], stopped
         ),
         "time": plots.time_plot(metrics["stage_seconds"]),
     }

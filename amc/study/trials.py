@@ -127,7 +127,7 @@ class Study:
         return objective_values([self._read(trial) for trial in trials])
 
     @property
-    def arms(self) -> list[str]:
+    def proposers(self) -> list[str]:
         """Which part of the search proposed each of `trials`; "candidate" where the policy was asked for by name."""
         return [str(trial.user_attrs.get(ARM, "candidate")) for trial in self.measured]
 

@@ -86,7 +86,7 @@ def test_numbers_alone_without_sizes(tiny_run: Run, tmp_path: Path) -> None:
         ({"difference": 0.012, "low": 0.004, "high": 0.02}, "is better than uniform ratios by 1.20 points"),
         ({"difference": -0.012, "low": -0.02, "high": -0.004}, "is worse than uniform ratios by 1.20 points"),
         ({"difference": 0.012, "low": -0.001, "high": 0.025}, "do not tell"),
-        ({"difference": 0.0, "low": 0.0, "high": 0.0}, "exactly the same test pictures"),
+        ({"difference": 0.0, "low": 0.0, "high": 0.0}, "exactly the same test images"),
         (None, "not compared"),
     ],
 )

@@ -87,8 +87,8 @@ def test_report_plots_every_trial(page: Page, tiny_run: Run) -> None:
     """Front and progress show each trial once."""
     trials = len(tiny_run.study.trials)
     assert sum(len(t["x"]) for t in page.plots["front"]["data"] if t["name"].startswith("trial")) == trials
-    arms = [t for t in page.plots["progress"]["data"] if t["mode"] == "markers"]
-    assert sum(len(trace["x"]) for trace in arms) == trials
+    proposed = [t for t in page.plots["progress"]["data"] if t["mode"] == "markers"]
+    assert sum(len(trace["x"]) for trace in proposed) == trials
 
 
 def test_layers_add_up_to_the_macs(page: Page, tiny_run: Run) -> None:
@@ -129,19 +129,20 @@ def test_passwords_stay_out_of_the_report(tiny_run: Run) -> None:
 
 def test_plots_hold_without_trials_under_the_cap() -> None:
     """A search that found nothing under the caps still has its plots."""
-    go.Figure(front_plot("macs", [5.0, 6.0], [0.5, 0.4], [False, False], [], 1.0))
-    plot = progress_plot([0.5, 0.4], ["start", "a new arm"], [False, False], 0.9)
-    assert plot["data"][-2]["y"] == [None, None]
+    figure = front_plot("macs", [5.0, 6.0], [0.5, 0.4], [False, False], [], 1.0)
+    assert figure.layout.shapes[0].x0 == 1.0 and figure.layout.annotations[0].text == "cap"
+    plot = progress_plot([0.5, 0.4], ["start", "a new proposer"], [False, False], 0.9)
+    assert plot.data[-2].y == (None, None)
 
 
 def test_long_and_strange_names_are_labels() -> None:
     """Labels are escaped, and long names that would be cut alike stay apart."""
     names = ["a" * 40, "a" * 13 + "ab" + "a" * 25, "<b>x</b>"]
     for plot in (keep_plot(names, [1, 2, 3], [4, 4, 4], [2, 2, 2]), layers_plot(names, [1, 2, 3], [1, 1, 1])):
-        labels = plot["data"][0]["y"]
+        labels = plot.data[0].y
         assert len(set(labels)) == 3
         assert labels[2] == "&lt;b&gt;x&lt;/b&gt;"
-    assert time_plot({"search": 61.0})["data"][0]["text"] == ["1 min 01 s"]
+    assert time_plot({"search": 61.0}).data[0].text == ("1 min 01 s",)
 
 
 @pytest.fixture(scope="module")
@@ -176,12 +177,12 @@ def test_what_was_stopped_is_never_the_best() -> None:
     """A partial accuracy has no say in the front of the trials, in the best so far, or in the axes."""
     costs, accuracies, fits, stopped = [1.0, 2.0, 3.0], [0.5, 1.0, 0.6], [True] * 3, [False, True, False]
     plot = front_plot("macs", costs, accuracies, fits, [], stopped=stopped)
-    (line,) = [trace for trace in plot["data"] if trace["name"] == "front of the trials"]
-    assert (line["x"], line["y"]) == ([1.0, 3.0], [0.5, 0.6])
-    assert plot["layout"]["yaxis"]["range"][1] < 0.7
-    assert progress_plot(accuracies, ["start"] * 3, fits, 0.9, stopped)["data"][-2]["y"] == [0.5, 0.5, 0.6]
+    (line,) = [trace for trace in plot.data if trace.name == "front of the trials"]
+    assert (line.x, line.y) == ((1.0, 3.0), (0.5, 0.6))
+    assert plot.layout.yaxis.range[1] < 0.7
+    assert progress_plot(accuracies, ["start"] * 3, fits, 0.9, stopped).data[-2].y == (0.5, 0.5, 0.6)
     bands = ([0.5, 0.9, 0.6], [0.4, 0.8, 0.5], [0.6, 1.0, 0.7])
-    assert prediction_plot(accuracies, *bands, stopped)["layout"]["yaxis"]["range"][1] < 0.7
+    assert prediction_plot(accuracies, *bands, stopped).layout.yaxis.range[1] < 0.7
 
 
 def test_report_of_a_run_of_an_earlier_version(tiny_run: Run) -> None:
