@@ -50,7 +50,7 @@ from amc.cascade.methods.tinysaver import whole_grid_match as whole_grid_match
 from amc.cascade.planning.constraints import AbsoluteConstraints as AbsoluteConstraints
 from amc.cascade.planning.constraints import Constraints as Constraints
 from amc.cascade.planning.cross_fitting import Option as Option
-from amc.cascade.planning.cross_fitting import Problem as Problem
+from amc.cascade.planning.cross_fitting import PlanProblem as PlanProblem
 from amc.cascade.planning.cross_fitting import static_option as static_option
 from amc.cascade.planning.external_models import external_model as external_model
 from amc.cascade.planning.family import Family as Family
@@ -80,7 +80,7 @@ from amc.cascade.rules.stop_rule import scores_of as scores_of
 from amc.cascade.rules.stop_rule import simulate as simulate
 from amc.cascade.serving.active_examples import ActiveExamples as ActiveExamples
 from amc.cascade.serving.active_examples import Finished as Finished
-from amc.cascade.serving.folding import for_inference as for_inference
+from amc.cascade.serving.inference_stages import for_inference as for_inference
 from amc.cascade.serving.latency import LatencyCurve as LatencyCurve
 from amc.cascade.serving.latency import Quantiles as Quantiles
 from amc.cascade.serving.latency import batch_seconds as batch_seconds

@@ -91,9 +91,9 @@ def bench_cascade(
 
     The same command goes on where the last one stopped.
     """
-    from amc.bench.cascade.bench import bench_cascade
-    from amc.bench.cascade.recipe import load_cascade_recipe
+    from amc.bench.cascade.studies import bench_cascade
     from amc.bench.cascade.study_goals import summary_text
+    from amc.bench.cascade.study_recipe import load_cascade_recipe
     from amc.system.progress import shown
 
     wanted = load_cascade_recipe(recipe)

@@ -36,7 +36,7 @@ def recipes(
     if name is not None:
         _print(name, json_)
         return
-    from amc.bench.cascade.recipe import list_cascade_recipes
+    from amc.bench.cascade.study_recipe import list_cascade_recipes
     from amc.bench.search_methods.bench_recipe import list_bench_recipes
     from amc.job.recipe import list_recipes
 

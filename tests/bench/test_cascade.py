@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amc.bench.cascade.bench import STUDIES, bench_cascade
-from amc.bench.cascade.recipe import CascadeRecipe, list_cascade_recipes, load_cascade_recipe
+from amc.bench.cascade.studies import STUDIES, bench_cascade
 from amc.bench.cascade.study_goals import StudyGoal, summary, summary_text
+from amc.bench.cascade.study_recipe import CascadeRecipe, list_cascade_recipes, load_cascade_recipe
 from amc.bench.deadline import Unfinished
 from amc.cli.recipes import recipes
 from amc.job.run import Run

@@ -13,7 +13,7 @@ from amc.cascade.planning.constraints import AbsoluteConstraints
 from amc.cascade.planning.cross_fitting import (
     LARGEST_MARGIN,
     Option,
-    Problem,
+    PlanProblem,
     Variant,
     expected_gain,
     options_of,
@@ -108,7 +108,7 @@ def test_what_holds_whatever_the_examples_say_is_certain() -> None:
     small, _, dense = singles_of(calibration, holdout)
 
     def certain(limits: AbsoluteConstraints, option: Option) -> bool:
-        problem = Problem(limits, dense)
+        problem = PlanProblem(limits, dense)
         assert not problem.is_certain(option) or problem.margin(option) == LARGEST_MARGIN
         return problem.is_certain(option)
 
@@ -123,6 +123,6 @@ def test_a_way_that_cannot_keep_to_the_terms_is_worth_nothing_and_none_more_than
     calibration, holdout = population(2000, 0).parted(0)
     variant, dense = Variant(row_of(calibration, holdout), "confidence"), singles_of(calibration, holdout)[-1]
     fallback = -1.0  # the dense network's whole cost
-    easy, hard = (Problem(AbsoluteConstraints(None, None, least, None, 0.1), dense) for least in (0.5, 0.999))
+    easy, hard = (PlanProblem(AbsoluteConstraints(None, None, least, None, 0.1), dense) for least in (0.5, 0.999))
     assert 0 < expected_gain(variant, easy, fallback) <= 1 - COSTS[0] / COSTS[-1] + 1e-6
     assert expected_gain(variant, hard, fallback) < 1e-6

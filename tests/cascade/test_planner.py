@@ -11,7 +11,7 @@ from torch import nn
 from amc.cascade.certificates.certified_bounds import bounds_of
 from amc.cascade.planning.constraint_tests import constraint_tests, largest_p_value, least_margin
 from amc.cascade.planning.constraints import AbsoluteConstraints, Constraints
-from amc.cascade.planning.cross_fitting import Problem
+from amc.cascade.planning.cross_fitting import PlanProblem
 from amc.cascade.planning.planner import Plan, make_plan
 from amc.cascade.rules.scorers import SCORERS
 from amc.cascade.rules.stop_rule import NEVER, StopRule, simulate
@@ -41,7 +41,7 @@ def planned(
 ) -> Plan:
     singles = singles_of(records, seed=seed)
     rows = [in_a_row("tinysaver", choice, scorers) for choice in subsets(singles)]
-    return make_plan([*singles, *rows], Problem(constraints.limits(COSTS[-1]), singles[-1]))
+    return make_plan([*singles, *rows], PlanProblem(constraints.limits(COSTS[-1]), singles[-1]))
 
 
 @pytest.mark.parametrize(

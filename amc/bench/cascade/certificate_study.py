@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from amc.bench.cascade.context import Context
 from amc.bench.cascade.shift import Shifted
+from amc.bench.cascade.study_context import StudyContext
 from amc.bench.cascade.study_goals import Figures, StudyGoal
 from amc.bench.cascade.violations import NAIVE, OURS, risk_study, risk_text
 from amc.cascade import SCORERS, cached_records, join_stages, threshold_ladder
@@ -29,7 +29,7 @@ GOALS = (
 )  # fmt: skip
 
 
-def measure(context: Context) -> tuple[Figures, dict[str, Any]]:
+def measure(context: StudyContext) -> tuple[Figures, dict[str, Any]]:
     """The figures of one seed."""
     base, dense = context.family.dense, context.family.run.job
     savers = [member for member in context.members if member.macs < base.macs]

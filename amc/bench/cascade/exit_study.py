@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from amc.bench.cascade.context import Context
 from amc.bench.cascade.exit_calibration import exit_reports, oracle
+from amc.bench.cascade.study_context import StudyContext
 from amc.bench.cascade.study_goals import Figures, StudyGoal
 from amc.cascade import (
     SCORERS,
@@ -59,7 +59,7 @@ class Tracking:
     exits: tuple[float | None, ...]
 
 
-def measure(context: Context, joint: bool = False) -> tuple[Figures, dict[str, Any]]:
+def measure(context: StudyContext, joint: bool = False) -> tuple[Figures, dict[str, Any]]:
     """The figures of one seed; `joint`: of the dense network trained on with its exits."""
     family = context.family
     part = exits_of(family, family.dense, joint)
@@ -137,7 +137,7 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / max(1, len(values))
 
 
-def _by_size(context: Context, whole: Candidate, test: Records) -> Figures:
+def _by_size(context: StudyContext, whole: Candidate, test: Records) -> Figures:
     """The estimators fitted to few images."""
     found: Figures = {}
     for size in SIZES:
@@ -163,7 +163,7 @@ def _against_its_exits(whole: Candidate, points: Sequence[OperatingPoint], test:
 
 
 def _against_smaller(
-    context: Context, whole: Candidate, points: Sequence[OperatingPoint], test: Records
+    context: StudyContext, whole: Candidate, points: Sequence[OperatingPoint], test: Records
 ) -> tuple[Figures, dict[str, Any]]:
     """The dense network with exits at the mean cost of each smaller network, by a rule of the calibration split."""
     gains: dict[str, float] = {}

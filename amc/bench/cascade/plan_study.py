@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from amc import BudgetUnreachable
-from amc.bench.cascade.context import Context
+from amc.bench.cascade.study_context import StudyContext
 from amc.bench.cascade.study_goals import Figures, StudyGoal
 from amc.cascade import (
     SCORERS,
@@ -19,7 +19,7 @@ from amc.cascade import (
     Option,
     Outcomes,
     Plan,
-    Problem,
+    PlanProblem,
     Records,
     Stage,
     StopRule,
@@ -54,7 +54,7 @@ GOALS = (
 )  # fmt: skip
 
 
-def measure(context: Context) -> tuple[Figures, dict[str, Any]]:
+def measure(context: StudyContext) -> tuple[Figures, dict[str, Any]]:
     """The figures of one seed."""
     singles = [context.single(member) for member in context.members]
     whole = next(each for each in singles if each.components[0] is context.family.dense)
@@ -65,7 +65,7 @@ def measure(context: Context) -> tuple[Figures, dict[str, Any]]:
     for budget, limit in zip(context.budgets, context.limits, strict=True):
         limits = AbsoluteConstraints(limit, None, None, None, DELTA)
         candidates = candidates_of("auto", context.family, singles, limits, context.progress)
-        row = _row(context, make_plan([*singles, *candidates], Problem(limits, whole)), singles, seconds)
+        row = _row(context, make_plan([*singles, *candidates], PlanProblem(limits, whole)), singles, seconds)
         rows.append({"budget": str(budget), "limit": limit, **row})
         figures[f"plan at {budget}: accuracy"] = row["accuracy"]
         figures[f"gain at {budget}"] = row["gain"]
@@ -79,17 +79,17 @@ def measure(context: Context) -> tuple[Figures, dict[str, Any]]:
     return figures | reported | {"certified constraints broken": float(broken + failed)}, {"budgets": rows}
 
 
-def _test(context: Context, candidate: Candidate) -> Records:
+def _test(context: StudyContext, candidate: Candidate) -> Records:
     """What a candidate's stages say of the test split."""
     found = join_stages([context.records(part, "test") for part in candidate.components])
     return found.choose(candidate.used) if candidate.used else found
 
 
-def _on_test(context: Context, option: Option) -> Outcomes:
+def _on_test(context: StudyContext, option: Option) -> Outcomes:
     return simulate(_test(context, option.candidate), option.rule, option.candidate.added)
 
 
-def _row(context: Context, plan: Plan, singles: Sequence[Candidate], seconds: dict[str, float]) -> dict[str, Any]:
+def _row(context: StudyContext, plan: Plan, singles: Sequence[Candidate], seconds: dict[str, float]) -> dict[str, Any]:
     """One budget: the plan beside the best static network within it, and beside the best that is as fast."""
     assert plan.static is not None  # the networks run whole keep to any budget that some plan keeps to
     ours, theirs = _on_test(context, plan.option), _on_test(context, plan.static)
@@ -108,7 +108,7 @@ def _row(context: Context, plan: Plan, singles: Sequence[Candidate], seconds: di
     }  # fmt: skip
 
 
-def _seconds(context: Context, stages: Sequence[Stage], rule: StopRule | None, stop: torch.Tensor) -> float:
+def _seconds(context: StudyContext, stages: Sequence[Stage], rule: StopRule | None, stop: torch.Tensor) -> float:
     """Measured seconds of an example in batches of `BATCH`, mean over random batches of examples that stop so."""
     compute = context.family.run.job.compute
     inputs = next(iter(context.split("validation").batches(BATCH)))[0].to(compute.device)
@@ -118,7 +118,7 @@ def _seconds(context: Context, stages: Sequence[Stage], rule: StopRule | None, s
     return float(batch_seconds(curves, stop, BATCH, seed=context.seed).mean()) / BATCH
 
 
-def _dense_accuracy(context: Context, candidates: Sequence[Candidate], whole: Candidate) -> Figures:
+def _dense_accuracy(context: StudyContext, candidates: Sequence[Candidate], whole: Candidate) -> Figures:
     """The cheapest stop rule that is as accurate as the dense network on the calibration split, on test."""
     least = float(whole.calibration.accuracies[0])
     best: tuple[float, Candidate, StopRule] | None = None
@@ -139,9 +139,9 @@ def _dense_accuracy(context: Context, candidates: Sequence[Candidate], whole: Ca
     }
 
 
-def _certified_drop(context: Context, candidates: Sequence[Candidate], whole: Candidate) -> tuple[Figures, int]:
+def _certified_drop(context: StudyContext, candidates: Sequence[Candidate], whole: Candidate) -> tuple[Figures, int]:
     """The cheapest plan that is certified to lose at most `DROP`; whether test shows that it loses more."""
-    plan = make_plan(candidates, Problem(AbsoluteConstraints(None, None, None, DROP, DELTA), whole))
+    plan = make_plan(candidates, PlanProblem(AbsoluteConstraints(None, None, None, DROP, DELTA), whole))
     ours, theirs = _on_test(context, plan.option), _on_test(context, static_option(whole))
     gain, _, high = paired_difference(as_evaluation(ours), as_evaluation(theirs))
     name = f"certified to lose at most {DROP:.1%}"

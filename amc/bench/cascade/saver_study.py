@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from amc.bench.cascade.complementarity import complementarity
-from amc.bench.cascade.context import Context
+from amc.bench.cascade.study_context import StudyContext
 from amc.bench.cascade.study_goals import Figures, StudyGoal
 from amc.cascade import (
     RISKS,
@@ -55,7 +55,7 @@ GOALS = (
 )  # fmt: skip
 
 
-def measure(context: Context) -> tuple[Figures, dict[str, Any]]:
+def measure(context: StudyContext) -> tuple[Figures, dict[str, Any]]:
     """The figures of one seed."""
     base = context.family.dense
     savers = [member for member in context.members if member.macs < base.macs]
@@ -125,7 +125,7 @@ def _read_off(test: Records) -> Match:
 
 
 def _relatives(
-    context: Context, savers: Sequence[NetworkComponent], base: NetworkComponent
+    context: StudyContext, savers: Sequence[NetworkComponent], base: NetworkComponent
 ) -> tuple[Figures, dict[str, Any]]:
     """A pruned saver beside a network of the same shape that was trained from scratch: whose errors are the base's?"""
     pruned = min(savers, key=lambda member: abs(member.macs - RELATIVE_COST * base.macs))
@@ -147,7 +147,7 @@ def _relatives(
     return found, reported
 
 
-def copy_from_scratch(context: Context, member: NetworkComponent) -> NetworkComponent:
+def copy_from_scratch(context: StudyContext, member: NetworkComponent) -> NetworkComponent:
     """A network of a member's shape trained from scratch, without the dense network; kept in the run."""
     run = context.family.run
     dense, folder = run.job, run.folder / SCRATCH / member.name
@@ -167,7 +167,9 @@ def copy_from_scratch(context: Context, member: NetworkComponent) -> NetworkComp
     )
 
 
-def _sequence(context: Context, saver: NetworkComponent, base: NetworkComponent) -> tuple[Figures, dict[str, float]]:
+def _sequence(
+    context: StudyContext, saver: NetworkComponent, base: NetworkComponent
+) -> tuple[Figures, dict[str, float]]:
     """The exit sequence over a pair against the pair itself, at each budget; the calibration split gives thresholds."""
     part = sequence_of(context.family, saver, base)
     sides = {}

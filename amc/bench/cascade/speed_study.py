@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from amc.bench.cascade.context import Context
+from amc.bench.cascade.study_context import StudyContext
 from amc.bench.cascade.study_goals import Figures, StudyGoal
 from amc.bench.cascade.timing import BATCHES, bench_speed, speed_text
 from amc.cascade import (
@@ -45,7 +45,7 @@ GOALS = tuple(
 )  # fmt: skip
 
 
-def measure(context: Context) -> tuple[Figures, dict[str, Any]]:
+def measure(context: StudyContext) -> tuple[Figures, dict[str, Any]]:
     """The figures of one seed."""
     family = context.family
     compute, dense = family.run.job.compute, family.dense
@@ -101,13 +101,13 @@ def _large(compute: Compute, shares: Sequence[float]) -> tuple[Cascade, NetworkS
     return Cascade(stages, StopRule(scorer, tuple(thresholds)), compute), base, noise
 
 
-def _pair(context: Context, dense: NetworkComponent) -> Candidate:
+def _pair(context: StudyContext, dense: NetworkComponent) -> Candidate:
     """The saver of about a quarter of the base's cost, and the base."""
     savers = [member for member in context.members if member.macs < dense.macs]
     saver = min(savers, key=lambda member: abs(member.macs - dense.macs / 4))
     return in_a_row("tinysaver", [context.single(saver), context.single(dense)], ("confidence",))
 
 
-def _exits(context: Context, dense: NetworkComponent) -> Candidate:
+def _exits(context: StudyContext, dense: NetworkComponent) -> Candidate:
     part = exits_of(context.family, dense)
     return Candidate("pcee", part.stages, *context.halves(part), ("confidence",), (part,))

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from amc.bench.cascade.context import Context
 from amc.bench.cascade.student_baselines import AccuracyCurve, compare
+from amc.bench.cascade.study_context import StudyContext
 from amc.bench.cascade.study_goals import Figures, StudyGoal
 from amc.cascade import Distilled, GameSettings, distil, split_in_two, teacher_outputs_of
 from amc.zoo.data.splits import groups_of
@@ -34,7 +34,7 @@ GOALS = (
 )  # fmt: skip
 
 
-def measure(context: Context) -> tuple[Figures, dict[str, Any]]:
+def measure(context: StudyContext) -> tuple[Figures, dict[str, Any]]:
     """The figures of one seed."""
     family = context.family
     dense, teacher = family.run.job, family.dense

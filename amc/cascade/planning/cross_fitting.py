@@ -96,7 +96,7 @@ class Option:
 
 
 @dataclass(frozen=True, eq=False)
-class Problem:
+class PlanProblem:
     """What a plan is to reach.
 
     Attributes:
@@ -209,7 +209,7 @@ def _whole(walks: Sequence[Outcomes], order: Tensor) -> Outcomes:
     return Outcomes(*(torch.cat([getattr(each, name) for each in walks])[order] for name in names))
 
 
-def expected_gain(variant: Variant, problem: Problem, fallback: float) -> float:
+def expected_gain(variant: Variant, problem: PlanProblem, fallback: float) -> float:
     """By how much its best stop rule beats `fallback`, times the chance that it passes the tests of the constraints.
 
     The chance takes what is seen on the calibration examples for no more than it is: an estimate with an error, as the

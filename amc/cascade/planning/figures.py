@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from amc.cascade.rules.stop_rule import Outcomes, StopRule
-from amc.cascade.serving.folding import for_inference
+from amc.cascade.serving.inference_stages import for_inference
 from amc.cascade.serving.latency import Quantiles, batch_seconds, measure_latency
 from amc.cascade.stages.records import Records
 from amc.cascade.stages.stage import Stage

@@ -11,7 +11,7 @@ from typing import Any
 from amc.cascade.certificates.certified_bounds import report_exits
 from amc.cascade.certificates.drift import DriftMonitor
 from amc.cascade.planning.constraints import Constraints
-from amc.cascade.planning.cross_fitting import Option, Problem
+from amc.cascade.planning.cross_fitting import Option, PlanProblem
 from amc.cascade.planning.external_models import external_model
 from amc.cascade.planning.family import Family
 from amc.cascade.planning.figures import BATCHES, as_evaluation, figures_of, seconds_of
@@ -78,7 +78,7 @@ def plan_cascade(
         family.grow(limits, train)
         members = _with_external(family, external)
         singles = [static_of(family, member) for member in members]
-        problem = Problem(limits, next(each for each in singles if each.components[0] is family.dense))
+        problem = PlanProblem(limits, next(each for each in singles if each.components[0] is family.dense))
         progress.say(f"plan over {len(members)} networks: {', '.join(member.name for member in members)}")
         candidates = candidates_of(method, family, singles, limits, progress, exits)
         plan = make_plan([*singles, *candidates], problem)
@@ -118,7 +118,7 @@ def _with_external(family: Family, external: Sequence[str]) -> list[NetworkCompo
     return members
 
 
-def _planned(plan: Plan, problem: Problem) -> dict[str, Any]:
+def _planned(plan: Plan, problem: PlanProblem) -> dict[str, Any]:
     """What was chosen, what it was chosen from, and what can be promised of it."""
     static = plan.static
     return {
@@ -144,7 +144,7 @@ def _planned(plan: Plan, problem: Problem) -> dict[str, Any]:
     }
 
 
-def _described(option: Option, problem: Problem) -> dict[str, Any]:
+def _described(option: Option, problem: PlanProblem) -> dict[str, Any]:
     candidate, reference = option.candidate, problem.dense.holdout.logits[0]
     return {
         "name": option.name,

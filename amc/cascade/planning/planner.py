@@ -23,7 +23,7 @@ from amc.cascade.planning.constraints import AbsoluteConstraints
 from amc.cascade.planning.cross_fitting import (
     LIKELY,
     Option,
-    Problem,
+    PlanProblem,
     Variant,
     expected_gain,
     options_of,
@@ -61,7 +61,7 @@ class Plan:
     why: str | None
 
 
-def make_plan(candidates: Sequence[Candidate], problem: Problem) -> Plan:
+def make_plan(candidates: Sequence[Candidate], problem: PlanProblem) -> Plan:
     """The best plan that keeps to the constraints with the confidence asked for.
 
     Args:
@@ -94,7 +94,7 @@ def make_plan(candidates: Sequence[Candidate], problem: Problem) -> Plan:
     )
 
 
-def holdout_tests(option: Option, problem: Problem) -> list[ConstraintTest]:
+def holdout_tests(option: Option, problem: PlanProblem) -> list[ConstraintTest]:
     """What the constraints ask of an option, on the holdout examples."""
     candidate, logits = option.candidate, problem.dense.holdout.logits[0]
     return constraint_tests(
@@ -102,7 +102,7 @@ def holdout_tests(option: Option, problem: Problem) -> list[ConstraintTest]:
     )
 
 
-def holdout_bounds(option: Option, problem: Problem) -> dict[str, Any]:
+def holdout_bounds(option: Option, problem: PlanProblem) -> dict[str, Any]:
     """As `amc.cascade.certificates.certified_bounds.bounds_of`, on the holdout examples."""
     candidate, logits = option.candidate, problem.dense.holdout.logits[0]
     return bounds_of(
@@ -110,7 +110,7 @@ def holdout_bounds(option: Option, problem: Problem) -> dict[str, Any]:
     )
 
 
-def shortlist(candidates: Sequence[Candidate], problem: Problem, fallback: float) -> list[Variant]:
+def shortlist(candidates: Sequence[Candidate], problem: PlanProblem, fallback: float) -> list[Variant]:
     """The variants whose expected gain is best, the best first: at most one for each candidate.
 
     Args:
@@ -132,18 +132,18 @@ def shortlist(candidates: Sequence[Candidate], problem: Problem, fallback: float
     return [variant for _, variant in sorted(best, key=lambda pair: -pair[0])]
 
 
-def _fallback(static: Sequence[Option], problem: Problem) -> float:
+def _fallback(static: Sequence[Option], problem: PlanProblem) -> float:
     """Objective of the best network that is likely to keep to the constraints, or of the worst one if none is."""
     best = _likely(static, problem)
     return min(problem.objective_of(option) for option in static) if best is None else problem.objective_of(best)
 
 
-def _likely(options: Sequence[Option], problem: Problem) -> Option | None:
+def _likely(options: Sequence[Option], problem: PlanProblem) -> Option | None:
     """The best of those that keep to the constraints at face value."""
     return max((option for option in options if problem.margin(option) >= 0), key=problem.objective_of, default=None)
 
 
-def _in_order(static: Sequence[Option], offered: Sequence[Sequence[Option]], problem: Problem) -> list[Option]:
+def _in_order(static: Sequence[Option], offered: Sequence[Sequence[Option]], problem: PlanProblem) -> list[Option]:
     """What is to be tested, the safest first.
 
     Where accuracy is promised, a variant's stop rules come in the order of their cost, the most expensive first: the
@@ -177,7 +177,7 @@ def _front(entries: Sequence[tuple[float, float, Option]]) -> list[np.intp]:
     return list(non_dominated([entry[0] for entry in entries], [entry[1] for entry in entries]))
 
 
-def _tested(order: Sequence[Option], problem: Problem) -> tuple[list[Option], Option | None]:
+def _tested(order: Sequence[Option], problem: PlanProblem) -> tuple[list[Option], Option | None]:
     """The options before the first one that fails on the holdout examples, and that one."""
     delta = problem.limits.delta
     last = learn_then_test((largest_p_value(holdout_tests(option, problem), delta) for option in order), delta)
@@ -186,7 +186,7 @@ def _tested(order: Sequence[Option], problem: Problem) -> tuple[list[Option], Op
 
 
 def _decide(
-    tested: Sequence[Option], failed: Option | None, problem: Problem, looked: bool
+    tested: Sequence[Option], failed: Option | None, problem: PlanProblem, looked: bool
 ) -> tuple[Option, str | None]:
     """The best of what passed; a cascade only if it beats every network.
 
@@ -208,7 +208,7 @@ def _decide(
     return static, f"on all held-out examples {chosen.name} is no better than {static.name}, which is simpler"
 
 
-def _beats(chosen: Option, static: Option, problem: Problem) -> bool:
+def _beats(chosen: Option, static: Option, problem: PlanProblem) -> bool:
     figure = 0 if problem.limits.wants_cheapest else 1
     ours, theirs = chosen.pooled[figure], static.pooled[figure]
     return ours < theirs if problem.limits.wants_cheapest else ours > theirs
@@ -223,7 +223,7 @@ def _too_expensive(candidates: Sequence[Candidate], limits: AbsoluteConstraints)
     )
 
 
-def _unreachable(options: Sequence[Option], problem: Problem) -> BudgetUnreachable:
+def _unreachable(options: Sequence[Option], problem: PlanProblem) -> BudgetUnreachable:
     """The error where no option passes; names what the best one on calibration examples reaches."""
     limits = problem.limits
     affordable = [each for each in options if limits.mean_cost is None or each.cost <= limits.mean_cost]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from amc.cascade.certificates.drift import DriftMonitor
-from amc.cascade.serving.folding import for_inference
+from amc.cascade.serving.inference_stages import for_inference
 from amc.cascade.serving.latency import measure_latency
 from amc.cascade.serving.onnx_export import PLAN, export_cascade
 from amc.cascade.serving.runtime import Cascade

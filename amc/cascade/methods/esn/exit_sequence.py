@@ -55,7 +55,7 @@ class TokenEmbedding(nn.Module):
         return torch.relu(self.linear(self.norm(pooled)))
 
 
-class Block(nn.Module):
+class CausalBlock(nn.Module):
     """Attention to earlier tokens and, in all blocks but the last, a hidden layer; both added to their inputs."""
 
     def __init__(self, size: SequenceSize, is_last: bool) -> None:
@@ -105,7 +105,7 @@ class ExitSequence(nn.Module):
         super().__init__()
         self.channels, self.classes, self.size = tuple(channels), classes, size
         self.embeddings = nn.ModuleList(TokenEmbedding(width, size.dim) for width in channels)
-        self.blocks = nn.ModuleList(Block(size, layer == size.layers - 1) for layer in range(size.layers))
+        self.blocks = nn.ModuleList(CausalBlock(size, layer == size.layers - 1) for layer in range(size.layers))
         self.exits = nn.ModuleList(nn.Linear(size.dim, classes, bias=False) for _ in channels[1:])
 
     def reset(self, seed: int) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from amc.cascade.methods.exits.exit_network import exit_network
-from amc.cascade.serving.folding import folded, for_inference
+from amc.cascade.serving.inference_stages import folded, for_inference
 from amc.cascade.stages.stage import NetworkStage, Stage, StageCost, State
 from amc.system.device import Compute
 from amc.zoo.networks.source import build_model

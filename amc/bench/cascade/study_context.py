@@ -15,7 +15,7 @@ from amc.zoo.data.splits import Split
 
 
 @dataclass(frozen=True, eq=False)
-class Context:
+class StudyContext:
     """One network and its data, for one seed.
 
     Attributes:
@@ -68,7 +68,7 @@ class Context:
 
 def open_context(
     recipe: Recipe, seed: int, budgets: list[str], runs: Path, progress: Progress, name: str | None = None
-) -> Context:
+) -> StudyContext:
     """The context of a recipe: its run in `runs`, which is made, or gone on with, where it is not there.
 
     Raises:
@@ -77,4 +77,6 @@ def open_context(
     name = name or recipe.name
     run = compress(recipe.model_copy(update={"out": str(runs / name)}), progress)
     torch.manual_seed(seed)
-    return Context(name, Family(run, progress, seed), seed, tuple(parse_budgets(each)[0] for each in budgets), progress)
+    return StudyContext(
+        name, Family(run, progress, seed), seed, tuple(parse_budgets(each)[0] for each in budgets), progress
+    )

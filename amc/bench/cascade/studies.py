@@ -11,9 +11,9 @@ from typing import Any
 
 from amc import Progress, UsageError
 from amc.bench.cascade import certificate_study, exit_study, plan_study, saver_study, speed_study, student_study
-from amc.bench.cascade.context import Context, open_context
-from amc.bench.cascade.recipe import CascadeRecipe
+from amc.bench.cascade.study_context import StudyContext, open_context
 from amc.bench.cascade.study_goals import Figures, StudyGoal, summary, summary_text
+from amc.bench.cascade.study_recipe import CascadeRecipe
 from amc.bench.deadline import Deadline, Paused, Unfinished
 from amc.bench.machine import machine
 from amc.job.folder import read_json
@@ -33,7 +33,7 @@ class StudyKind:
         goals: what is to be shown.
     """
 
-    measure: Callable[[Context], tuple[Figures, dict[str, Any]]]
+    measure: Callable[[StudyContext], tuple[Figures, dict[str, Any]]]
     goals: Sequence[StudyGoal]
 
 
