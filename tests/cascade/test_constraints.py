@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from amc.cascade.planning.constraints import Constraints
@@ -58,6 +58,7 @@ def test_what_is_asked_of_accuracy_decides_whether_the_plan_is_to_be_cheap_or_ac
 
 
 @given(st.integers(0, 100_000))
+@settings(deadline=None)
 def test_percentages_and_shares_say_the_same(thousandths: int) -> None:
     """For every thousandth of a percent."""
     written = Constraints.read(None, None, f"{thousandths / 1e3:.3f}%", None).accuracy

@@ -100,6 +100,7 @@ def test_stages_give_the_savers_answer_the_exits_and_the_bases_answer() -> None:
 
 @settings(max_examples=25)
 @given(st.integers(1, 4), st.integers(0, 3), st.integers(0, 1000))
+@settings(deadline=None)
 @torch.no_grad()
 def test_tokens_one_by_one_are_the_tokens_all_at_once(exits: int, layers: int, seed: int) -> None:
     """Extending the sequence by one token at a time changes nothing but rounding."""
@@ -231,6 +232,7 @@ def test_the_loss_counts_an_example_by_what_the_saver_lacks_in_confidence() -> N
 
 @settings(max_examples=20)
 @given(st.integers(0, 10**6))
+@settings(deadline=None)
 def test_mixed_targets_are_shares_of_what_stands_in_the_picture(seed: int) -> None:
     """For mixup and CutMix alike, and they sum to one."""
     draw = torch.Generator().manual_seed(seed)

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from amc.cascade.methods.bdistil.hedge import CertificateBroken, ErrorBound, Hedge, best_eta
@@ -21,6 +21,7 @@ def some_errors(seed: int, rounds: int, limit: float) -> torch.Tensor:
 
 
 @given(SEEDS, st.integers(1, 12), st.floats(0.1, 10), st.floats(0.05, 20))
+@settings(deadline=None)
 def test_the_certificate_holds_for_any_students_and_any_step(seed: int, rounds: int, limit: float, eta: float) -> None:
     """`add` checks it; edges may have any sign."""
     game, errors = Hedge((7, 3), limit, eta), some_errors(seed, rounds, limit)
@@ -33,6 +34,7 @@ def test_the_certificate_holds_for_any_students_and_any_step(seed: int, rounds: 
 
 
 @given(SEEDS, st.integers(1, 8), st.floats(0.05, 5))
+@settings(deadline=None)
 def test_weights_are_those_of_the_updates_round_by_round(seed: int, rounds: int, eta: float) -> None:
     """K+ times exp(-eta error), K- times exp(+eta error), both normalised together."""
     game = Hedge((7, 3), 1.0, eta)
@@ -48,6 +50,7 @@ def test_weights_are_those_of_the_updates_round_by_round(seed: int, rounds: int,
 
 
 @given(SEEDS, st.floats(0.2, 5), st.booleans())
+@settings(deadline=None)
 def test_a_positive_surrogate_is_proof_of_an_edge(seed: int, reach: float, uneven: bool) -> None:
     """S <= e / 2B for all weights and all errors inside the barrier."""
     draw = torch.Generator().manual_seed(seed)

@@ -6,7 +6,7 @@ from itertools import combinations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -28,6 +28,7 @@ def shuffled(sizes: list[int], seed: int) -> Tensor:
 
 
 @given(SIZES, SEEDS)
+@settings(deadline=None)
 def test_no_group_stands_in_two_parts_and_no_example_in_none(sizes: list[int], seed: int) -> None:
     """Parts of a split are disjoint, sorted, whole groups, and fixed by the seed."""
     groups = shuffled(sizes, seed)
@@ -40,6 +41,7 @@ def test_no_group_stands_in_two_parts_and_no_example_in_none(sizes: list[int], s
 
 
 @given(SIZES, SEEDS)
+@settings(deadline=None)
 def test_parts_of_groups_are_within_the_slack_of_a_half_or_as_near_as_few_groups_allow(
     sizes: list[int], seed: int
 ) -> None:
@@ -78,6 +80,7 @@ def test_one_group_alone_and_groups_of_other_examples_are_told_in_one_line(group
 
 
 @given(SIZES, SEEDS, st.integers(2, 6))
+@settings(deadline=None)
 def test_folds_hold_every_example_once_and_whole_groups(sizes: list[int], seed: int, count: int) -> None:
     """There are at most as many folds as groups, and none is larger than its share by more than a group."""
     groups = shuffled(sizes, seed)
@@ -89,6 +92,7 @@ def test_folds_hold_every_example_once_and_whole_groups(sizes: list[int], seed: 
 
 
 @given(st.integers(2, 50), SEEDS)
+@settings(deadline=None)
 def test_folds_of_single_examples_differ_by_one_at_most(number: int, seed: int) -> None:
     """No fold is empty."""
     for groups in (None, torch.zeros(number).long()):  # a lone group is divided: folds promise nothing

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -43,6 +43,7 @@ class Sleeper:
 
 
 @given(st.lists(st.floats(0, 100), min_size=1, max_size=300))
+@settings(deadline=None)
 def test_quantiles_are_values_that_enough_of_them_do_not_exceed(values: list[float]) -> None:
     """Each quantile is one of the values, and the smallest that holds its share."""
     tensor = torch.tensor(values, dtype=torch.float64)
@@ -55,6 +56,7 @@ def test_quantiles_are_values_that_enough_of_them_do_not_exceed(values: list[flo
 
 
 @given(st.floats(0, 1), st.floats(1e-4, 1))
+@settings(deadline=None)
 def test_a_line_is_found_again_with_no_error(fixed: float, each: float) -> None:
     """Fixed and growing seconds are recovered from exact measurements."""
     batches = (1, 2, 8, 64)
@@ -64,6 +66,7 @@ def test_a_line_is_found_again_with_no_error(fixed: float, each: float) -> None:
 
 
 @given(st.floats(0, 1), st.integers(0, 80))
+@settings(deadline=None)
 def test_the_largest_batch_in_time_is_the_largest_whose_seconds_fit(seconds: float, wanted: int) -> None:
     """One example more would not fit, unless no more were wanted."""
     curve = CURVES[2]

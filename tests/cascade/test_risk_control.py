@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from amc.bench.cascade.violations import naive
@@ -82,6 +82,7 @@ def test_a_ladder_goes_from_never_leaving_early_to_always_and_costs_ever_less() 
 
 
 @given(st.lists(st.floats(0, 1), max_size=8))
+@settings(deadline=None)
 def test_fixed_sequence_testing_returns_the_last_before_the_first_failure_and_asks_no_further(
     values: list[float],
 ) -> None:
@@ -99,6 +100,7 @@ def test_fixed_sequence_testing_returns_the_last_before_the_first_failure_and_as
 
 
 @given(st.integers(0, 10**6))
+@settings(deadline=None)
 def test_conformal_risk_control_is_never_bolder_than_its_bound_on_running_maxima_and_naive_never_more_careful(
     seed: int,
 ) -> None:

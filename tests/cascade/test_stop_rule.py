@@ -6,7 +6,7 @@ from itertools import accumulate
 from typing import Any
 
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -33,6 +33,7 @@ def some_records(seed: int, stages: int = 3, number: int = 40, classes: int = 4)
 
 
 @given(st.integers(0, 10**6), st.lists(st.floats(0, 1.1), min_size=2, max_size=2), st.booleans())
+@settings(deadline=None)
 def test_a_walk_is_what_each_example_by_itself_would_do(seed: int, thresholds: list[float], best: bool) -> None:
     """Stop, answer and cost of each example by a plain loop."""
     records, added = some_records(seed), [1.0, 2.0, 4.0]
@@ -60,6 +61,7 @@ def test_thresholds_above_every_score_give_the_last_stage_and_below_every_score_
 
 
 @given(st.integers(0, 10**6))
+@settings(deadline=None)
 def test_features_lie_between_zero_and_one_and_see_only_visited_stages(seed: int) -> None:
     """Other logits at a later stage change no earlier feature."""
     records = some_records(seed)

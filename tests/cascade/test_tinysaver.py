@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -64,6 +64,7 @@ def scan_by_hand(pair: Records) -> Match:
 
 
 @given(st.floats(0, 1), st.floats(0, 1))
+@settings(deadline=None)
 def test_the_published_delta_is_the_savers_share_of_the_cost_less_the_share_that_leaves(s: float, r: float) -> None:
     """The released formula and the short one agree."""
     released = r * (0 + s - 1) + (1 - r) * s
@@ -72,6 +73,7 @@ def test_the_published_delta_is_the_savers_share_of_the_cost_less_the_share_that
 
 
 @given(st.integers(0, 10**6), st.floats(0.01, 0.99))
+@settings(deadline=None)
 def test_a_pair_costs_one_plus_delta_of_the_base_and_the_saver_more_at_worst(seed: int, s: float) -> None:
     """The walk of a matched pair has the published cost and accuracy."""
     pair, added = some_pair(seed), [s, 1.0]
@@ -84,6 +86,7 @@ def test_a_pair_costs_one_plus_delta_of_the_base_and_the_saver_more_at_worst(see
 
 
 @given(st.integers(0, 10**6), st.integers(1, 300))
+@settings(deadline=None)
 def test_the_published_match_is_the_released_scan(seed: int, number: int) -> None:
     """A transcription of the released code gives the same threshold and figures."""
     pair = some_pair(seed, number)
@@ -111,6 +114,7 @@ def test_one_unlucky_confident_example_ends_the_published_scan_but_not_the_choic
 
 
 @given(st.integers(0, 10**6), st.floats(0, 0.05))
+@settings(deadline=None)
 def test_the_choice_over_the_whole_grid_is_the_largest_share_that_keeps_the_tolerance(seed: int, eps: float) -> None:
     """No larger share does."""
     pair = some_pair(seed, 60)
@@ -124,6 +128,7 @@ def test_the_choice_over_the_whole_grid_is_the_largest_share_that_keeps_the_tole
 
 
 @given(st.integers(0, 10**6))
+@settings(deadline=None)
 def test_the_curve_runs_from_the_saver_alone_to_the_base_alone(seed: int) -> None:
     """With the accuracies and costs of both ends."""
     pair, added = some_pair(seed), [0.25, 1.0]
@@ -155,6 +160,7 @@ def test_a_match_needs_two_stages() -> None:
 
 
 @given(st.integers(0, 10**6))
+@settings(deadline=None)
 def test_shares_of_right_and_wrong_add_up_to_one_and_give_both_accuracies(seed: int) -> None:
     """The interval of phi holds phi."""
     pair = some_pair(seed)
