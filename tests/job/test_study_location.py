@@ -10,6 +10,8 @@ from amc.job.compress import compress
 from amc.job.job import study_location
 from amc.job.recipe import Recipe, amended
 from amc.job.run import Run
+from amc.job.worker import work
+from amc.system.progress import Silent
 
 
 def of(run: Run, **changes: object) -> Recipe:
@@ -41,3 +43,17 @@ def test_the_recipe_may_name_the_place(tiny_run: Run, tmp_path: Path) -> None:
     assert "studies.db" in study_location(without, tmp_path)
     (tmp_path / "study.db").touch()
     assert study_location(without, tmp_path) == f"sqlite:///{tmp_path}/study.db"
+
+
+def test_a_worker_of_a_run_joins_the_runs_own_study(
+    tiny_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The shared file may hold many studies: the run folder says which one is meant."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    for name, batch_size in (("one", 50), ("two", 25)):  # two protocols
+        table = of(tiny_run, **{"out": str(tmp_path / name), "search.trials": 4, "search.batch_size": batch_size})
+        written = table.model_dump(exclude_none=True)
+        written["search"].pop("study")
+        compress(Recipe.model_validate(written))
+    done = work(str(tmp_path / "two"), Silent())
+    assert done["study"] == f"amc-{Run.open(tmp_path / 'two').study.protocol.digest}" and done["measured_here"] == 0

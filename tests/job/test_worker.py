@@ -173,7 +173,7 @@ def test_a_killed_worker_is_replaced_and_its_trials_are_buried() -> None:
 
 def test_a_workers_own_error_is_told() -> None:
     """It ended with a reason and a code: the others are stopped and the reason is ours."""
-    with crew_of("print('amc: the loss is NaN', file=sys.stderr); sys.exit(2)", []) as crew:
+    with crew_of("print('amc: the loss is NaN', file=sys.stderr); sys.exit(5)", []) as crew:
         with pytest.raises(ModelError, match=r"^the loss is NaN$"):
             until(lambda: crew.poll(0))
 

@@ -1,7 +1,8 @@
 """From the name of a data set to its splits.
 
 Names are `fashion-mnist-10k`, `fashion-mnist`, or KIND:FOLDER with the kinds of `LOADERS`, or the user's own
-`package.module:factory`, a function that returns `Splits`.
+`package.module:factory`, a function that returns `Splits`, or train, validation and test as loaders, data sets or
+lists of batches.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from amc.system.factory import FACTORY, call_factory, import_factory, one_line
 from amc.zoo.data.cifar import TEST_FILES, TRAIN_FILES, find_cifar, read_cifar
 from amc.zoo.data.division import hold_out
 from amc.zoo.data.idx import read_images
+from amc.zoo.data.loaders import as_splits
 from amc.zoo.data.splits import Augmentation, MemorySplit, Splits
 
 EMBEDDED = Path(__file__).parent / "embedded"
@@ -253,6 +255,11 @@ def _resized(images: Tensor, size: int | None) -> Tensor:
 
 def _from_factory(name: str, given: dict[str, object]) -> Splits:
     splits = call_factory(name, import_factory(name, DataError), given, {}, DataError)
+    if isinstance(splits, (tuple, list)) and len(splits) == 3:
+        splits = as_splits(*splits)
     if not isinstance(splits, Splits):
-        raise DataError(f"{name} must return amc.zoo.data.splits.Splits, but returned {type(splits).__name__}")
+        raise DataError(
+            f"{name} must return (train, validation, test), each a DataLoader, a data set or a list of batches, or "
+            f"Splits, but returned {type(splits).__name__}"
+        )
     return replace(splits, name=name)

@@ -240,3 +240,15 @@ def test_a_refused_download_says_what_to_do(tmp_path: Path, monkeypatch: pytest.
     assert "apt-get install dataset-fashion-mnist" in message
     assert "fashion-mnist:/folder" in message
     assert "AMC_DATA" in message
+
+
+def three_loaders() -> tuple[object, object, object]:
+    """What a user's data factory may return."""
+    batches = [(torch.zeros(4, 1, 8, 8), torch.tensor([0, 1, 0, 1]))]
+    return batches, batches, batches
+
+
+def test_a_factory_may_return_three_loaders() -> None:
+    """Train, validation and test in any form that the library takes as well."""
+    splits = load_splits("tests.zoo.data.test_sources:three_loaders")
+    assert (len(splits.train), len(splits.test), splits.input_shape) == (4, 4, (1, 8, 8))
