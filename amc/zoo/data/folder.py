@@ -21,7 +21,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 from amc.system.errors import DataError
 from amc.system.factory import one_line
 from amc.zoo.data.division import hold_out
-from amc.zoo.data.splits import Batch, Splits, plan_batches
+from amc.zoo.data.splits import Batch, IndexedSplit, Splits
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HELD_MOST = 10_000  # images held out: a tenth, at most this
@@ -32,7 +32,7 @@ Sample = tuple[str, int]  # path, label
 
 
 @dataclass(frozen=True, eq=False)
-class FolderSplit:
+class FolderSplit(IndexedSplit):
     """Image files with labels, in a fixed order; a `Split` whose batches are decoded as they are needed.
 
     `size` is the side of the square given to the network; `workers` processes decode (0: this one). Without labels
@@ -61,24 +61,14 @@ class FolderSplit:
             digest.update(f"{name}\0{label}\0{state.st_size}\0{state.st_mtime_ns}\n".encode())
         return digest.hexdigest()[:16]
 
-    def batches(
-        self,
-        size: int,
-        *,
-        seed: int | None = None,
-        augment: bool = False,
-        limit: int | None = None,
-        rank: int = 0,
-        world: int = 1,
-    ) -> Iterator[Batch]:
-        plan = [p.tolist() for p in plan_batches(len(self), size, seed=seed, limit=limit, rank=rank, world=world)]
-        workers = self.workers if min(len(self), limit or len(self)) > FEW else 0
+    def _read(self, plan: Iterator[Tensor], seed: int, generator: torch.Generator | None) -> Iterator[Batch]:
+        batches = [index.tolist() for index in plan]
         loader = DataLoader(
-            _Images(self.samples, self.size, seed or 0, augment),
-            batch_sampler=plan,
-            num_workers=workers,
+            _Images(self.samples, self.size, seed, generator is not None),
+            batch_sampler=batches,
+            num_workers=self.workers if sum(map(len, batches)) > FEW else 0,
             collate_fn=_collate,
-            generator=torch.Generator().manual_seed(seed or 0),
+            generator=torch.Generator().manual_seed(seed),
         )
         for batch in loader:
             if isinstance(batch, str):  # an exception out of a worker would bring its whole traceback into the message

@@ -38,7 +38,7 @@ from amc.system.errors import AmcError, DataError
 from amc.system.factory import one_line
 from amc.system.random_state import RandomState, seeded
 from amc.zoo.data.regroup import example_count, regrouped
-from amc.zoo.data.splits import Batch, Split, Splits, plan_batches
+from amc.zoo.data.splits import Batch, IndexedSplit, Split, Splits, plan_batches
 
 DIGEST_EXAMPLES = 1024  # hashed at most: decoding so many images takes seconds, and no two data sets agree in them
 ANSWERS = ("label", "labels", "target", "targets")  # keys of a dict whose values may be NaN: what is not known
@@ -110,7 +110,7 @@ def hold_out_split(train: Split, share: float, seed: int) -> tuple[DatasetSplit,
 
 
 @dataclass(frozen=True, eq=False)
-class DatasetSplit:
+class DatasetSplit(IndexedSplit):
     """Examples of a map-style data set: all, or those at the places `part` (n,) int64; `collate` makes the batches."""
 
     dataset: Any
@@ -140,26 +140,16 @@ class DatasetSplit:
         number = len(self)
         places = torch.arange(min(number, DIGEST_EXAMPLES)) * number // max(1, min(number, DIGEST_EXAMPLES))
         digest = hashlib.sha256(f"{number}".encode())
-        for batch in self._read([self.index[part].tolist() for part in torch.split(places, 32)], 0):
+        for batch in self._loaded([self.index[part].tolist() for part in torch.split(places, 32)], 0):
             _hash_into(digest, batch)
         return digest.hexdigest()[:16]
 
-    def batches(
-        self,
-        size: int,
-        *,
-        seed: int | None = None,
-        augment: bool = False,
-        limit: int | None = None,
-        rank: int = 0,
-        world: int = 1,
-    ) -> Iterator[Batch]:
+    def _read(self, plan: Iterator[Tensor], seed: int, generator: torch.Generator | None) -> Iterator[Batch]:
         if not len(self):
             raise DataError(f"{self.name} must hold examples, but is empty; check the data set")
-        plan = plan_batches(len(self), size, seed=seed, limit=limit, rank=rank, world=world)
-        yield from self._read([self.index[part].tolist() for part in plan], seed or 0)
+        yield from self._loaded([self.index[part].tolist() for part in plan], seed)
 
-    def _read(self, plan: list[list[int]], seed: int) -> Iterator[Batch]:
+    def _loaded(self, plan: list[list[int]], seed: int) -> Iterator[Batch]:
         loader = DataLoader(
             _Drawn(self.dataset, seed),
             batch_sampler=plan,

