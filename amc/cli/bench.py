@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 
 from amc.cli.options import JsonOption, QuietOption, RecipeOption, SetOption, print_result, recipe_of, settings_of
 from amc.system.errors import UsageError
+from amc.system.progress import shown
 
 
 class CommandOrRecipe(TyperGroup):
@@ -65,7 +66,6 @@ def bench_methods(
     from amc.bench.search_methods.bench_recipe import load_bench_recipe
     from amc.bench.search_methods.flow import Wanted, bench_methods
     from amc.bench.search_methods.tables import table_text
-    from amc.system.progress import shown
 
     wanted = load_bench_recipe(recipe)
     folder = out or Path("runs/bench") / wanted.name
@@ -94,7 +94,6 @@ def bench_cascade(
     from amc.bench.cascade.studies import bench_cascade
     from amc.bench.cascade.study_goals import summary_text
     from amc.bench.cascade.study_recipe import load_cascade_recipe
-    from amc.system.progress import shown
 
     wanted = load_cascade_recipe(recipe)
     folder = out or Path("runs/bench/cascade") / wanted.name
@@ -112,7 +111,7 @@ def bench_cut(
     """Time tracing, cutting and counting, beside torch-pruning's build and step."""
     from amc.bench.cut import NETWORKS, bench_cut, cut_text
 
-    rows = [bench_cut(recipe_of(None, name, "none", None, None, None, {}), size) for name in model or NETWORKS]
+    rows = [bench_cut(recipe_of(model=name, weights="none"), size) for name in model or NETWORKS]
     print_result(rows if json_ else cut_text(rows))
 
 
@@ -127,7 +126,6 @@ def bench_trial(
 ) -> None:
     """Time the parts of a trial, beside the bare forward passes that it needs."""
     from amc.bench.trial import NETWORKS, bench_trial, trial_recipe, trial_text
-    from amc.system.progress import shown
 
     with shown(quiet=quiet) as progress:
         rows = [bench_trial(trial_recipe(name, size, threads), policies, progress) for name in model or NETWORKS]
@@ -146,10 +144,9 @@ def bench_workers(
 ) -> None:
     """Count the policies a minute of several worker processes, beside those of one."""
     from amc.bench.workers import bench_workers, workers_text
-    from amc.system.progress import shown
 
     with shown(quiet=quiet) as progress:
-        wanted = recipe_of(recipe, None, None, None, None, set_, {})
+        wanted = recipe_of(recipe, settings=set_)
         found = bench_workers(wanted, workers, trials, repeats, progress)
     print_result(found if json_ else workers_text(found))
 
@@ -178,7 +175,6 @@ def bench_ascent(
     """Compare the ascent with ascents that lack a part, on a run's predictor and from nothing measured."""
     from amc.bench.ascent import ascent_text, bench_ascent
     from amc.job.run import Run
-    from amc.system.progress import shown
 
     with shown(quiet=quiet) as progress:
         found = bench_ascent(Run.open(run), budget or ["10%", "20%", "30%", "50%", "70%"], seeds, progress)
@@ -196,10 +192,9 @@ def bench_stop(
 ) -> None:
     """Compare searches with and without early stopping: time, and what they find."""
     from amc.bench.stop import bench_stop, stop_text
-    from amc.system.progress import shown
 
     with shown(quiet=quiet) as progress:
-        found = bench_stop(recipe_of(recipe, None, None, None, None, set_, {}), trials, seeds, progress)
+        found = bench_stop(recipe_of(recipe, settings=set_), trials, seeds, progress)
     print_result(found if json_ else stop_text(found))
 
 
@@ -214,7 +209,6 @@ def bench_predictor(
 ) -> None:
     """Compare our predictor with usual regressions on measured policies."""
     from amc.bench.predictor import bench_predictor, counts_of, load_measured, predictor_text
-    from amc.system.progress import shown
 
     measured, counts = load_measured(policies, accuracy), counts_of(trials)
     with shown(quiet=quiet) as progress:
@@ -227,7 +221,7 @@ def bench_rounding(recipe: RecipeOption = None, set_: SetOption = None, json_: J
     """Time a network's heaviest layers at widths of multiples of 8, 16 and 32."""
     from amc.bench.rounding import bench_rounding, rounding_text
 
-    found = bench_rounding(recipe_of(recipe, None, None, None, None, set_, {}))
+    found = bench_rounding(recipe_of(recipe, settings=set_))
     print_result(found if json_ else rounding_text([found]))
 
 
@@ -242,10 +236,9 @@ def bench_recovery(
 ) -> None:
     """Compare kinds of recovery, before and after an equal short fine-tune."""
     from amc.bench.recovery import bench_recovery, recovery_text
-    from amc.system.progress import shown
 
     with shown(quiet=quiet) as progress:
-        found = bench_recovery(recipe_of(recipe, None, None, None, None, set_, {}), policies, epochs, progress)
+        found = bench_recovery(recipe_of(recipe, settings=set_), policies, epochs, progress)
     print_result(found if json_ else recovery_text(found))
 
 
@@ -279,7 +272,6 @@ def bench_objectives(
     from amc.bench.caps import recipe_and_caps
     from amc.bench.objectives.flow import Wanted, bench_objectives
     from amc.bench.objectives.report import objectives_text, write_report
-    from amc.system.progress import shown
 
     wanted, limits = recipe_and_caps(recipe, caps, settings_of(set_))
     asked = Wanted.of(limits, kinds, policies, wanted.finetune.epochs if epochs is None else epochs, repeats)

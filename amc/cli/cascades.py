@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from amc.cli.options import DeviceOption, JsonOption, QuietOption, RunArgument, TrustOption, print_result, use_device
+from amc.system.progress import shown
 
 CascadeArgument = Annotated[Path, typer.Argument(help="A folder of `amc cascade` or of `amc export`.")]
 
@@ -43,7 +44,6 @@ def cascade(
     use_device(device)
     from amc.cascade.planning.constraints import Constraints
     from amc.cascade.planning.pipeline import plan_cascade
-    from amc.system.progress import shown
 
     constraints = Constraints.read(budget, max_cost, accuracy, max_drop, confidence)
     with shown(quiet=quiet) as progress:
@@ -68,7 +68,6 @@ def serve(
     """Serve a cascade over HTTP: inputs in, answers out, each with the stage that gave it and what it cost."""
     use_device(device)
     from amc.cascade.serving.server import serve
-    from amc.system.progress import shown
 
     with shown(quiet=quiet) as progress:
         serve(cascade, host, port, batch, wait / 1000, progress)

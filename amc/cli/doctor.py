@@ -20,6 +20,7 @@ from amc.cli.options import (
     print_result,
     recipe_of,
 )
+from amc.system.progress import shown
 
 
 def doctor(
@@ -78,7 +79,6 @@ def _cover(
 ) -> None:
     from amc.bench.coverage.coverage import LIMITS, cover
     from amc.system.isolation import Limits
-    from amc.system.progress import shown
 
     chosen = Limits(limits[0] or LIMITS.seconds, limits[1] or LIMITS.gigabytes)
     with shown(quiet=quiet) as progress:

@@ -28,6 +28,7 @@ from amc.cli.options import (
     recipe_of,
     settings_of,
 )
+from amc.system.progress import shown
 
 
 def compress(
@@ -59,7 +60,6 @@ def compress(
     """Compress a trained network under a budget; with no arguments, the quickstart recipe."""
     from amc.job.compress import compress
     from amc.job.show import summary
-    from amc.system.progress import shown
 
     flags: dict[str, Any] = {"out": out, "search.trials": trials, "search.study": study, "search.workers": workers}
     flags |= {"task.metric": metric, "task.batch": batch, "task.loss": loss}
@@ -95,7 +95,6 @@ def worker(
 
         start_watchdog()
     from amc.job.worker import work
-    from amc.system.progress import shown
 
     overrides = {
         "model.name": model,
@@ -125,7 +124,6 @@ def train(
 ) -> None:
     """Train a dense network from scratch, by a recipe's [train] table."""
     from amc.job.pretrain import pretrain
-    from amc.system.progress import shown
 
     flags = {"task.metric": metric, "task.batch": batch, "task.loss": loss, "device": device}
     wanted = recipe_of(recipe, model, None, data, None, set_, flags)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any
 
 import typer
@@ -83,13 +85,13 @@ RunArgument = Annotated[Path, typer.Argument(help="A run folder.")]
 
 
 def recipe_of(
-    recipe: str | None,
-    model: str | None,
-    weights: str | None,
-    data: str | None,
-    budget: list[str] | None,
-    settings: list[str] | None,
-    flags: dict[str, Any],
+    recipe: str | None = None,
+    model: str | None = None,
+    weights: str | None = None,
+    data: str | None = None,
+    budget: list[str] | None = None,
+    settings: list[str] | None = None,
+    flags: Mapping[str, Any] = MappingProxyType({}),
 ) -> Any:
     """The recipe asked for: the quickstart without `--recipe` and `--model`; `--model` alone starts from defaults."""
     from amc.job.recipe import job_name, load_recipe

@@ -17,6 +17,7 @@ from amc.cli.options import (
     print_result,
     use_device,
 )
+from amc.system.progress import shown
 
 
 def retarget(
@@ -35,7 +36,6 @@ def retarget(
     """Fit another budget with what was measured: no new search, seconds."""
     use_device(device)
     from amc.job.retarget import retarget
-    from amc.system.progress import shown
 
     with shown(quiet=quiet) as progress:
         result = retarget(run, budget or [], out, candidates, finetune, progress)
