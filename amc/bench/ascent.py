@@ -13,7 +13,7 @@ from typing import Any
 from amc import Progress, Run, parse_budgets
 from amc.bench.caps import reachable_caps
 from amc.bench.table import Table
-from amc_search import climb
+from amc_search import ascend
 
 KAPPA = 1.0  # of the lower confidence bound, as the product's ascent has it
 WITHOUT = {  # name -> whether there is a barrier, and whether there are moves of integers
@@ -39,7 +39,7 @@ def bench_ascent(run: Run, budgets: Sequence[str], seeds: int, progress: Progres
         for name, (barrier, polish) in WITHOUT.items():
             bounds, start = [], perf_counter()
             for seed in range(seeds):
-                found = climb(predictor, space, caps, kappa=KAPPA, seed=seed, barrier=barrier, polish=polish)
+                found = ascend(predictor, space, caps, kappa=KAPPA, seed=seed, barrier=barrier, polish=polish)
                 bounds.append(float(found.mean[0] - KAPPA * found.std[0]))
                 stage.advance(1, f"{text}, {name}")
             seconds = (perf_counter() - start) / seeds

@@ -25,7 +25,7 @@ from torch import Tensor
 from amc import Protocol, Silent, Study, Trial
 from amc_predictor import EnsemblePredictor
 from amc_predictor.ranks import kendall
-from amc_search import Cap, EvolutionarySampler, Space, climb, random_policies
+from amc_search import Cap, EvolutionarySampler, Space, ascend, random_policies
 from amc_search.history import CLAIM
 from amc_search.sampler import search_space
 
@@ -99,7 +99,7 @@ def judge(place: str, trials: int, groups: int) -> None:
     with torch.no_grad():
         ordered = kendall(predictor.predict(world.space.fractions(fresh))[0], truth)
     start = perf_counter()
-    climb(predictor, world.space, world.looser, warm=known[np.argsort(-values, kind="stable")[:WARM]])
+    ascend(predictor, world.space, world.looser, warm=known[np.argsort(-values, kind="stable")[:WARM]])
     retargeted = perf_counter() - start
     between, last = [], perf_counter()
 
@@ -108,7 +108,7 @@ def judge(place: str, trials: int, groups: int) -> None:
         return world.measure(policy)
 
     sampler = EvolutionarySampler(
-        world.space, world.caps, lambda: EnsemblePredictor(seed=0), seed=0, dense_accuracy=DENSE, labels=study.labels
+        world.space, world.caps, lambda: EnsemblePredictor(seed=0), seed=0, dense_accuracy=DENSE, values=study.labels
     )
     for count in range(1, PROPOSALS + 1):
         last = perf_counter()

@@ -22,7 +22,9 @@ CLEAR = "rgba(0,0,0,0)"
 PROPOSERS = {  # colour of what each proposer of the search proposed, and what it is called
     "start": ("#8b929c", "starting set"),
     "improvement": ("#2f7de1", "expected improvement"),
-    "merit": ("#8c6d31", "posterior mean"),
+    "posterior_mean": ("#8c6d31", "posterior mean"),
+    "posterior_std": ("#b05cc6", "posterior standard deviation"),
+    "merit": ("#8c6d31", "posterior mean"),  # as studies of before have it
     "disagreement": ("#b05cc6", "posterior standard deviation"),
     "distance": ("#1b9e77", "distance"),
     "seernet": ("#b05cc6", "paper's acquisition"),

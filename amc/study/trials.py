@@ -34,7 +34,7 @@ from amc.system.errors import ModelError
 from amc.system.progress import Progress
 from amc_search import Space
 from amc_search.history import CLAIM, policy_of
-from amc_search.sampler import ARM, search_space
+from amc_search.sampler import PROPOSER, search_space
 
 FAILURES_IN_A_ROW = 8  # then the network or the machine is at fault, not the policy
 LOOK_SECONDS = 0.25  # between two looks at the storage while others measure
@@ -129,7 +129,7 @@ class Study:
     @property
     def proposers(self) -> list[str]:
         """Which part of the search proposed each of `trials`; "candidate" where the policy was asked for by name."""
-        return [str(trial.user_attrs.get(ARM, "candidate")) for trial in self.measured]
+        return [str(trial.user_attrs.get(PROPOSER, "candidate")) for trial in self.measured]
 
     @property
     def failures(self) -> list[str]:

@@ -1,7 +1,7 @@
-"""What makes a policy worth measuring: the arms of the evolutionary sampler.
+"""What makes a policy worth measuring: the acquisition functions of the evolutionary sampler.
 
-Every arm is a score of a batch of policies, higher is better, in units where 1 is a large difference. An arm named
-in `ARMS` gets its share of every batch of proposals. The arm `random` has no score: it draws, it does not evolve.
+Each is a score of a batch of policies, higher is better, in units where 1 is a large difference. One named in `SHARES`
+gets its share of every batch of proposals. `random` beside them has no score: it draws, it does not evolve.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FOLDS_A_UNIT = 2.0  # e-folds of the expected improvement that count as a large 
 
 @dataclass(frozen=True)
 class Knowledge:
-    """What an arm may look at.
+    """What an acquisition function may look at.
 
     Attributes:
         predictor: fitted on all measured policies.
@@ -53,7 +53,7 @@ def improvement(policies: Policies, knowledge: Knowledge) -> Scores:
     """The logarithm of the improvement to be expected on the best known policy, so many e-folds a unit.
 
     What is doubtful may improve more than what is sure, but only where its mean is near. The best known policy is the
-    one with the best predicted mean, as labels may be noisy.
+    one with the best predicted mean, as values may be noisy.
 
     Source: Jones, Schonlau and Welch 1998, expected improvement; Ament et al., arXiv 2310.20708, section 3 and eq. 9,
     its logarithm without underflow.
@@ -74,31 +74,31 @@ def _log_improvement(steps: Scores) -> Scores:
     return score
 
 
-def merit(policies: Policies, knowledge: Knowledge) -> Scores:
-    """Predicted accuracy, without a bonus for doubt: what the climb will ask about."""
+def posterior_mean(policies: Policies, knowledge: Knowledge) -> Scores:
+    """Predicted accuracy, without a bonus for doubt: what the ascent looks for."""
     return predict(knowledge.predictor, knowledge.space, policies)[0] / knowledge.spread
 
 
-def disagreement(policies: Policies, knowledge: Knowledge) -> Scores:
+def posterior_std(policies: Policies, knowledge: Knowledge) -> Scores:
     """The predictor's own standard deviation, among policies that may be good."""
     mean, std = predict(knowledge.predictor, knowledge.space, policies)
-    return std / knowledge.spread - hopelessness(mean, knowledge)
+    return std / knowledge.spread - unpromising(mean, knowledge)
 
 
 def distance(policies: Policies, knowledge: Knowledge) -> Scores:
     """k-centre: how far the nearest known policy is, root mean square over groups of log fractions.
 
-    Among policies that may be good: the farthest of all are wrecked ones, which teach little.
+    Among policies that may be good: the farthest of all are degenerate ones, which teach little.
     """
     scale = np.sqrt(len(knowledge.space))
     here, known = (torch.as_tensor(knowledge.space.log_fractions(p)) for p in (policies, knowledge.known))
     nearest = torch.cdist(here, known)
     mean, _ = predict(knowledge.predictor, knowledge.space, policies)
-    score: Scores = 3 * (nearest.min(dim=-1).values / scale).numpy() - hopelessness(mean, knowledge)
+    score: Scores = 3 * (nearest.min(dim=-1).values / scale).numpy() - unpromising(mean, knowledge)
     return score
 
 
-def hopelessness(mean: Scores, knowledge: Knowledge) -> Scores:
+def unpromising(mean: Scores, knowledge: Knowledge) -> Scores:
     """How far predicted accuracies (b,) lie below what is usual, in spreads, (b,); 0 for usual ones and better."""
     below: Scores = np.maximum(0.0, (knowledge.best - mean) / knowledge.spread - 1.0)
     return below
@@ -120,50 +120,50 @@ def seernet(policies: Policies, knowledge: Knowledge) -> Scores:
     return score
 
 
-def shortfall(policies: Policies, knowledge: Knowledge) -> Scores:
+def underuse(policies: Policies, knowledge: Knowledge) -> Scores:
     """The penalty for leaving the neighbourhood of the tightest cap: smooth, 0 from 0.85 of it up to 1."""
-    use = costs_of(policies, knowledge.caps).max(axis=-1)
-    short: Scores = 20 * np.maximum(0.85 - use, 0.0) ** 2
+    used = costs_of(policies, knowledge.caps).max(axis=-1)
+    short: Scores = 20 * np.maximum(0.85 - used, 0.0) ** 2
     return short
 
 
-SCORES: dict[str, Callable[[Policies, Knowledge], Scores]] = {
+FUNCTIONS: dict[str, Callable[[Policies, Knowledge], Scores]] = {
     "improvement": improvement,
-    "merit": merit,
-    "disagreement": disagreement,
+    "posterior_mean": posterior_mean,
+    "posterior_std": posterior_std,
     "distance": distance,
     "seernet": seernet,
 }
 
-# Default shares of a batch. The random arm is never left out, as a predictor may be wrong where nothing was measured;
+# Default shares of a batch. `random` is never without one, as a predictor may be wrong where nothing was measured;
 # but near a cap few random policies are any good, so its share is small.
-ARMS: dict[str, float] = {"improvement": 0.95, "random": 0.05}
+SHARES: dict[str, float] = {"improvement": 0.95, "random": 0.05}
 
-# What `acquisition=` names. "exploring" gives some of the leading arm's share to what the predictor doubts and to what
+# What `acquisition=` names. "exploring" gives some of the leading share to what the predictor doubts and to what
 # is far from all that was measured; "seernet" is the paper's way: its score alone, with our random share. Both for
 # comparison.
 ACQUISITIONS: dict[str, Mapping[str, float]] = {
-    "informative": ARMS,
-    "exploring": {**ARMS, "improvement": 0.67, "disagreement": 0.17, "distance": 0.11},
-    "seernet": {"seernet": 1 - ARMS["random"], "random": ARMS["random"]},
+    "informative": SHARES,
+    "exploring": {**SHARES, "improvement": 0.67, "posterior_std": 0.17, "distance": 0.11},
+    "seernet": {"seernet": 1 - SHARES["random"], "random": SHARES["random"]},
 }
 
 
-def quotas(arms: Mapping[str, float], count: int, offset: float = 0.5) -> dict[str, int]:
-    """Shares (any positive sum) -> policies an arm, summing to count.
+def quotas(shares: Mapping[str, float], count: int, offset: float = 0.5) -> dict[str, int]:
+    """Shares (any positive sum) -> policies for each function, summing to count.
 
-    Systematic sampling: each arm gets its exact share rounded down or up, and over offsets drawn evenly from [0, 1) its
-    exact share on average, so that a small share is not lost in small batches.
+    Systematic sampling: each gets its exact share rounded down or up, and over offsets drawn evenly from [0, 1)
+    its exact share on average, so that a small share is not lost in small batches.
 
     Raises:
-        ValueError: an arm is unknown, a share is negative, or all are zero.
+        ValueError: an acquisition function is unknown, a share is negative, or all are zero.
     """
-    known = sorted([*SCORES, "random"])
-    unknown = sorted(set(arms) - set(known))
+    known = sorted([*FUNCTIONS, "random"])
+    unknown = sorted(set(shares) - set(known))
     if unknown:
-        raise ValueError(f"arms must be among {known}, but got {unknown}")
-    total = sum(arms.values())
-    if min(arms.values(), default=0.0) < 0 or not total > 0:
-        raise ValueError(f"the shares of the arms must be >= 0 and not all 0, but got {dict(arms)}")
-    ends = np.floor(np.cumsum([0.0, *arms.values()]) / total * count + offset + 1e-9).astype(int)
-    return dict(zip(arms, np.diff(ends).tolist(), strict=True))
+        raise ValueError(f"acquisition functions must be among {known}, but got {unknown}")
+    total = sum(shares.values())
+    if min(shares.values(), default=0.0) < 0 or not total > 0:
+        raise ValueError(f"the shares of acquisition functions must be >= 0 and not all 0, but got {dict(shares)}")
+    ends = np.floor(np.cumsum([0.0, *shares.values()]) / total * count + offset + 1e-9).astype(int)
+    return dict(zip(shares, np.diff(ends).tolist(), strict=True))

@@ -1,12 +1,12 @@
 """How far a policy is from the best of an additive model: a certificate where the network is near-additive.
 
-On a scale where cuts multiply the drop in label they cause, labels are often nearly a sum over groups. Such a sum is
+On a scale where cuts multiply the drop in value they cause, values are often nearly a sum over groups. Such a sum is
 fitted to what was measured, one smooth curve a group, and its best policy under the caps is found exactly
 (`amc_search.program`): no policy under the caps is worth more to it. What the certificate says is as true as the model
-is, so it tells how much of the labels the model explains.
+is, so it tells how much of the values the model explains.
 
 Symbols: n measured policies, d groups, L_g levels of group g.
-score: -log(ceiling - label).
+score: -log(ceiling - value).
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ from amc_search.program import THOROUGHLY, Effort, NoProgram, maximise
 from amc_search.repair import Reals, repair
 from amc_search.space import Cap, Policies, Space
 
-# Above the best label, in spreads of the better half: where the scale ends. Far above, the scale is that of labels.
+# Above the best value, in spreads of the better half: where the scale ends. Far above, the scale is that of values.
 CEILINGS = (0.3, 1.0, 10.0)
-# How strongly the groups' curves are held together, in units of what the labels say of them.
+# How strongly the groups' curves are held together, in units of what the values say of them.
 TIES = np.logspace(-4, 1, 6)
 FOLDS = 5
 BEND = 6.0  # of the curve that is flat but for thin groups
 FEWEST = 10  # policies for a model
-# A model that explains less of the labels says nothing about the best policy.
+# A model that explains less of the values says nothing about the best policy.
 NEAR_ADDITIVE = 0.5
 
 
 @dataclass(frozen=True)
 class Additive:
-    """Label = ceiling - exp(-(constant + sum of curves)).
+    """Value = ceiling - exp(-(constant + sum of curves)).
 
     Attributes:
         curves: a group's scores, (L_g,), smallest count first.
         constant: of the score.
-        ceiling: a label that is never reached.
-        explained: R^2 of cross-validated predictions of the better half of the labels; below 0 where their mean does
+        ceiling: a value that is never reached.
+        explained: R^2 of cross-validated predictions of the better half of the values; below 0 where their mean does
             better.
     """
 
@@ -53,21 +53,21 @@ class Additive:
 
     @property
     def is_near(self) -> bool:
-        """Whether the labels are near enough to the model for its best policy to mean something."""
+        """Whether the values are near enough to the model for its best policy to mean something."""
         return self.explained >= NEAR_ADDITIVE
 
-    def label(self, score: float) -> float:
-        """The label of a sum of curves."""
+    def value(self, score: float) -> float:
+        """The value of a sum of curves."""
         return float(self.ceiling - np.exp(-(self.constant + score)))
 
     def __call__(self, policy: NDArray[np.int64]) -> float:
-        """The label of one legal policy (d,)."""
+        """The value of one legal policy (d,)."""
         levels = (policy - self.space.low) // self.space.step
-        return self.label(sum(float(curve[level]) for curve, level in zip(self.curves, levels, strict=True)))
+        return self.value(sum(float(curve[level]) for curve, level in zip(self.curves, levels, strict=True)))
 
 
-def fit_additive(space: Space, policies: Policies, labels: Reals) -> Additive:
-    """The additive model of measured policies (n, d) and their labels (n,), chosen by cross-validation.
+def fit_additive(space: Space, policies: Policies, values: Reals) -> Additive:
+    """The additive model of measured policies (n, d) and their values (n,), chosen by cross-validation.
 
     Every curve rises with the count, and each channel adds no more than the one before: a sum, with coefficients that
     are not negative, of functions that do so. The best policy of a freer model is where its errors are largest. A group
@@ -80,28 +80,28 @@ def fit_additive(space: Space, policies: Policies, labels: Reals) -> Additive:
     if len(policies) < FEWEST:
         raise ValueError(f"an additive model needs at least {FEWEST} policies, but got {len(policies)}")
     basis = np.concatenate([_basis(space, group, policies[:, group]) for group in range(len(space))], axis=1)
-    better = labels >= np.median(labels)
-    spread = max(float(labels.max() - np.median(labels)), 1e-6)
-    fold = np.argsort(np.argsort(labels, kind="stable"), kind="stable") % FOLDS  # each has good and bad ones
+    better = values >= np.median(values)
+    spread = max(float(values.max() - np.median(values)), 1e-6)
+    fold = np.argsort(np.argsort(values, kind="stable"), kind="stable") % FOLDS  # each has good and bad ones
     least, best = np.inf, (0.0, 0.0)
-    for ceiling in labels.max() + spread * np.array(CEILINGS):
-        score = -np.log(ceiling - labels)
+    for ceiling in values.max() + spread * np.array(CEILINGS):
+        score = -np.log(ceiling - values)
         for tie in TIES:
-            left_out = np.empty_like(labels)
+            held_out = np.empty_like(values)
             for number in range(FOLDS):
                 held = fold == number
                 coefficients, constant = _fitted(space, basis[~held], score[~held], tie)
-                left_out[held] = ceiling - np.exp(-(basis[held] @ coefficients + constant))
-            error = float(np.mean((left_out - labels)[better] ** 2))
+                held_out[held] = ceiling - np.exp(-(basis[held] @ coefficients + constant))
+            error = float(np.mean((held_out - values)[better] ** 2))
             if error < least:
                 least, best = error, (float(ceiling), float(tie))
     ceiling, tie = best
-    coefficients, constant = _fitted(space, basis, -np.log(ceiling - labels), tie)
+    coefficients, constant = _fitted(space, basis, -np.log(ceiling - values), tie)
     curves = []
     for group, own in enumerate(coefficients.reshape(len(space), -1)):
         counts = np.arange(space.levels[group]) * space.step[group] + space.low[group]
         curves.append(_basis(space, group, counts) @ own)
-    return Additive(space, tuple(curves), constant, ceiling, 1 - least / max(float(labels[better].var()), 1e-12))
+    return Additive(space, tuple(curves), constant, ceiling, 1 - least / max(float(values[better].var()), 1e-12))
 
 
 def _basis(space: Space, group: int, counts: Policies) -> Reals:
@@ -133,8 +133,8 @@ class Certificate:
     Attributes:
         model: the model.
         policy: (d,) legal and under every cap, the best to the model that was found.
-        value: its label by the model.
-        bound: by the model no policy under the caps has a higher label.
+        value: its value by the model.
+        bound: by the model no policy under the caps has a higher value.
         is_proven: the two agree.
         seconds: that fit and solver took.
     """
@@ -147,14 +147,14 @@ class Certificate:
     seconds: float
 
     def gap(self, policy: NDArray[np.int64]) -> float:
-        """How far a policy (d,) is from the bound, in label, by the model: at least 0 under the caps."""
+        """How far a policy (d,) is from the bound, in value, by the model: at least 0 under the caps."""
         return max(self.bound - self.model(policy), 0.0)
 
 
 def certify(
-    space: Space, caps: tuple[Cap, ...], policies: Policies, labels: Reals, effort: Effort = THOROUGHLY
+    space: Space, caps: tuple[Cap, ...], policies: Policies, values: Reals, effort: Effort = THOROUGHLY
 ) -> Certificate | None:
-    """The best policy under the caps of the additive model of measured policies (n, d) and labels (n,).
+    """The best policy under the caps of the additive model of measured policies (n, d) and values (n,).
 
     None where too few were measured, where a cost is no sum of products, and where the solver found nothing in time.
 
@@ -164,13 +164,13 @@ def certify(
     start = perf_counter()
     if len(policies) < FEWEST:
         return None
-    model = fit_additive(space, policies, labels)
+    model = fit_additive(space, policies, values)
     found = _optimum(model, caps, effort)
     if found is None:
         return None
     policy, bound, is_proven = found
     value = model(policy)
-    return Certificate(model, policy, value, max(model.label(bound), value), is_proven, perf_counter() - start)
+    return Certificate(model, policy, value, max(model.value(bound), value), is_proven, perf_counter() - start)
 
 
 def _optimum(model: Additive, caps: tuple[Cap, ...], effort: Effort) -> tuple[NDArray[np.int64], float, bool] | None:

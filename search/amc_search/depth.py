@@ -1,8 +1,8 @@
 """Dropping groups whole and taking them back: the moves that no slope shows.
 
-Between its smallest step and 0 a group has no policy and a predictor has no gradient, so a climb keeps what is dropped
-dropped, and these moves change it one group at a time. What a drop frees is spent on what is kept, and what a group
-taken back needs is taken from there, in proportion.
+Between its smallest step and 0 a group has no policy and a predictor has no gradient, so an ascent keeps what is
+dropped dropped, and these moves change it one group at a time. What a drop frees is spent on what is kept, and what a
+group taken back needs is taken from there, in proportion.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from amc_search.repair import Reals
 from amc_search.space import Cap, Policies, Space
 
 
-def switched(policies: Policies, space: Space, caps: tuple[Cap, ...], use: float) -> tuple[NDArray[np.int64], Policies]:
+def switched(
+    policies: Policies, space: Space, caps: tuple[Cap, ...], used: float
+) -> tuple[NDArray[np.int64], Policies]:
     """Every policy with each removable group dropped or taken back, one at a time.
 
     A group comes back at its smallest step and at the fraction that the policy's kept groups have on average.
@@ -40,7 +42,7 @@ def switched(policies: Policies, space: Space, caps: tuple[Cap, ...], use: float
     typical[np.arange(len(typical)), group[dropped]] = np.maximum(fraction * space.high[group[dropped]], 1e-9)
     origin, counts = np.concatenate([origin, origin[dropped]]), np.concatenate([smallest, typical])
     order = np.argsort(origin, kind="stable")
-    return origin[order], at_costs(counts[order], space, caps, np.full(len(order), use))
+    return origin[order], at_costs(counts[order], space, caps, np.full(len(order), used))
 
 
 def typical_fraction(policies: Policies | Reals, space: Space) -> Reals:

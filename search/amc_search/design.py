@@ -1,8 +1,8 @@
 """What to measure before anything is known, and random feasible policies.
 
 A policy with one very thin layer is almost always useless and teaches only that. So groups are spread moderately
-around a common ratio, and the common ratio is then moved until the cost lands where it is wanted. Of the groups that
-may be dropped some are dropped first: a thin block everywhere is no stand-in for one block less.
+around a common ratio, and the common ratio is then moved until the cost is what is wanted. Of the groups that may
+be dropped some are dropped first: a thin block everywhere is no replacement for one block less.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from amc_search.repair import Reals, check_reachable, land, repair, uniform
+from amc_search.repair import Reals, check_reachable, project, repair, uniform
 from amc_search.space import Cap, Policies, Space
 
 # Half-widths of log(ratio / common ratio): a group keeps between 1 / 1.5 and 1.5, or 1 / 2.2 and 2.2, of its share.
 SPREADS = (0.4, 0.8)
-# Of the starting policies, how many land near the tightest cap; the others serve budgets that may come later.
+# Of the starting policies, how many cost near the tightest cap; the others serve budgets that may come later.
 NEAR_SHARE = 0.65
 NEAR = (0.8, 1.0)
 WIDE = (0.5, 1.3)
@@ -111,7 +111,7 @@ def at_costs(counts: Reals, space: Space, caps: tuple[Cap, ...], targets: Reals)
     """Scale (b, d) counts up or down until each row's use lies just under its target (b,); dropped groups stay so."""
     counts = np.where(space.may_drop & (counts <= 0), 0.0, np.maximum(counts, 1e-9))
     largest = np.divide(space.high, counts, out=np.ones(counts.shape), where=counts > 0).max(axis=-1)
-    return land(counts, space, caps, targets, largest)
+    return project(counts, space, caps, targets, largest)
 
 
 def distinct(policies: Policies) -> Policies:

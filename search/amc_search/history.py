@@ -24,7 +24,7 @@ class History:
 
     Attributes:
         policies: (n, d) of the measured trials, those that were stopped early with a value included.
-        accuracy: (n,) their labels.
+        accuracy: (n,) their values.
         pending: (m, d) running or waiting in other hands.
         failed: policies that failed too often, as bytes.
     """
@@ -71,7 +71,7 @@ class Ledger:
             self._finished.add(trial.number)
             if policy is None:
                 continue
-            if has_label(trial):
+            if has_value(trial):
                 self.measured.append(trial)
                 self.policies.append(policy)
                 self._keys.add(policy.tobytes())
@@ -90,12 +90,12 @@ class Ledger:
 
     def history(
         self,
-        labels: Callable[[Sequence[FrozenTrial]], NDArray[np.float64]],
+        values: Callable[[Sequence[FrozenTrial]], NDArray[np.float64]],
         dense_accuracy: float | None,
         but: int | None,
     ) -> History:
         """The study as arrays, with the dense network where its accuracy is known; trial `but` is left out."""
-        policies, accuracy = list(self.policies), labels(self.measured)
+        policies, accuracy = list(self.policies), values(self.measured)
         if dense_accuracy is not None:
             policies.append(self.space.high)
             accuracy = np.append(accuracy, dense_accuracy)
@@ -108,7 +108,7 @@ class Ledger:
         )
 
 
-def has_label(trial: FrozenTrial) -> bool:
+def has_value(trial: FrozenTrial) -> bool:
     """Whether there is something to learn from a trial: in full, or what it gave before it was stopped."""
     finished = trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
     return finished and trial.value is not None and bool(np.isfinite(trial.value))

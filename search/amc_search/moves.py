@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from amc_search.depth import switched
-from amc_search.repair import Reals, use_of
+from amc_search.repair import Reals, utilisation
 from amc_search.space import Cap, Policies, Predictor, Space, costs_of
 
 # A gain below this is rounding of the predictor's float32, not a gain.
@@ -118,7 +118,7 @@ def _grown(
     one, jump = here.copy(), here.copy()
     one[row, group] += space.step[group]
     jump[row, group] += several.astype(np.int64) * space.step[group]
-    fits = use_of(jump, caps) <= 1
+    fits = utilisation(jump, caps) <= 1
     return np.where(fits[:, None], jump, one)
 
 
@@ -129,7 +129,7 @@ def exchange(
     *,
     rng: np.random.Generator,
     rounds: int = 30,
-    keep_use: float = 0.0,
+    keep_utilisation: float = 0.0,
 ) -> Policies:
     """Move steps from one group to another while the predictor says better and the exact cost still fits.
 
@@ -156,7 +156,7 @@ def exchange(
         return policies
     rows = np.arange(len(policies))
     value = bound(policies)
-    floor = np.minimum(use_of(policies, caps), keep_use)
+    floor = np.minimum(utilisation(policies, caps), keep_utilisation)
     for _ in range(rounds):
         if not len(rows):
             break
@@ -165,9 +165,9 @@ def exchange(
         better = _taken(policies, value, origin, tried.reshape(-1, len(space)), bound, caps, floor)
         stuck = np.setdiff1d(rows, better)
         if space.may_drop.any() and len(stuck):
-            origin, variants = switched(policies[stuck], space, caps, use=1.0)
+            origin, variants = switched(policies[stuck], space, caps, used=1.0)
             switches = _taken(policies, value, stuck[origin], variants, bound, caps, np.zeros(len(policies)))
-            floor[switches] = np.minimum(use_of(policies[switches], caps), keep_use)
+            floor[switches] = np.minimum(utilisation(policies[switches], caps), keep_utilisation)
             better = np.union1d(better, switches)
         rows = better
     return policies
@@ -189,8 +189,8 @@ def _taken(
         origin: (k,) ascending, for which policy each was tried.
         tried: (k, d), not all legal or feasible.
     """
-    use = use_of(tried, caps)
-    allowed = (use <= 1) & (use >= floor[origin]) & bound.space.is_legal(tried)
+    used = utilisation(tried, caps)
+    allowed = (used <= 1) & (used >= floor[origin]) & bound.space.is_legal(tried)
     reached = np.full(len(tried), -np.inf)
     reached[allowed] = bound(tried[allowed])
     rows, first = np.unique(origin, return_index=True)

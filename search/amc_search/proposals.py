@@ -10,14 +10,14 @@ from collections.abc import Iterable, Iterator, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from amc_search.acquisition import ARMS, SCORES, Knowledge, Scores, predict, quotas, shortfall
+from amc_search.acquisition import FUNCTIONS, SHARES, Knowledge, Scores, predict, quotas, underuse
 from amc_search.design import random_policies
 from amc_search.evolution import POPULATION, evolve
-from amc_search.repair import check_reachable, repair, uniform, use_of
+from amc_search.repair import check_reachable, repair, uniform, utilisation
 from amc_search.space import Cap, Policies, Predictor, Space, is_feasible
 
 # A pick repels its neighbourhood, so that a batch is not eight times the same idea: its reach, as a root mean square
-# over groups of log fractions, and its strength in units of an arm's score.
+# over groups of log fractions, and its strength in units of an acquisition function's score.
 REACH = 0.06
 STRENGTH = 1.0
 
@@ -31,21 +31,21 @@ def propose(
     *,
     predictor: Predictor | None,
     count: int = 8,
-    arms: Mapping[str, float] = ARMS,
+    shares: Mapping[str, float] = SHARES,
     seed: int | tuple[int, ...] = 0,
 ) -> Policies:
-    """The next `count` policies to measure: the arms of `propose_by_arm`, the largest share first.
+    """The next `count` policies to measure: those of `propose_by_function`, the largest share first.
 
     Returns:
         (k, d) legal, under every cap, distinct, none measured or pending; k < count only where no other is left.
     """
-    chosen = propose_by_arm(
-        space, caps, policies, accuracy, pending, predictor=predictor, count=count, arms=arms, seed=seed
+    chosen = propose_by_function(
+        space, caps, policies, accuracy, pending, predictor=predictor, count=count, shares=shares, seed=seed
     )
     return np.concatenate(list(chosen.values()))
 
 
-def propose_by_arm(
+def propose_by_function(
     space: Space,
     caps: tuple[Cap, ...],
     policies: Policies,
@@ -54,10 +54,10 @@ def propose_by_arm(
     *,
     predictor: Predictor | None,
     count: int = 8,
-    arms: Mapping[str, float] = ARMS,
+    shares: Mapping[str, float] = SHARES,
     seed: int | tuple[int, ...] = 0,
 ) -> dict[str, Policies]:
-    """The next policies to measure, by the arm that chose them.
+    """The next policies to measure, by the acquisition function that chose them.
 
     Args:
         space: what is legal.
@@ -65,24 +65,24 @@ def propose_by_arm(
         policies: (n, d) measured.
         accuracy: (n,) their accuracies in [0, 1], higher is better, no NaN.
         pending: (m, d) being measured; never proposed, and kept away from.
-        predictor: fitted on the measured policies; None while there is too little to fit: all arms are random then.
+        predictor: fitted on the measured policies; None while there is too little to fit: all are random then.
         count: how many.
-        arms: names of `SCORES`, or "random" -> share of the batch.
+        shares: names of `FUNCTIONS`, or "random" -> share of the batch.
         seed: the same seed and arrays give the same policies.
 
     Returns:
-        arm -> (k_arm, d) policies: legal, under every cap, distinct, none measured or pending. The sum of k_arm is
-        count, less only where the feasible policies are exhausted.
+        function -> (k, d) policies: legal, under every cap, distinct, none measured or pending. The sum of k is count,
+        less only where the feasible policies are exhausted.
 
     Raises:
         CapUnreachable: the smallest policy is over a cap.
-        ValueError: there is no cap, an arm is unknown, or shares are not shares.
+        ValueError: there is no cap, an acquisition function is unknown, or shares are not shares.
     """
     if not caps:
         raise ValueError("at least one cap must be given, but got none: without a cap the dense network is best")
     check_reachable(space, caps)
     rng = np.random.default_rng(seed)
-    shares = quotas(arms, count, rng.random())
+    wanted = quotas(shares, count, rng.random())
     known = np.concatenate([policies, pending]).astype(np.int64)
     taken = {policy.tobytes() for policy in known}
     picked: list[NDArray[np.int64]] = list(pending)
@@ -93,19 +93,21 @@ def propose_by_arm(
         spread = max(float(np.median(best_accuracy - accuracy)), 1e-6)
         incumbent = _incumbent(space, caps, predictor, policies)
         knowledge = Knowledge(space, caps, predictor, known, best_accuracy, incumbent, spread)
-    for arm in sorted(shares, key=lambda arm: -shares[arm]):
-        if not shares[arm]:  # these come last, so that nothing is evolved, or drawn, for them in vain
-            chosen[arm] = policies[:0]
+    for proposer in sorted(wanted, key=lambda proposer: -wanted[proposer]):
+        if not wanted[proposer]:  # these come last, so that nothing is evolved, or drawn, for them in vain
+            chosen[proposer] = policies[:0]
             continue
         pool, scores = _random_pool(space, caps, rng), np.zeros(POPULATION)
-        if arm != "random" and knowledge is not None:
-            pool, scores = _evolved(arm, knowledge, best, rng)
-        chosen[arm] = _pick(pool, scores, shares[arm], space, taken, picked)
-        missing = shares[arm] - len(chosen[arm])
+        if proposer != "random" and knowledge is not None:
+            pool, scores = _evolved(proposer, knowledge, best, rng)
+        chosen[proposer] = _pick(pool, scores, wanted[proposer], space, taken, picked)
+        missing = wanted[proposer] - len(chosen[proposer])
         if missing:
             spare = list(unseen(space, caps, taken, missing))
             taken.update(policy.tobytes() for policy in spare)
-            chosen[arm] = np.concatenate([chosen[arm], np.array(spare, dtype=np.int64).reshape(-1, len(space))])
+            chosen[proposer] = np.concatenate(
+                [chosen[proposer], np.array(spare, dtype=np.int64).reshape(-1, len(space))]
+            )
     return chosen
 
 
@@ -137,7 +139,7 @@ def unseen(
                     return
             near = policy + steps
             near = near[space.is_legal(near)]
-            for neighbour in near[use_of(near, caps) <= 1]:
+            for neighbour in near[utilisation(near, caps) <= 1]:
                 if neighbour.tobytes() not in visited:
                     visited.add(neighbour.tobytes())
                     onward.append(neighbour)
@@ -150,11 +152,11 @@ def _incumbent(space: Space, caps: tuple[Cap, ...], predictor: Predictor, polici
     return float(predict(predictor, space, fitting)[0].max()) if len(fitting) else 0.0
 
 
-def _evolved(arm: str, knowledge: Knowledge, best: Policies, rng: np.random.Generator) -> tuple[Policies, Scores]:
-    """The arm's last population; half of it starts from the best measured."""
+def _evolved(proposer: str, knowledge: Knowledge, best: Policies, rng: np.random.Generator) -> tuple[Policies, Scores]:
+    """The acquisition function's last population; half of it starts from the best measured."""
 
     def fitness(batch: Policies) -> Scores:
-        return SCORES[arm](batch, knowledge) - shortfall(batch, knowledge)
+        return FUNCTIONS[proposer](batch, knowledge) - underuse(batch, knowledge)
 
     return evolve(knowledge.space, knowledge.caps, fitness, best[: POPULATION // 4], rng)
 

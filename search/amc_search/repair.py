@@ -53,15 +53,15 @@ def check_reachable(space: Space, caps: tuple[Cap, ...]) -> None:
             raise CapUnreachable(cap, cost)
 
 
-def use_of(policies: Policies | Reals, caps: tuple[Cap, ...]) -> Reals:
+def utilisation(policies: Policies | Reals, caps: tuple[Cap, ...]) -> Reals:
     """Cost of (b, d) policies in units of the limit, the largest over all caps, (b,); zero where there is no cap."""
     if not caps or not len(policies):
         return np.zeros(len(policies))
-    use: Reals = costs_of(policies, caps).max(axis=-1)
-    return use
+    used: Reals = costs_of(policies, caps).max(axis=-1)
+    return used
 
 
-def land(counts: Reals, space: Space, caps: tuple[Cap, ...], targets: Reals, largest: Reals) -> Policies:
+def project(counts: Reals, space: Space, caps: tuple[Cap, ...], targets: Reals, largest: Reals) -> Policies:
     """Scale every row uniformly until its use is as near below its target as the grid allows.
 
     Args:
@@ -79,7 +79,7 @@ def land(counts: Reals, space: Space, caps: tuple[Cap, ...], targets: Reals, lar
     low, high = np.zeros(len(counts)), np.array(largest, dtype=np.float64)
     least = _least(counts, space, caps, targets)
     lower, upper = least.copy(), space.nearest(counts * high[:, None], least)
-    fits = use_of(upper, caps) <= targets
+    fits = utilisation(upper, caps) <= targets
     lower[fits], low[fits] = upper[fits], high[fits]
     (rows,) = np.nonzero(~fits & (lower < upper).any(axis=-1))
     for _ in range(HALVINGS):
@@ -87,7 +87,7 @@ def land(counts: Reals, space: Space, caps: tuple[Cap, ...], targets: Reals, lar
             break
         middle = (low[rows] + high[rows]) / 2
         tried = space.nearest(counts[rows] * middle[:, None], least[rows])
-        fits = use_of(tried, caps) <= targets[rows]
+        fits = utilisation(tried, caps) <= targets[rows]
         lower[rows[fits]], low[rows[fits]] = tried[fits], middle[fits]
         upper[rows[~fits]], high[rows[~fits]] = tried[~fits], middle[~fits]
         # Once one step of one group separates the two ends, no scale lies between them.
@@ -100,7 +100,7 @@ def _least(counts: Reals, space: Space, caps: tuple[Cap, ...], targets: Reals) -
     least = np.broadcast_to(space.low, counts.shape).copy()
     if space.may_drop.any():
         keeping = np.where(counts > 0, space.step, space.low)
-        fits = use_of(keeping, caps) <= targets
+        fits = utilisation(keeping, caps) <= targets
         least[fits] = keeping[fits]
     return least
 
@@ -117,7 +117,7 @@ def _round_up_some(
         groups = order[rows, rank]
         tried = policies[rows]
         tried[np.arange(len(rows)), groups] = upper[rows, groups]
-        fits = use_of(tried, caps) <= targets[rows]
+        fits = utilisation(tried, caps) <= targets[rows]
         policies[rows[fits]] = tried[fits]
     return policies
 
@@ -147,10 +147,10 @@ def repair(policies: Reals | Policies, space: Space, caps: tuple[Cap, ...]) -> P
     # Above its size a group is full: clipping first keeps its excess from shrinking the others.
     nearest = space.nearest(counts)
     counts = np.where(nearest > 0, np.clip(counts, 1e-9, space.high), 0.0)
-    over = ~(use_of(nearest, caps) <= 1)
+    over = ~(utilisation(nearest, caps) <= 1)
     if over.any():
         one = np.ones(int(over.sum()))
-        nearest[over] = land(counts[over], space, caps, targets=one, largest=one)
+        nearest[over] = project(counts[over], space, caps, targets=one, largest=one)
     return nearest
 
 
@@ -173,15 +173,15 @@ def uniform(space: Space, caps: tuple[Cap, ...]) -> Policies:
     low, high = 0.0, 2.0  # ratio 1 itself is tried as any other, and 2 means nothing more
     for _ in range(HALVINGS):
         middle = (low + high) / 2
-        fits = use_of(space.nearest(middle * sizes, least)[None], caps)[0] <= 1
+        fits = utilisation(space.nearest(middle * sizes, least)[None], caps)[0] <= 1
         low, high = (middle, high) if fits else (low, middle)
     policy = space.nearest(low * sizes, least)
-    shortfall = (low * sizes - policy) / space.step
-    for group in np.argsort(-shortfall, kind="stable"):
-        if shortfall[group] <= 0 or policy[group] >= space.high[group]:
+    underuse = (low * sizes - policy) / space.step
+    for group in np.argsort(-underuse, kind="stable"):
+        if underuse[group] <= 0 or policy[group] >= space.high[group]:
             continue
         tried = policy.copy()
         tried[group] += space.step[group]
-        if use_of(tried[None], caps)[0] <= 1:
+        if utilisation(tried[None], caps)[0] <= 1:
             policy = tried
     return policy

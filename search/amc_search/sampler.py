@@ -26,14 +26,14 @@ from optuna.trial import FrozenTrial
 from amc_search.acquisition import ACQUISITIONS, quotas
 from amc_search.design import nearby_policies, starting_policies, usual_start
 from amc_search.history import CLAIM, History, Ledger
-from amc_search.proposals import propose_by_arm, unseen
+from amc_search.proposals import propose_by_function, unseen
 from amc_search.repair import check_reachable, uniform
 from amc_search.space import Cap, Policies, Predictor, Space
 
-ARM = "amc_search:arm"  # user attribute: which arm chose it
-FEWEST = 4  # measured policies that a predictor is fitted on; before, all arms are random
+PROPOSER = "amc_search:arm"  # user attribute: which acquisition function chose it
+FEWEST = 4  # measured policies that a predictor is fitted on; before, all acquisition functions are random
 LARGEST_BATCH = 8
-LABELS_A_STEP = 48  # so many measured policies make a batch one larger
+TRIALS_A_STEP = 48  # so many measured policies make a batch one larger
 RESERVE = 0.5  # of a batch, proposed beyond it: for those that come while another worker makes the next one
 
 
@@ -49,10 +49,10 @@ def search_space(space: Space) -> dict[str, IntDistribution]:
 
 
 class EvolutionarySampler(BaseSampler):
-    """Chooses informative policies, so that a predictor fitted on few trials can be climbed under the caps.
+    """Chooses informative policies, so that a predictor fitted on few trials can be ascended under the caps.
 
     The first trials are the starting design (`starting_policies`). Then every `batch` trials the predictor is fitted
-    on all measured trials and the arms of `propose_by_arm` fill the next batch. Failed and NaN trials are never
+    on all measured trials and `propose_by_function` fills the next batch. Failed and NaN trials are never
     learned from; those that were stopped early are, by the value they had. No policy is proposed that is measured or
     being measured, in this process or another, until no other is left: then policies over the cap follow, and in the
     end repetitions.
@@ -67,11 +67,11 @@ class EvolutionarySampler(BaseSampler):
         seed: int,
         startup: int | None = None,
         batch: int | None = None,
-        arms: Mapping[str, float] | None = None,
+        shares: Mapping[str, float] | None = None,
         acquisition: str = "informative",
         dense_accuracy: float | None = None,
         is_informed: bool = False,
-        labels: Callable[[Sequence[FrozenTrial]], NDArray[np.float64]] = values_of,
+        values: Callable[[Sequence[FrozenTrial]], NDArray[np.float64]] = values_of,
     ) -> None:
         """Direction: maximise accuracy in [0, 1].
 
@@ -82,11 +82,11 @@ class EvolutionarySampler(BaseSampler):
             seed: with a trial's number it determines all that is random in that trial.
             startup: trials of the starting design; by default those of `usual_start`.
             batch: trials between two fits; by default 1 at first, and more as more is known, up to `LARGEST_BATCH`.
-            arms: name -> share of a batch; by default those that `ACQUISITIONS` has under `acquisition`.
+            shares: acquisition function -> share of a batch; by default `ACQUISITIONS[acquisition]`.
             acquisition: "informative", or for comparison "exploring" or "seernet", the paper's own score.
             dense_accuracy: accuracy of the dense network where it is known; it is learned from and not measured again.
             is_informed: the predictor knows the groups' sensitivity, so that the start is short and near the caps.
-            labels: what is learned from the measured trials, (n,) in [0, 1]; by default their values.
+            values: what is learned from the measured trials, (n,) in [0, 1]; by default their values.
 
         Raises:
             CapUnreachable: the smallest policy is over a cap.
@@ -108,11 +108,11 @@ class EvolutionarySampler(BaseSampler):
         self.startup = usual_start(space, is_informed) if startup is None else startup
         self.batch = batch
         self.is_informed = is_informed
-        self.arms = dict(ACQUISITIONS[acquisition] if arms is None else arms)
+        self.shares = dict(ACQUISITIONS[acquisition] if shares is None else shares)
         self.dense_accuracy = dense_accuracy
-        self.labels = labels
+        self.values = values
         self._ledgers: WeakKeyDictionary[BaseStorage, dict[int, Ledger]] = WeakKeyDictionary()
-        quotas(self.arms, LARGEST_BATCH)
+        quotas(self.shares, LARGEST_BATCH)
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         return self.search_space
@@ -130,8 +130,8 @@ class EvolutionarySampler(BaseSampler):
                 f"the study must maximise one value, the accuracy, but its directions are "
                 f"{[direction.name for direction in study.directions]}: create it with direction='maximize'"
             )
-        arm, policy = self._claim(study, trial)
-        study._storage.set_trial_user_attr(trial._trial_id, ARM, arm)
+        proposer, policy = self._claim(study, trial)
+        study._storage.set_trial_user_attr(trial._trial_id, PROPOSER, proposer)
         return dict(zip(self.space.names, map(int, policy), strict=True))
 
     def sample_independent(
@@ -155,7 +155,7 @@ class EvolutionarySampler(BaseSampler):
 
     def history(self, study: Study, but: int | None = None) -> History:
         """The study as arrays; the trial numbered `but` is left out."""
-        return self._read(study)[0].history(self.labels, self.dense_accuracy, but)
+        return self._read(study)[0].history(self.values, self.dense_accuracy, but)
 
     def _read(self, study: Study) -> tuple[Ledger, list[FrozenTrial]]:
         """All that the storage holds now."""
@@ -175,20 +175,20 @@ class EvolutionarySampler(BaseSampler):
         beaten: set[bytes] = set()
         while True:
             ledger, trials = self._read(study)
-            for arm, policy in self._candidates(study, trial, ledger, trials, beaten):
+            for proposer, policy in self._candidates(study, trial, ledger, trials, beaten):
                 key = policy.tobytes()
-                if arm != "repeat" and (key in beaten or key in dense or ledger.is_taken(key, trial.number)):
+                if proposer != "repeat" and (key in beaten or key in dense or ledger.is_taken(key, trial.number)):
                     continue
                 study._storage.set_trial_system_attr(trial._trial_id, CLAIM, policy.tolist())
-                if arm == "repeat" or not self._read(study)[0].is_taken(key, trial.number):
-                    return arm, policy
+                if proposer == "repeat" or not self._read(study)[0].is_taken(key, trial.number):
+                    return proposer, policy
                 beaten.add(key)
                 break
 
     def _candidates(
         self, study: Study, trial: FrozenTrial, ledger: Ledger, trials: Sequence[FrozenTrial], beaten: set[bytes]
     ) -> Iterator[tuple[str, NDArray[np.int64]]]:
-        """(arm, policy) in the order to try them; the last, a repetition, is always there."""
+        """(acquisition function, policy) in the order to try them; the last, a repetition, is always there."""
         if len(ledger.policies) + len(ledger.pending.keys() - {trial.number}) < self.startup:
             yield from (("start", policy) for policy in self.design)
         yield from self._stored_batch(trial, trials)
@@ -203,10 +203,12 @@ class EvolutionarySampler(BaseSampler):
 
     @cached_property
     def _batch_key(self) -> str:
-        """Names the system attribute of a batch: samplers with other caps or arms have other batches."""
+        """Names the system attribute of a batch: samplers with other caps or shares have other batches."""
         caps = [(cap.cost.unit, cap.limit) for cap in self.caps]
-        told = json.dumps([self.space.names, self.space.sizes, self.space.steps, caps, sorted(self.arms.items())])
-        return f"amc_search:batch:{hashlib.sha256(told.encode()).hexdigest()[:16]}"
+        described = json.dumps(
+            [self.space.names, self.space.sizes, self.space.steps, caps, sorted(self.shares.items())]
+        )
+        return f"amc_search:batch:{hashlib.sha256(described.encode()).hexdigest()[:16]}"
 
     def _stored_batch(
         self, trial: FrozenTrial, trials: Sequence[FrozenTrial]
@@ -221,7 +223,7 @@ class EvolutionarySampler(BaseSampler):
             if stored := other.system_attrs.get(self._batch_key):
                 size = stored["size"]
                 if age < size or opened:
-                    policies = [(arm, np.array(policy, dtype=np.int64)) for arm, policy in stored["policies"]]
+                    policies = [(proposer, np.array(policy, dtype=np.int64)) for proposer, policy in stored["policies"]]
                     yield from policies if opened else policies[:size]
                 return
             if age >= (self.batch or LARGEST_BATCH) * (3 if opened else 1):
@@ -232,7 +234,7 @@ class EvolutionarySampler(BaseSampler):
         """Trials until the next fit: each counts where little is known, and a fit costs more where much is."""
         if self.batch is not None:
             return self.batch
-        wanted = max(1 + len(history.policies) // LABELS_A_STEP, 1 + len(history.pending))
+        wanted = max(1 + len(history.policies) // TRIALS_A_STEP, 1 + len(history.pending))
         return min(wanted, LARGEST_BATCH)
 
     def _new_batch(self, study: Study, trial: FrozenTrial, history: History) -> Iterable[tuple[str, NDArray[np.int64]]]:
@@ -245,7 +247,7 @@ class EvolutionarySampler(BaseSampler):
             predictor.fit(self.space.fractions(history.policies), accuracy)
         size = self._batch_size(history)
         refused = np.array([np.frombuffer(key, dtype=np.int64) for key in sorted(history.failed)], dtype=np.int64)
-        chosen = propose_by_arm(
+        chosen = propose_by_function(
             self.space,
             self.caps,
             history.policies,
@@ -253,19 +255,19 @@ class EvolutionarySampler(BaseSampler):
             np.concatenate([history.pending, refused.reshape(-1, len(self.space))]),
             predictor=predictor,
             count=size + int(RESERVE * size),
-            arms=self.arms,
+            shares=self.shares,
             seed=(self.seed, trial.number + 1),
         )
-        # The best of each arm are the batch, the others its reserve.
+        # The best of each acquisition function are the batch, the others its reserve.
         ranked = [
-            ((place + 0.5) / len(policies), arm, policy)
-            for arm, policies in chosen.items()
+            ((place + 0.5) / len(policies), proposer, policy)
+            for proposer, policies in chosen.items()
             for place, policy in enumerate(policies)
         ]
-        named = [(arm, policy) for _, arm, policy in sorted(ranked, key=lambda entry: entry[0])]
-        # Any stretch of the batch should hold every arm: the study may stop, or many workers draw, at any point.
+        named = [(proposer, policy) for _, proposer, policy in sorted(ranked, key=lambda entry: entry[0])]
+        # Any stretch of the batch should hold every function: the study may stop, or many workers draw, at any point.
         order = np.random.default_rng((self.seed, trial.number)).permutation(min(size, len(named)))
         named = [*(named[index] for index in order), *named[len(order) :]]
-        policies = [[arm, policy.tolist()] for arm, policy in named]
+        policies = [[proposer, policy.tolist()] for proposer, policy in named]
         study._storage.set_trial_system_attr(trial._trial_id, self._batch_key, {"size": size, "policies": policies})
         return named

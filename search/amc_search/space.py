@@ -1,4 +1,4 @@
-"""What a legal policy is, and the two things a search is told about the world: predictors and costs.
+"""What a legal policy is, and the two things a search is given about the world: predictors and costs.
 
 Symbols used all over the package: d groups, b policies in a batch, n measured policies.
 A policy is an integer keep-count per group, (d,); its fraction is keep-count / size, (d,) in [0, 1]. A group is dropped

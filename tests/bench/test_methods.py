@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from amc.bench.search_methods.methods import ABLATIONS, METHODS
-from amc_search.rivals.problem import Problem, run
+from amc_search.baselines.problem import Problem, run
 from tests.search.test_additive import products_of
 from tests.search.world import Truth, assert_lawful, cap_at, chain
 
@@ -15,7 +15,7 @@ def searched(name: str) -> Problem:
     truth = Truth.drawn(6, 0)
     dense = float(truth(space.high, space))
     caps = (cap_at(space, products_of(cost), 0.3),)
-    problem = Problem(space, caps, lambda p: float(truth(p, space)), trials=TRIALS, seed=1, dense_label=dense)
+    problem = Problem(space, caps, lambda p: float(truth(p, space)), trials=TRIALS, seed=1, dense_value=dense)
     return run(METHODS[name], problem)
 
 
@@ -52,7 +52,7 @@ def test_sensitivity_that_would_cost_every_trial_is_done_without():
     space, cost = chain(6, 0, step=8)
     caps = (cap_at(space, products_of(cost), 0.3),)
     problem = Problem(space, caps, lambda p: 0.5, trials=5, seed=1, curves=lambda: [], price=5)
-    assert problem.sound() is None and problem.left == 5
+    assert problem.sensitivity_curves() is None and problem.left == 5
 
 
 def test_a_search_is_determined_by_seed_and_objective() -> None:

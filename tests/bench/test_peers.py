@@ -14,9 +14,9 @@ from amc.bench.search_methods.methods import all_methods
 from amc.bench.search_methods.widths import PeerFailed, kept_fractions, policy_left
 from amc.job.job import Job, open_job
 from amc.job.recipe import load_recipe
-from amc_search import Cap, use_of
-from amc_search.rivals.extra import MissingExtra
-from amc_search.rivals.problem import Problem, run
+from amc_search import Cap, utilisation
+from amc_search.baselines.extra import MissingExtra
+from amc_search.baselines.problem import Problem, run
 from tests.tiny import ResidualNet, trained_weights
 
 
@@ -78,7 +78,7 @@ def test_torch_prunings_policies_are_legal_and_under_all_caps(tiny: Job, shares:
     policies = np.array(TorchPruning(tiny).policies(caps))
     assert 1 <= len(policies) <= 4 and tiny.space.is_legal(policies).all()
     assert (policies >= tiny.space.step).all()
-    assert (use_of(policies, caps) <= 1).all() and use_of(policies, caps).max() > 0.7
+    assert (utilisation(policies, caps) <= 1).all() and utilisation(policies, caps).max() > 0.7
 
 
 def test_the_two_rankings_differ(large: Job) -> None:
@@ -87,8 +87,8 @@ def test_the_two_rankings_differ(large: Job) -> None:
     ours, theirs = TorchPruning(large).policies(caps), TorchPruning(large, isomorphic=True).policies(caps)
     assert {policy.tobytes() for policy in ours} != {policy.tobytes() for policy in theirs}
     for policies in (np.array(ours), np.array(theirs)):
-        assert large.space.is_legal(policies).all() and (use_of(policies, caps) <= 1).all()
-        assert use_of(policies, caps).max() > 0.9
+        assert large.space.is_legal(policies).all() and (utilisation(policies, caps) <= 1).all()
+        assert utilisation(policies, caps).max() > 0.9
 
 
 def test_a_peer_is_measured_as_every_other_method(tiny: Job) -> None:
@@ -182,7 +182,7 @@ def test_fastnas_keeps_to_caps_and_trials(tiny: Job) -> None:
     pytest.importorskip("modelopt.torch.prune")
     method, problem = FastNAS(tiny), problem_of(tiny, trials=12, macs=0.6, params=0.9)
     policy, _ = run(method, problem).best()
-    assert use_of(policy[None], problem.caps)[0] <= 1 and 0 < method.calls <= 11
+    assert utilisation(policy[None], problem.caps)[0] <= 1 and 0 < method.calls <= 11
     calls = method.calls
     looser = method.policy(caps_of(tiny, macs=0.9), trials=12)
     assert method.calls == calls and (looser >= policy).all()

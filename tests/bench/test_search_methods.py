@@ -29,8 +29,8 @@ from amc.job.recipe import recipes_folder
 from amc.study.measure import Measure
 from amc.system.errors import BudgetUnreachable, RunError, UsageError
 from amc_search import random_policies, uniform
-from amc_search.rivals.extra import MissingExtra
-from amc_search.rivals.problem import Method, Problem
+from amc_search.baselines.extra import MissingExtra
+from amc_search.baselines.problem import Method, Problem
 from tests.tiny import trained_weights
 
 RECIPE = """
@@ -78,7 +78,7 @@ def drawn(offset: int) -> Method:
         for turn in range(1000):
             if not problem.left:
                 return
-            total = round(1e6 * float(problem.labels.sum()))
+            total = round(1e6 * float(problem.values.sum()))
             rng = np.random.default_rng([problem.seed, offset, turn, total])
             problem.measure(random_policies(problem.space, problem.caps, 1, rng)[0])
 

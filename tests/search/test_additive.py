@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from amc_search import Cap, Space, random_policies, repair, use_of
+from amc_search import Cap, Space, random_policies, repair, utilisation
 from amc_search.additive import certify, fit_additive
 from amc_search.ascent import _every_policy
 from amc_search.program import THOROUGHLY, NoProgram, maximise
@@ -82,7 +82,7 @@ def test_the_program_finds_the_best_of_all_policies(world):
     space, caps, rng = world
     scores = tuple(rng.normal(size=count) for count in space.levels)
     every = _every_policy(space)
-    best = score_of(every[use_of(every, caps) <= 1], space, scores).max()
+    best = score_of(every[utilisation(every, caps) <= 1], space, scores).max()
     found = maximise(space, caps, scores)
     assert_lawful(found.policy[None], space, caps)
     assert found.is_proven
@@ -97,7 +97,7 @@ def test_binned_levels_still_bound_every_policy(world):
     space, caps, rng = world
     scores = tuple(np.sort(rng.normal(size=count)) for count in space.levels)
     every = _every_policy(space)
-    best = score_of(every[use_of(every, caps) <= 1], space, scores).max()
+    best = score_of(every[utilisation(every, caps) <= 1], space, scores).max()
     found = maximise(space, caps, scores, replace(THOROUGHLY, bins=2))
     assert_lawful(found.policy[None], space, caps)
     assert score_of(found.policy[None], space, scores)[0] <= best + 1e-9
@@ -122,7 +122,7 @@ def learned(seed, groups=8, count=64):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_the_certified_policy_is_all_but_the_best_of_an_additive_truth(seed):
-    """From 64 labels of an additive truth the optimum is proven, nearly as good as the true one, and the bound true."""
+    """From 64 values of an additive truth the optimum is proven, nearly as good as the true one, and the bound true."""
     space, caps, truth, policies = learned(seed)
     certificate = certify(space, caps, policies, truth(policies, space))
     assert certificate.is_proven and certificate.model.is_near and certificate.model.explained > 0.8
@@ -139,7 +139,7 @@ def test_the_certified_policy_is_all_but_the_best_of_an_additive_truth(seed):
 
 
 def test_no_policy_under_the_caps_beats_the_bound():
-    """Every feasible policy's label by the model is at most the bound."""
+    """Every feasible policy's value by the model is at most the bound."""
     space, caps, truth, policies = learned(0)
     certificate = certify(space, caps, policies, truth(policies, space))
     drawn = random_policies(space, caps, 500, np.random.default_rng(1))
@@ -148,7 +148,7 @@ def test_no_policy_under_the_caps_beats_the_bound():
 
 
 def test_noise_is_told_from_an_additive_truth():
-    """Labels that have nothing to do with the policies are not near-additive; true ones are, dropped groups too."""
+    """Values that have nothing to do with the policies are not near-additive; true ones are, dropped groups too."""
     space, caps, truth, policies = learned(1)
     noise = np.random.default_rng(0).uniform(0.4, 0.9, len(policies))
     assert not fit_additive(space, policies, noise).is_near
@@ -164,8 +164,8 @@ def test_the_curves_of_an_additive_model_rise():
         assert (np.diff(curve) >= -1e-9).all() and (np.diff(curve, 2) <= 1e-9).all()
 
 
-def test_too_few_labels_or_no_program_give_no_certificate():
-    """A few labels are no model, and a cost without products no program; neither is an error."""
+def test_too_few_values_or_no_program_give_no_certificate():
+    """A few values are no model, and a cost without products no program; neither is an error."""
     space, caps, truth, policies = learned(0)
     assert certify(space, caps, policies[:5], truth(policies[:5], space)) is None
     _, cost = chain(8, 0, step=8)

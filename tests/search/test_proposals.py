@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from amc_search import ARMS, Space, propose, propose_by_arm, repair, use_of
-from amc_search.acquisition import FOLDS_A_UNIT, SCORES, Knowledge, improvement, predict, quotas, seernet
+from amc_search import SHARES, Space, propose, propose_by_function, repair, utilisation
+from amc_search.acquisition import FOLDS_A_UNIT, FUNCTIONS, Knowledge, improvement, predict, quotas, seernet
 from amc_search.evolution import evolve
 from amc_search.proposals import unseen
 from tests.search.world import Macs, assert_lawful, cap_at, chain, every_other_removable, fitted_ridge, worlds
@@ -20,8 +20,8 @@ def measured(space, caps, count, seed=0):
 
 
 @settings(max_examples=15, deadline=None)
-@given(world=worlds(), seed=st.integers(0, 1000), arm=st.sampled_from([*SCORES, "random"]))
-def test_proposals_are_lawful_and_new_whatever_the_arm(world, seed, arm):
+@given(world=worlds(), seed=st.integers(0, 1000), proposer=st.sampled_from([*FUNCTIONS, "random"]))
+def test_proposals_are_lawful_and_new_whatever_the_acquisition(world, seed, proposer):
     """Legal, under every cap, distinct, neither measured nor pending."""
     space, caps = world
     known, accuracy = measured(space, caps, 8, seed)
@@ -33,7 +33,7 @@ def test_proposals_are_lawful_and_new_whatever_the_arm(world, seed, arm):
         known[5:],
         predictor=fitted_ridge(space),
         count=4,
-        arms={arm: 1},
+        shares={proposer: 1},
         seed=seed,
     )
     assert_lawful(found, space, caps)
@@ -48,7 +48,7 @@ def test_fewer_are_proposed_only_where_the_feasible_policies_are_exhausted():
     cost = Macs(*(torch.eye(2, dtype=torch.float64) for _ in range(2)))
     every = np.array([(a, b) for a in (1, 2, 3) for b in (1, 2, 3)])
     caps = (cap_at(space, cost, 0.55),)
-    feasible = int((use_of(every, caps) <= 1).sum())
+    feasible = int((utilisation(every, caps) <= 1).sum())
     none = every[:0]
     found = propose(space, caps, none, np.zeros(0), none, predictor=None, count=20)
     assert len(found) == feasible == len(np.unique(found, axis=0))
@@ -56,15 +56,15 @@ def test_fewer_are_proposed_only_where_the_feasible_policies_are_exhausted():
     assert list(map(tuple, unseen(space, caps, {p.tobytes() for p in known}, 5))) == [tuple(found[-1])]
 
 
-def test_every_arm_gets_its_share_near_the_cap():
-    """A batch holds each arm's quota, and nearly all of it costs 0.8 to 1 times the tightest cap."""
+def test_every_acquisition_gets_its_share_near_the_cap():
+    """A batch holds each acquisition function's quota, and nearly all of it costs 0.8 to 1 times the tightest cap."""
     space, cost = chain(12)
     caps = (cap_at(space, cost, 0.3),)
     known, accuracy = measured(space, caps, 20)
-    chosen = propose_by_arm(space, caps, known, accuracy, known[:0], predictor=fitted_ridge(space), count=20)
+    chosen = propose_by_function(space, caps, known, accuracy, known[:0], predictor=fitted_ridge(space), count=20)
     assert sum(map(len, chosen.values())) == 20
-    assert all(abs(len(policies) - 20 * ARMS[arm]) < 2 for arm, policies in chosen.items())
-    assert (use_of(np.concatenate(list(chosen.values())), caps) > 0.8).mean() > 0.9
+    assert all(abs(len(policies) - 20 * SHARES[proposer]) < 2 for proposer, policies in chosen.items())
+    assert (utilisation(np.concatenate(list(chosen.values())), caps) > 0.8).mean() > 0.9
 
 
 @pytest.mark.parametrize("groups", [6, 30])
@@ -87,8 +87,8 @@ def test_many_groups_are_evolved_for_as_long_as_they_need(groups, monkeypatch):
     assert usual - start > 0.9 * (best() - start) > 0
 
 
-@pytest.mark.parametrize("arm", ["improvement", "merit", "disagreement", "distance", "seernet"])
-def test_an_arm_proposes_what_scores_higher_than_random(arm):
+@pytest.mark.parametrize("proposer", ["improvement", "posterior_mean", "posterior_std", "distance", "seernet"])
+def test_an_acquisition_proposes_what_scores_higher_than_random(proposer):
     """Evolution raises the score that it evolves for."""
     space, cost = chain(12)
     caps = (cap_at(space, cost, 0.3),)
@@ -97,10 +97,10 @@ def test_an_arm_proposes_what_scores_higher_than_random(arm):
     spread = np.median(accuracy.max() - accuracy)
     knowledge = Knowledge(space, caps, ridge, known, best=accuracy.max(), incumbent=0.5, spread=spread)
     evolved, drawn = (
-        propose(space, caps, known, accuracy, known[:0], predictor=ridge, arms={name: 1}, seed=2)
-        for name in (arm, "random")
+        propose(space, caps, known, accuracy, known[:0], predictor=ridge, shares={name: 1}, seed=2)
+        for name in (proposer, "random")
     )
-    assert SCORES[arm](evolved, knowledge).mean() > SCORES[arm](drawn, knowledge).mean()
+    assert FUNCTIONS[proposer](evolved, knowledge).mean() > FUNCTIONS[proposer](drawn, knowledge).mean()
 
 
 def test_improvement_is_the_expected_gain_over_the_incumbent():
@@ -128,8 +128,10 @@ def test_proposals_keep_away_from_what_is_being_measured():
     known, accuracy = measured(space, caps, 20)
     ridge = fitted_ridge(space)
 
-    def propose_one(policies, labels, pending):
-        return propose(space, caps, policies, labels, pending, predictor=ridge, arms={"merit": 1}, count=1, seed=2)
+    def propose_one(policies, values, pending):
+        return propose(
+            space, caps, policies, values, pending, predictor=ridge, shares={"posterior_mean": 1}, count=1, seed=2
+        )
 
     first = propose_one(known, accuracy, known[:0])
     beside = propose_one(np.concatenate([known, first]), np.append(accuracy, 0.5), known[:0])
@@ -154,8 +156,8 @@ def test_evolution_finds_what_is_better_dropped():
     caps = (cap_at(space, cost, 0.3),)
     known, accuracy = measured(space, caps, 20)
     found, drawn = (
-        propose(space, caps, known, accuracy, known[:0], predictor=Burdened(), arms={name: 1}, seed=2)
-        for name in ("merit", "random")
+        propose(space, caps, known, accuracy, known[:0], predictor=Burdened(), shares={name: 1}, seed=2)
+        for name in ("posterior_mean", "random")
     )
     assert_lawful(found, space, caps)
     assert (found == 0).sum(axis=1).mean() >= 4 > (drawn == 0).sum(axis=1).mean()
@@ -197,8 +199,10 @@ def test_same_seed_same_proposals_and_no_global_randomness():
     assert torch.equal(torch.get_rng_state(), before[2])
 
 
-@pytest.mark.parametrize("arms", [{"luck": 1.0}, {"merit": -1.0, "random": 2.0}, {"merit": 0.0}, {}])
-def test_shares_must_be_shares(arms):
-    """Unknown arms and impossible shares are refused."""
-    with pytest.raises(ValueError, match="arms"):
-        quotas(arms, 8)
+@pytest.mark.parametrize(
+    "shares", [{"luck": 1.0}, {"posterior_mean": -1.0, "random": 2.0}, {"posterior_mean": 0.0}, {}]
+)
+def test_shares_must_be_shares(shares):
+    """Unknown acquisition functions and impossible shares are refused."""
+    with pytest.raises(ValueError, match="acquisition functions"):
+        quotas(shares, 8)

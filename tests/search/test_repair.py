@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from amc_search import Cap, CapUnreachable, Space, climb, is_feasible, propose, repair, uniform, use_of
+from amc_search import Cap, CapUnreachable, Space, ascend, is_feasible, propose, repair, uniform, utilisation
 from amc_search.design import anchors, at_costs, random_policies, starting_policies
 from tests.search.world import (
     Macs,
@@ -61,9 +61,9 @@ def test_groups_are_dropped_only_where_asked_for_or_needed(world, seed):
     wanted = space.nearest(counts)
     repaired = repair(counts, space, caps)
     assert (repaired[wanted == 0] == 0).all()
-    possible = use_of(np.where(wanted > 0, space.step, 0), caps) <= 1
+    possible = utilisation(np.where(wanted > 0, space.step, 0), caps) <= 1
     assert ((repaired > 0) == (wanted > 0))[possible].all()
-    if use_of(space.step[None], caps)[0] <= 1:
+    if utilisation(space.step[None], caps)[0] <= 1:
         assert (uniform(space, caps) > 0).all()
 
 
@@ -81,7 +81,7 @@ def test_a_cap_below_all_smallest_steps_is_met_by_dropping_some():
 def test_uniform_meets_a_fine_cap_closely():
     """On a fine grid the uniform baseline uses all but a sliver of the cap."""
     space, cost = chain(8, step=1, size=128)
-    assert use_of(uniform(space, (cap_at(space, cost, 0.4),))[None], (cap_at(space, cost, 0.4),))[0] > 0.99
+    assert utilisation(uniform(space, (cap_at(space, cost, 0.4),))[None], (cap_at(space, cost, 0.4),))[0] > 0.99
 
 
 def test_repair_keeps_proportions():
@@ -102,7 +102,7 @@ def test_an_unreachable_cap_names_the_smallest_cost():
     for ask in (
         lambda: repair(space.high[None], space, caps),
         lambda: uniform(space, caps),
-        lambda: climb(ridge, space, caps),
+        lambda: ascend(ridge, space, caps),
         lambda: starting_policies(space, caps, 8, 0),
         lambda: propose(space, caps, none, np.zeros(0), none, predictor=None),
     ):
@@ -135,8 +135,8 @@ def test_costs_land_where_they_are_wanted():
     caps = (cap_at(space, cost, 0.3),)
     targets = np.linspace(0.4, 1.5, 12)
     counts = np.random.default_rng(0).uniform(0.5, 1, (12, 10)) * space.high
-    use = use_of(at_costs(counts, space, caps, targets), caps)
-    assert (use <= targets).all() and (use > targets - 0.02).all()
+    used = utilisation(at_costs(counts, space, caps, targets), caps)
+    assert (used <= targets).all() and (used > targets - 0.02).all()
 
 
 def test_random_policies_drop_some_groups_and_spend_what_that_frees():
@@ -149,7 +149,7 @@ def test_random_policies_drop_some_groups_and_spend_what_that_frees():
     assert (dropped[~space.may_drop] == 0).all()
     assert (dropped[space.may_drop] > 0.05).all() and (dropped[space.may_drop] < 0.25).all()
     assert 0.2 < (policies > 0).all(axis=1).mean() < 0.8
-    assert (use_of(policies, caps) > 0.8).mean() > 0.95
+    assert (utilisation(policies, caps) > 0.8).mean() > 0.95
 
 
 def test_the_start_shows_every_group_dropped():
@@ -169,14 +169,14 @@ def test_the_start_holds_the_anchors_and_mostly_policies_near_the_cap():
     assert len(start) == len(np.unique(start, axis=0)) == 32
     assert space.is_legal(start).all()
     assert (start == space.high).all(axis=1).any() and (start == space.low).all(axis=1).any()
-    use = use_of(start[len(anchors(space, caps)) :], caps)
-    assert ((use > 0.75) & (use <= 1)).mean() > 0.5 and use.max() > 1 and use.min() < 0.75
+    used = utilisation(start[len(anchors(space, caps)) :], caps)
+    assert ((used > 0.75) & (used <= 1)).mean() > 0.5 and used.max() > 1 and used.min() < 0.75
 
 
 @settings(max_examples=40, deadline=None)
 @given(world=worlds(), seed=st.integers(0, 2**31))
 def test_random_policies_are_feasible(world, seed):
-    """The random arm never proposes what is over a cap."""
+    """The random acquisition function never proposes what is over a cap."""
     space, caps = world
     policies = random_policies(space, caps, 16, np.random.default_rng(seed))
     assert_lawful(policies, space, caps)

@@ -8,10 +8,10 @@ import pytest
 import torch
 from optuna.trial import TrialState
 
-from amc_search import CapUnreachable, EvolutionarySampler, Space, climb, is_feasible, random_policies, uniform
+from amc_search import CapUnreachable, EvolutionarySampler, Space, ascend, is_feasible, random_policies, uniform
 from amc_search import history as history_module
 from amc_search.history import policy_of as policy_of_trial
-from amc_search.sampler import ARM, search_space
+from amc_search.sampler import PROPOSER, search_space
 from tests.search.world import Macs, Ridge, Truth, cap_at, chain, dense_cost
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -55,7 +55,7 @@ def accuracy_of(sampler):
 
 
 def test_no_policy_is_measured_twice_and_a_new_sampler_resumes(tmp_path):
-    """A study continued by a new process' sampler holds no duplicate, legal policies only, and every arm."""
+    """A study continued by a new process' sampler holds no duplicate, legal policies only, and every function."""
     sampler = sampler_of()
     study_in(tmp_path, sampler).optimize(accuracy_of(sampler), n_trials=11)
     again = sampler_of()
@@ -64,8 +64,8 @@ def test_no_policy_is_measured_twice_and_a_new_sampler_resumes(tmp_path):
     policies = [policy_of(trial, sampler.space) for trial in study.trials]
     assert len(policies) == len(set(policies)) == 22
     assert sampler.space.is_legal(np.array(policies)).all()
-    arms = [trial.user_attrs[ARM] for trial in study.trials]
-    assert arms[:6] == ["start"] * 6 and set(arms[6:]) == {"improvement", "random"}
+    shares = [trial.user_attrs[PROPOSER] for trial in study.trials]
+    assert shares[:6] == ["start"] * 6 and set(shares[6:]) == {"improvement", "random"}
     assert is_feasible(np.array(policies[6:]), sampler.caps).all()
 
 
@@ -151,18 +151,18 @@ def test_processes_share_a_study(tmp_path):
 
 
 def test_failed_and_nan_trials_are_never_learned_from():
-    """A failed policy gets one more chance, is then left alone, and no label comes from it."""
+    """A failed policy gets one more chance, is then left alone, and no value comes from it."""
     sampler = sampler_of()
     study = study_of(sampler)
     for outcome in (float("nan"), None, 0.5):
         trial = study.ask(sampler.search_space)
         if outcome is None:
-            study.set_attribute(trial, state=TrialState.FAIL)
+            study.tell(trial, state=TrialState.FAIL)
         elif outcome == outcome:
-            study.set_attribute(trial, outcome)
+            study.tell(trial, outcome)
         else:
             with pytest.warns(UserWarning, match="nan"):
-                study.set_attribute(trial, outcome)
+                study.tell(trial, outcome)
     first, second, third = (policy_of(trial, sampler.space) for trial in study.trials)
     assert first == second != third
     history = sampler.history(study)
@@ -170,11 +170,11 @@ def test_failed_and_nan_trials_are_never_learned_from():
 
 
 def test_a_study_whose_every_trial_failed_still_goes_on():
-    """Without one label the start is followed by random policies."""
+    """Without one value the start is followed by random policies."""
     sampler = sampler_of(startup=2)
     study = study_of(sampler)
     for _ in range(8):
-        study.set_attribute(study.ask(sampler.search_space), state=TrialState.FAIL)
+        study.tell(study.ask(sampler.search_space), state=TrialState.FAIL)
     assert len({policy_of(trial, sampler.space) for trial in study.trials}) == 4
 
 
@@ -187,7 +187,7 @@ def test_an_exhausted_space_is_repeated_not_refused():
     study.optimize(lambda trial: suggested(trial, sampler).sum() / 6, n_trials=12)
     policies = [policy_of(trial, space) for trial in study.trials]
     assert len(set(policies[:9])) == 9
-    assert [trial.user_attrs[ARM] for trial in study.trials[9:]] == ["repeat"] * 3
+    assert [trial.user_attrs[PROPOSER] for trial in study.trials[9:]] == ["repeat"] * 3
 
 
 def test_enqueued_trials_and_single_valued_groups_are_respected():
@@ -223,7 +223,14 @@ def test_another_budget_uses_the_same_study(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options", [{"acquisition": "luck"}, {"batch": 0}, {"startup": 0}, {"dense_accuracy": 76.1}, {"arms": {"luck": 1}}]
+    "options",
+    [
+        {"acquisition": "luck"},
+        {"batch": 0},
+        {"startup": 0},
+        {"dense_accuracy": 76.1},
+        {"shares": {"luck": 1}},
+    ],
 )
 def test_wrong_arguments_are_refused_at_the_door(options):
     """Every rule of the constructor is checked in the constructor."""
@@ -261,7 +268,7 @@ def test_sampling_leaves_global_randomness_alone():
     assert torch.equal(torch.get_rng_state(), before[2])
 
 
-def test_48_trials_and_a_climb_beat_random_search_and_uniform():
+def test_48_trials_and_an_ascent_beat_random_search_and_uniform():
     """In a noisy additive concave world with twelve groups, in the mean over seeds and nearly every time."""
     margins = []
     for seed in range(5):
@@ -280,7 +287,7 @@ def test_48_trials_and_a_climb_beat_random_search_and_uniform():
         ridge.fit(space.fractions(history.policies), torch.as_tensor(history.accuracy).float())
         feasible = is_feasible(history.policies, caps)
         warm = history.policies[feasible][np.argsort(-history.accuracy[feasible])]
-        ours = truth(climb(ridge, space, caps, seed=seed, warm=warm).policies[0], space)
+        ours = truth(ascend(ridge, space, caps, seed=seed, warm=warm).policies[0], space)
         drawn = truth(random_policies(space, caps, 48, np.random.default_rng([seed, 2])), space).max()
         margins.append((ours - drawn, ours - truth(uniform(space, caps), space)))
     over_random, over_uniform = np.array(margins).T
@@ -290,14 +297,14 @@ def test_48_trials_and_a_climb_beat_random_search_and_uniform():
 
 
 def test_trials_that_were_stopped_early_are_learned_from():
-    """A pruned trial with a value is a label and its policy is not proposed again; one without is a failure."""
+    """A pruned trial with a value is a value and its policy is not proposed again; one without is a failure."""
     sampler = sampler_of()
     study = study_of(sampler)
     for value in (0.25, None, 0.5):
         trial = study.ask(sampler.search_space)
         if value is not None:
             trial.report(value, 100)
-        study.set_attribute(trial, state=TrialState.PRUNED)
+        study.tell(trial, state=TrialState.PRUNED)
     first, second, third = (policy_of(trial, sampler.space) for trial in study.trials)
     history = sampler.history(study)
     assert history.accuracy.tolist() == [0.25, 0.5] and history.policies.tolist() == [list(first), list(third)]

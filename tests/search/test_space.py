@@ -47,7 +47,7 @@ def test_switches_change_one_group_and_stay_lawful(world, seed):
     space, caps = world
     rng = np.random.default_rng(seed)
     policies = space.nearest(rng.uniform(0, 1, (3, len(space))) * space.high * (rng.random((3, len(space))) < 0.7))
-    origin, found = switched(policies, space, caps, use=1.0)
+    origin, found = switched(policies, space, caps, used=1.0)
     assert (np.diff(origin) >= 0).all()
     assert_lawful(found, space, caps)
     before, after = policies[origin] > 0, found > 0

@@ -34,15 +34,15 @@ class Ridge:
 
     def fit(self, policies: Tensor, accuracy: Tensor) -> None:
         rng = np.random.default_rng(self.seed)
-        features, labels = self._features(policies.double()), accuracy.double()
-        self.offset, self.scale, self.mean = features.mean(0), features.std(0, correction=0) + 1e-3, labels.mean()
+        features, values = self._features(policies.double()), accuracy.double()
+        self.offset, self.scale, self.mean = features.mean(0), features.std(0, correction=0) + 1e-3, values.mean()
         features = (features - self.offset) / self.scale
         weights = []
         for member in range(self.members):
-            drawn = torch.as_tensor(rng.integers(len(labels), size=len(labels)) if member else np.arange(len(labels)))
+            drawn = torch.as_tensor(rng.integers(len(values), size=len(values)) if member else np.arange(len(values)))
             chosen = features[drawn]
-            gram = chosen.T @ chosen + self.penalty * len(labels) * torch.eye(chosen.shape[1], dtype=torch.float64)
-            weights.append(torch.linalg.solve(gram, chosen.T @ (labels[drawn] - self.mean)))
+            gram = chosen.T @ chosen + self.penalty * len(values) * torch.eye(chosen.shape[1], dtype=torch.float64)
+            weights.append(torch.linalg.solve(gram, chosen.T @ (values[drawn] - self.mean)))
         self.weights = torch.stack(weights, dim=1).float()
         self.fits += 1
 

@@ -17,7 +17,7 @@ from amc.bench.deadline import Deadline
 from amc.bench.search_methods.bench_recipe import BenchRecipe, Objective
 from amc.bench.store import Store
 from amc_search import Cap
-from amc_search.rivals.problem import Curves
+from amc_search.baselines.problem import Curves
 
 DEGENERATE = 1e-9  # the objective value of what could not be measured: all others are above 0
 POLICY = "policy"  # the kind of a measured policy's record

@@ -25,9 +25,9 @@ from torch import nn
 
 from amc import Job
 from amc.bench.search_methods.widths import PeerFailed, failure, policy_left
-from amc_search import Cap, Policies, use_of
-from amc_search.rivals.extra import MissingExtra
-from amc_search.rivals.problem import Problem
+from amc_search import Cap, Policies, utilisation
+from amc_search.baselines.extra import MissingExtra
+from amc_search.baselines.problem import Problem
 
 WIDTHS = 20  # on offer for a layer, its default: every 5 %
 BATCHES = 50  # it re-estimates no BatchNorm unless given so many, and says so in a warning only
@@ -80,7 +80,7 @@ class FastNAS:
         for attempt in range(TRIES):
             left = self.pruned(unit, cap.limit * times * TIGHTER**attempt, widths)
             policy = policy_left(self.job, left)
-            if use_of(policy[None], caps)[0] <= 1:
+            if utilisation(policy[None], caps)[0] <= 1:
                 return policy
         raise PeerFailed(f"FastNAS met its own constraint of {unit} {TRIES} times, but never all caps; use one cap")
 

@@ -28,8 +28,8 @@ from amc.bench.search_methods.searches import FRONT, Search, Spec, front_caps, r
 from amc.bench.search_methods.shared_study import front_method
 from amc.bench.search_methods.tables import table_markdown
 from amc.bench.store import FILE, Store
-from amc_search.rivals.extra import MissingExtra
-from amc_search.rivals.problem import Method
+from amc_search.baselines.extra import MissingExtra
+from amc_search.baselines.problem import Method
 
 RESULTS, TABLE, PLOTS, LEFT_OUT = "results.json", "table.md", "plots.html", "left-out.json"
 

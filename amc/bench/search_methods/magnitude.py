@@ -15,8 +15,8 @@ from torch.utils._pytree import tree_leaves
 
 from amc import Job
 from amc.bench.search_methods.widths import PeerFailed, failure, policy_left
-from amc_search import Cap, Policies, use_of
-from amc_search.rivals.problem import Problem
+from amc_search import Cap, Policies, utilisation
+from amc_search.baselines.problem import Problem
 
 STRIDE = 0.1  # of the ratios tried in turn: the cost need not fall with the ratio, so the first that fits is sought
 HALVINGS = 6  # then, between that and the one before: to 0.16 % of all channels
@@ -73,7 +73,7 @@ class TorchPruning:
 
         def fits(ratio: float) -> bool:
             policy = policy_left(self.job, self.pruned(ratio, norm, round_to))
-            tried[ratio] = policy, float(use_of(policy[None], caps)[0])
+            tried[ratio] = policy, float(utilisation(policy[None], caps)[0])
             return tried[ratio][1] <= 1
 
         high = next(filter(fits, np.arange(STRIDE, 1.0, STRIDE).tolist()), None)

@@ -26,10 +26,10 @@ from amc.bench.search_methods.fastnas import FastNAS
 from amc.bench.search_methods.magnitude import TorchPruning
 from amc_predictor import EnsemblePredictor, SeerNetPredictor, SensitivityCurves
 from amc_predictor.networks import Training
-from amc_search import ACQUISITIONS, EvolutionarySampler, Learned, Parts, close
-from amc_search.rivals import METHODS as BASELINES
-from amc_search.rivals.problem import Curves, Method, Problem
-from amc_search.rivals.seernet import seernet
+from amc_search import ACQUISITIONS, EvolutionarySampler, Learned, Parts, exploit
+from amc_search.baselines import METHODS as BASELINES
+from amc_search.baselines.problem import Curves, Method, Problem
+from amc_search.baselines.seernet import seernet
 
 # Of the trials, what the closing rounds get; the sampler gets the rest.
 CLOSING = 0.125
@@ -56,7 +56,7 @@ class Switches:
 
     def maker(self, problem: Problem) -> Make:
         """What makes predictors not yet fitted; for the sensitivity the problem is paid."""
-        return self.informed(problem.seed, problem.sound() if self.sensitivity else None)
+        return self.informed(problem.seed, problem.sensitivity_curves() if self.sensitivity else None)
 
     def informed(self, seed: int, curves: Curves | None) -> Make:
         """What makes predictors not yet fitted, with sensitivity curves where they are known."""
@@ -81,8 +81,8 @@ def amc(problem: Problem, switches: Switches) -> None:
     """
     make = switches.maker(problem)
     sampler = EvolutionarySampler(
-        problem.space, problem.caps, make, seed=problem.seed, arms=switches.acquisition,
-        dense_accuracy=problem.dense_label, is_informed=make().sensitivity is not None,
+        problem.space, problem.caps, make, seed=problem.seed, shares=switches.acquisition,
+        dense_accuracy=problem.dense_value, is_informed=make().sensitivity is not None,
     )  # fmt: skip
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(direction="maximize", sampler=sampler)
@@ -93,7 +93,7 @@ def amc(problem: Problem, switches: Switches) -> None:
         study.tell(trial, problem.measure(_policy_of(trial.params, problem)))
         if problem.left == before:  # only repetitions are left
             return
-    close(
+    exploit(
         problem.space, problem.caps, problem.left, lambda: Learned(*problem.known, switches.fitted(make, problem)),
         problem.measure_all, seed=problem.seed, parts=switches.closing,
     )  # fmt: skip
@@ -119,7 +119,7 @@ ABLATIONS: dict[str, Switches] = {
     "amc-no-ensemble": replace(OURS, ensemble=False),
     "amc-no-sensitivity": replace(OURS, sensitivity=False),
     **{f"amc-no-{function}": replace(OURS, acquisition=_without(function)) for function in ("improvement", "random")},
-    "amc-merit": replace(OURS, acquisition={**_without("improvement"), "merit": ACQUISITION["improvement"]}),
+    "amc-merit": replace(OURS, acquisition={**_without("improvement"), "posterior_mean": ACQUISITION["improvement"]}),
     "amc-exploring": replace(OURS, acquisition=ACQUISITIONS["exploring"]),
     "amc-no-barrier": replace(OURS, closing=Parts(barrier=False)),
     "amc-no-repair": replace(OURS, closing=Parts(polish=False)),

@@ -20,7 +20,7 @@ from amc import RunError, sensitivity_price, write_json
 from amc.bench.search_methods.bench_recipe import OURS, BenchRecipe, cap_name
 from amc.bench.search_methods.context import Context, Policy
 from amc_search import Cap, is_feasible
-from amc_search.rivals.problem import Curves, Method, Problem, run
+from amc_search.baselines.problem import Curves, Method, Problem, run
 
 FRONT = "front"  # in the place of a cap: the one study of ours for all caps of the front
 
@@ -149,14 +149,14 @@ def search(
     recorder = _Recorder(context, tell)
     problem = Problem(
         context.job.space, loosest([context.caps[name] for name in names]), recorder,
-        trials=spec.trials, seed=spec.seed, dense_label=context.dense_value,
+        trials=spec.trials, seed=spec.seed, dense_value=context.dense_value,
         curves=recorder.curves, price=sensitivity_price(context.job.measure, context.job.recipe.search),
     )  # fmt: skip
     run(method, problem)
     recorder.finish()
     policies = problem.policies
     found = Search(
-        spec, policies.tolist(), problem.labels.tolist(), recorder.accuracies, recorder.trial_seconds,
+        spec, policies.tolist(), problem.values.tolist(), recorder.accuracies, recorder.trial_seconds,
         recorder.own_seconds,
         {name: is_feasible(policies, context.caps[name]).tolist() for name in names},
         problem.spent,

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from amc.bench.search_methods.methods import CLOSING, Make
 from amc.bench.search_methods.methods import OURS as PARTS
-from amc_search import Cap, Learned, close, propose, starting_policies
+from amc_search import Cap, Learned, exploit, propose, starting_policies
+from amc_search.baselines.problem import Method, Problem
 from amc_search.design import distinct, usual_start
-from amc_search.repair import use_of
-from amc_search.rivals.problem import Method, Problem
+from amc_search.repair import utilisation
 from amc_search.space import Policies
 
 BATCH = 8  # proposals between two fits
@@ -54,7 +54,7 @@ def _propose(problem: Problem, make: Make, caps: tuple[Cap, ...], count: int, tu
     policies, values, far = _apart(problem, caps)
     batch = propose(
         problem.space, caps, policies, values, far,
-        predictor=PARTS.fitted(make, problem), count=count, arms=PARTS.acquisition, seed=(problem.seed, turn),
+        predictor=PARTS.fitted(make, problem), count=count, shares=PARTS.acquisition, seed=(problem.seed, turn),
     )  # fmt: skip
     problem.measure_all(batch)
     return len(batch)
@@ -68,11 +68,11 @@ def _close(problem: Problem, make: Make, caps: tuple[Cap, ...], count: int) -> N
         return Learned(policies, values, PARTS.fitted(make, problem))
 
     if count:
-        close(problem.space, caps, count, learn, problem.measure_all, seed=problem.seed, parts=PARTS.closing)
+        exploit(problem.space, caps, count, learn, problem.measure_all, seed=problem.seed, parts=PARTS.closing)
 
 
 def _apart(problem: Problem, caps: tuple[Cap, ...]) -> tuple[Policies, NDArray[np.float64], Policies]:
     """Known policies that cost about as much as a cap or less, their objective values, and the other policies."""
     policies, values = problem.known
-    near = use_of(policies, caps) <= NEAR
+    near = utilisation(policies, caps) <= NEAR
     return policies[near], values[near], policies[~near]

@@ -1,23 +1,23 @@
-"""Plain evolution on true labels."""
+"""Plain evolution on measured values."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
+from amc_search.baselines.problem import Problem
+from amc_search.baselines.projection import first_policies, projected, unmeasured
 from amc_search.evolution import Individual, counts_of, seeded, variation
-from amc_search.rivals.landing import first_policies, landed, unmeasured
-from amc_search.rivals.problem import Problem
 
-# An eighth of the labels and at most this many: small, as labels are few.
+# An eighth of the trials and at most this many: small, as trials are few.
 POPULATION = 32
 
 
 def evolution(problem: Problem) -> None:
-    """A steady-state (mu + 1) evolution on DEAP, every child landed on the cap and then measured.
+    """A steady-state (mu + 1) evolution on DEAP, every child projected onto the cap and then measured.
 
     Two parents, each the better of two drawn; uniform crossover; a log-normal factor on some groups; the worst of
-    population and child leaves. One child at a time learns more from 64 labels than generations do. The operators are
+    population and child leaves. One child at a time learns more from 64 trials than generations do. The operators are
     those of `amc_search.evolution`.
 
     Source: Fortin et al., DEAP, JMLR 13, 2012; the constraint by repair as in MetaPruning (arXiv 1903.10258) and
@@ -32,7 +32,7 @@ def evolution(problem: Problem) -> None:
         while problem.left:
             child, _ = toolbox.mate(*map(toolbox.clone, toolbox.choose(population, 2)))
             toolbox.mutate(child)
-            policy = unmeasured(problem, landed(counts_of([child]), problem)[0], rng)
+            policy = unmeasured(problem, projected(counts_of([child]), problem)[0], rng)
             if policy is None:
                 return
             population = toolbox.select([*population, _measured(policy, problem)], size)

@@ -11,11 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from amc_search.baselines.extra import required
+from amc_search.baselines.problem import Problem
+from amc_search.baselines.projection import first_policies, projected, random_projected, unmeasured
 from amc_search.design import distinct
 from amc_search.repair import Reals
-from amc_search.rivals.extra import required
-from amc_search.rivals.landing import first_policies, landed, random_landed, unmeasured
-from amc_search.rivals.problem import Problem
 from amc_search.space import Policies
 
 # Of the budget, what is drawn at random before the process is asked, at most.
@@ -24,8 +24,8 @@ STARTUP = 16
 POOL = 192
 # Local search from the best of the pool: rounds, policies improved side by side, neighbours of each.
 ROUNDS, SIDE_BY_SIDE, NEIGHBOURS = 6, 4, 32
-# Up to so many labels the hyperparameters are fitted anew with every label, then with every fourth.
-FIT_EVERY_LABEL = 96
+# Up to so many trials the hyperparameters are fitted anew with every trial, then with every fourth.
+FIT_EVERY_TRIAL = 96
 
 
 def gp_cei(problem: Problem) -> None:
@@ -33,7 +33,7 @@ def gp_cei(problem: Problem) -> None:
 
     Constrained expected improvement is the improvement times the probability of being feasible. Costs are exact and
     free here, so that probability is 1 on the caps and 0 over them: the acquisition, log expected improvement over the
-    best posterior mean, is maximised over landed policies alone, in a pool and then by local search. The process is
+    best posterior mean, is maximised over projected policies alone, in a pool and then by local search. The process is
     botorch's default: radial basis functions with a length scale for each group, priors scaled by their number.
 
     Source: Gardner et al., Bayesian Optimization with Inequality Constraints, ICML 2014; Ament et al., Unexpected
@@ -52,8 +52,8 @@ def gp_cei(problem: Problem) -> None:
         problem.measure(new)
     model = None
     while problem.left:
-        count = len(problem.labels)
-        model = _fitted(library, problem, model, refit=count <= FIT_EVERY_LABEL or count % 4 == 0)
+        count = len(problem.values)
+        model = _fitted(library, problem, model, refit=count <= FIT_EVERY_TRIAL or count % 4 == 0)
         new = unmeasured(problem, _best_improvement(library, model, problem, rng), rng)
         if new is None:
             return
@@ -89,13 +89,13 @@ def _inputs(policies: Policies, problem: Problem) -> Tensor:
 
 
 def _fitted(library: _Library, problem: Problem, before: Any, refit: bool) -> Any:
-    """The process given all labels; its hyperparameters start from those of the process `before`."""
-    labels = torch.as_tensor(problem.labels)[:, None]
+    """The process given all values; its hyperparameters start from those of the process `before`."""
+    values = torch.as_tensor(problem.values)[:, None]
     # Fitting may draw new starting points from the global generator, and warns where a first try fails.
     with torch.random.fork_rng(devices=[]), torch.enable_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.manual_seed(problem.seed)
-        model = library.process(_inputs(problem.policies, problem), labels)
+        model = library.process(_inputs(problem.policies, problem), values)
         if before is not None:
             for part in ("covar_module", "mean_module", "likelihood"):
                 getattr(model, part).load_state_dict(getattr(before, part).state_dict())
@@ -117,9 +117,9 @@ def _best_improvement(library: _Library, model: Any, problem: Problem, rng: np.r
             known = np.array([problem.is_known(policy) for policy in policies])
             return np.where(known, -np.inf, values)
 
-        best = problem.policies[np.argsort(-problem.labels, kind="stable")[:8]]
+        best = problem.policies[np.argsort(-problem.values, kind="stable")[:8]]
         shaken = _shaken(best, POOL // len(best), problem, rng)
-        pool = distinct(np.concatenate([shaken, random_landed(problem, POOL, rng)]))
+        pool = distinct(np.concatenate([shaken, random_projected(problem, POOL, rng)]))
         values = value(pool)
         for _ in range(ROUNDS):
             top = np.argsort(-values, kind="stable")[:SIDE_BY_SIDE]
@@ -133,7 +133,7 @@ def _best_improvement(library: _Library, model: Any, problem: Problem, rng: np.r
 
 
 def _shaken(policies: Policies, copies: int, problem: Problem, rng: np.random.Generator) -> Policies:
-    """Copies of every policy with one to a third of its groups moved, by little or much, and landed again."""
+    """Copies of every policy with one to a third of its groups moved, by little or much, and projected again."""
     space = problem.space
     counts = np.repeat(policies, copies, axis=0).astype(np.float64)
     share = rng.uniform(1 / len(space), max(1 / 3, 1 / len(space)), (len(counts), 1))
@@ -141,4 +141,4 @@ def _shaken(policies: Policies, copies: int, problem: Problem, rng: np.random.Ge
     moved[np.arange(len(counts)), rng.integers(len(space), size=len(counts))] = True
     reach = rng.choice((0.05, 0.15, 0.4), size=(len(counts), 1))
     counts = counts + moved * reach * rng.normal(size=counts.shape) * space.high
-    return landed(counts, problem)
+    return projected(counts, problem)

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import numpy as np
 
+from amc_search.baselines.extra import required
+from amc_search.baselines.problem import Problem
+from amc_search.baselines.projection import projected, random_projected, unmeasured
 from amc_search.repair import Reals, uniform
-from amc_search.rivals.extra import required
-from amc_search.rivals.landing import landed, random_landed, unmeasured
-from amc_search.rivals.problem import Problem
 
-# In kept fractions: best of 0.12, 0.2 and 0.3 on made-up worlds with 64 labels.
+# In kept fractions: best of 0.12, 0.2 and 0.3 on made-up worlds with 64 trials.
 SIGMA = 0.12
-# Generations in a row that cost no label: the strategy has converged and starts again, elsewhere.
+# Generations in a row that cost no trial: the strategy has converged and starts again, elsewhere.
 STALLED = 3
 
 
 def cmaes(problem: Problem) -> None:
-    """CMA-ES over kept fractions in [0, 1], started from uniform ratios; samples are landed on the caps, then measured.
+    """CMA-ES over kept fractions in [0, 1], from uniform ratios; samples are projected onto the caps and measured.
 
-    The strategy is told the label of what its sample landed on (repair without a penalty), and restarts from a random
-    policy once it proposes only what is known. Populations have the usual size, 4 + 3 log d.
+    The strategy is given the value of what its sample was projected onto (repair without a penalty), and restarts from
+    a random policy once it proposes only what is known. Populations have the usual size, 4 + 3 log d.
 
     Source: Hansen, The CMA Evolution Strategy: A Tutorial, arXiv 1604.00772; Nomura and Shibata, cmaes, arXiv
     2402.01373.
@@ -42,10 +42,10 @@ def cmaes(problem: Problem) -> None:
         while stalled < STALLED and not strategy.should_stop():
             left = problem.left
             asked = [strategy.ask() for _ in range(strategy.population_size)]
-            policies = landed(np.array(asked) * problem.space.high, problem)
+            policies = projected(np.array(asked) * problem.space.high, problem)
             strategy.tell([(x, -problem.measure(policy)) for x, policy in zip(asked, policies, strict=True)])
             stalled = stalled + 1 if problem.left == left else 0
-        fresh = unmeasured(problem, random_landed(problem, 1, rng)[0], rng)
+        fresh = unmeasured(problem, random_projected(problem, 1, rng)[0], rng)
         if fresh is None:
             return
         problem.measure(fresh)

@@ -1,4 +1,4 @@
-"""Libraries that only the rivals need, imported where they are used."""
+"""Libraries that only the baselines need, imported where they are used."""
 
 from __future__ import annotations
 

@@ -3,13 +3,13 @@
 SeerNet as published is `seernet.seernet`: it is given a predictor, which this package does not know.
 """
 
-from amc_search.rivals.baselines import random, uniform
-from amc_search.rivals.gaussian import gp_cei
-from amc_search.rivals.population import evolution
-from amc_search.rivals.problem import Method
-from amc_search.rivals.samplers import nsga2, tpe
-from amc_search.rivals.sensitivity import greedy
-from amc_search.rivals.strategy import cmaes
+from amc_search.baselines.cma_es import cmaes
+from amc_search.baselines.gaussian_process import gp_cei
+from amc_search.baselines.genetic import evolution
+from amc_search.baselines.greedy import greedy
+from amc_search.baselines.naive import random, uniform
+from amc_search.baselines.optuna_samplers import nsga2, tpe
+from amc_search.baselines.problem import Method
 
 METHODS: dict[str, Method] = {
     "uniform": uniform,

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from amc_search.baselines.problem import Problem
+from amc_search.baselines.projection import projected
 from amc_search.depth import switched
 from amc_search.repair import Reals, uniform
-from amc_search.rivals.landing import landed
-from amc_search.rivals.problem import Problem
 from amc_search.space import Policies, costs_of
 
-# Of the labels, what one round of scores may take: with more groups than that, neighbours share a score.
+# Of the trials, what one round of scores may take: with more groups than that, neighbours share a score.
 SCORED = 0.5
 # What a group is scored by: this share of its channels is kept, at least one step less.
 SHRUNK = 0.6
@@ -27,46 +27,46 @@ DISCOUNT = 0.85
 
 
 def greedy(problem: Problem) -> None:
-    """Sensitivity of every group, best spending of the cap by it, then exchanges between groups by true labels.
+    """Sensitivity of every group, best spending of the cap by it, then exchanges between groups by measured values.
 
     1. From the best policy so far, at first uniform ratios, each group alone is shrunk and measured: one score a
-       group, the label lost per log of what is kept. Where labels are few, neighbouring groups share one; where they
+       group, the value lost per log of what is kept. Where trials are few, neighbouring groups share one; where they
        are not, removable groups are measured without as well.
     2. Scores, taken as additive, spend the cap: from the largest sizes within a reach of that policy, step by step
        what loses the least score for the cost it frees is taken away, until all caps hold. The results for several
-       reaches are measured. While labels last for another round of scores, and the last helped, 1 and 2 repeat.
-    3. The remaining labels go to exchanges, the most promising first: a group gives, another takes the room under the
+       reaches are measured. While trials last for another round of scores, and the last helped, 1 and 2 repeat.
+    3. The remaining trials go to exchanges, the most promising first: a group gives, another takes the room under the
        caps; removable groups are dropped or taken back. What is better is kept.
 
     Scores are taken at the cap and not at the dense network, as what matters changes on the way there.
 
     Source: sensitivity scores under a constraint: FastNAS of nvidia-modelopt and Li et al., arXiv 1608.08710; steps by
-    true labels from the network at hand: NetAdapt, arXiv 1804.03230.
+    measured values from the network at hand: NetAdapt, arXiv 1804.03230.
     """
     search = _Greedy(problem)
     while search.can_score():
-        before = search.label
+        before = search.value
         search.score()
         search.spend()
-        if not search.label > before:
+        if not search.value > before:
             break
     search.exchange_all()
 
 
 class _Greedy:
-    """The best policy so far and its label, and what groups are worth around it.
+    """The best policy so far and its value, and what groups are worth around it.
 
     Attributes:
         blocks: groups that share a score.
         drops: removable groups that are scored without.
-        slope: (d,) label lost per unit of log fraction, positive.
-        loss: (d,) label lost without the group; not finite where it is unknown.
+        slope: (d,) value lost per unit of log fraction, positive.
+        loss: (d,) value lost without the group; not finite where it is unknown.
     """
 
     def __init__(self, problem: Problem) -> None:
         self.problem, self.space = problem, problem.space
         self.policy = uniform(problem.space, problem.caps)
-        self.label = problem.measure(self.policy)
+        self.value = problem.measure(self.policy)
         affordable, groups = int(SCORED * problem.trials), len(self.space)
         self.blocks = np.array_split(np.arange(groups), min(groups, max(1, affordable)))
         (removable,) = np.nonzero(self.space.may_drop)
@@ -85,14 +85,14 @@ class _Greedy:
             tried = self.space.nearest(shrunk, np.minimum(self.space.step, self.policy))
             moved = self.space.log_fractions(self.policy) - self.space.log_fractions(tried)
             if moved.sum() > 0:
-                slope[block] = (self.label - self.problem.measure(tried)) / moved[block].sum()
-        # A group that seems not to matter still matters a little: labels are noisy, and blocks are means.
+                slope[block] = (self.value - self.problem.measure(tried)) / moved[block].sum()
+        # A group that seems not to matter still matters a little: values are noisy, and blocks are means.
         floor = 0.1 * float(np.mean(np.maximum(slope, 0))) + 1e-12
         self.slope = np.maximum(slope, floor)
         for group in self.drops[self.policy[self.drops] > 0]:
             without = self.policy.copy()
             without[group] = 0
-            self.loss[group] = max(self.label - self.problem.measure(without), floor)
+            self.loss[group] = max(self.value - self.problem.measure(without), floor)
 
     def spend(self) -> None:
         """Measure the best spendings of the caps within growing reaches, or shrinking ones if the first is no good."""
@@ -119,7 +119,7 @@ class _Greedy:
             lost = -self._gain(policy, moves, origin)
             chosen = int(np.argmin(np.maximum(lost, 1e-12) / (over - excess + 1e-15)))
             policy, over = moves[chosen], excess[chosen]
-        spent: NDArray[np.int64] = landed(policy[None], self.problem)[0]
+        spent: NDArray[np.int64] = projected(policy[None], self.problem)[0]
         return spent
 
     def _gain(self, policy: NDArray[np.int64], moves: Policies, origin: NDArray[np.int64]) -> Reals:
@@ -134,14 +134,14 @@ class _Greedy:
 
     def _try(self, policy: NDArray[np.int64]) -> bool:
         """Measure a policy and move to it if it is better."""
-        label = self.problem.measure(policy)
-        better = label > self.label
+        value = self.problem.measure(policy)
+        better = value > self.value
         if better:
-            self.policy, self.label = policy, label
+            self.policy, self.value = policy, value
         return better
 
     def exchange_all(self) -> None:
-        """Exchanges, the most promising first, until the labels are spent or none is left."""
+        """Exchanges, the most promising first, until the trials are spent or none is left."""
         while True:
             tried = next((move for move in self._exchanges() if not self.problem.is_known(move[0])), None)
             if tried is None:

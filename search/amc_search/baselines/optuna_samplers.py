@@ -13,22 +13,22 @@ from optuna.samplers import BaseSampler, NSGAIISampler, TPESampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from amc_search.rivals.landing import first_policies, landed, unmeasured
-from amc_search.rivals.problem import Problem
+from amc_search.baselines.problem import Problem
+from amc_search.baselines.projection import first_policies, projected, unmeasured
 from amc_search.sampler import search_space
 
 # Trials drawn before TPE learns: its default.
 STARTUP = 10
-# Individuals of NSGA-II: an eighth of the labels, for eight generations of them, at most this many.
+# Individuals of NSGA-II: an eighth of the trials, for eight generations of them, at most this many.
 POPULATION = 32
 
 
 def tpe(problem: Problem) -> None:
-    """Optuna's multivariate TPE, every proposal landed on the caps before it is measured.
+    """Optuna's multivariate TPE, every proposal projected onto the caps before it is measured.
 
-    Optuna's own constraints tell TPE of violations afterwards. Here costs are exact and free, so that a landed
+    Optuna's own constraints tell TPE of violations afterwards. Here costs are exact and free, so that a projected
     proposal takes the place of the one over a cap: every trial that TPE knows is feasible and measured. That is the
-    stronger of the two: told of infeasible proposals, at no label either, TPE models where the caps are.
+    stronger of the two: informed of infeasible proposals, at no cost either, TPE models where the caps are.
 
     Source: Bergstra et al., Algorithms for Hyper-Parameter Optimization, NIPS 2011; Watanabe, arXiv 2304.11127;
     `optuna.samplers.TPESampler` at its defaults.
@@ -38,7 +38,7 @@ def tpe(problem: Problem) -> None:
 
 
 def nsga2(problem: Problem) -> None:
-    """Optuna's NSGA-II on the label alone, every child landed on the caps before it is measured.
+    """Optuna's NSGA-II on the value alone, every child projected onto the caps before it is measured.
 
     One objective: with the cost as a second, most of the population serves other caps than the one asked for.
 
@@ -50,13 +50,13 @@ def nsga2(problem: Problem) -> None:
 
 
 def _optimize(problem: Problem, sampler: BaseSampler, startup: int) -> None:
-    """Ask, measure, tell until the labels are spent or no policy under the caps is left."""
+    """Ask, measure, tell until the trials are spent or no policy under the caps is left."""
     rng = np.random.default_rng([problem.seed, 3])
     first = iter(first_policies(problem, startup, rng))
-    landing = LandedSampler(sampler, problem, lambda: next(first, None), rng)
-    study = _silent_study(landing)
+    projection = ProjectedSampler(sampler, problem, lambda: next(first, None), rng)
+    study = _silent_study(projection)
     while problem.left:
-        trial = study.ask(landing.search_space)
+        trial = study.ask(projection.search_space)
         policy = np.array([trial.params[name] for name in problem.space.names], dtype=np.int64)
         if problem.is_known(policy):
             return
@@ -64,7 +64,7 @@ def _optimize(problem: Problem, sampler: BaseSampler, startup: int) -> None:
 
 
 def _silent_study(sampler: BaseSampler) -> Study:
-    """A study in memory, without Optuna's line about it: a contest makes hundreds."""
+    """A study in memory, without Optuna's line about it: a benchmark makes hundreds."""
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(max(before, optuna.logging.WARNING))
     try:
@@ -73,7 +73,7 @@ def _silent_study(sampler: BaseSampler) -> Study:
         optuna.logging.set_verbosity(before)
 
 
-class LandedSampler(BaseSampler):
+class ProjectedSampler(BaseSampler):
     """Another sampler's proposals on the caps: what a trial's parameters say is what is measured.
 
     So the other one learns from feasible policies only, and does not see what it proposed itself.
@@ -105,7 +105,7 @@ class LandedSampler(BaseSampler):
                     proposed[name] = self.sampler.sample_independent(study, trial, name, choice)
             sizes = zip(self.problem.space.names, self.problem.space.sizes, strict=True)
             counts = np.array([float(proposed.get(name, size)) for name, size in sizes])
-            policy = landed(counts[None], self.problem)[0]
+            policy = projected(counts[None], self.problem)[0]
         new = unmeasured(self.problem, policy, self.rng)
         chosen = zip(self.problem.space.names, policy if new is None else new, strict=True)
         return {name: int(count) for name, count in chosen if name in search_space}

@@ -9,16 +9,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from amc_search.baselines.problem import Problem
 from amc_search.design import at_costs
-from amc_search.repair import Reals, repair, use_of
-from amc_search.rivals.problem import Problem
+from amc_search.repair import Reals, repair, utilisation
 from amc_search.space import Policies, Predictor
 
 # Pruned fractions that policies are sampled from; they never hold 0.
 GRID = np.array([0.25, 0.5, 0.75])
-# Of 240 labels 190 are random and 50 chosen by the predictor's uncertainty.
+# Of 240 trials 190 are random and 50 chosen by the predictor's uncertainty.
 RANDOM_SHARE = 190 / 240
-# Labels kept for policies found by the ascent, of 64.
+# Trials kept for policies found by the ascent, of 64.
 ASCENTS = 1 / 16
 # The evolutionary search for uncertain policies.
 POPULATION, SELECTED, MUTANTS, CROSSOVERS = 800, 400, 125, 475
@@ -41,7 +41,7 @@ def seernet(problem: Problem, make_predictor: Callable[[], Predictor]) -> None:
        [0, 1], ended by the first that is over a cap; the last one before, rounded to the grid of the hardware, is
        measured.
 
-    What the published code leaves open, or where it does not run, was decided as follows. Labels are shared as there,
+    What the published code leaves open, or where it does not run, was decided as follows. Trials are shared as there,
     190 random to 50 uncertain, one round, apart from a sixteenth for results: each is one ascent from one more start,
     so that the luck of the start is averaged out in its favour (published is a single one). Mutants and crossovers
     come in the numbers that the code names, not in those to which its loops cut them; parents survive, which its
@@ -81,7 +81,7 @@ def _legal(pruned: Reals, problem: Problem) -> Policies:
 
 def _fitted(make_predictor: Callable[[], Predictor], problem: Problem) -> Predictor:
     predictor = make_predictor()
-    predictor.fit(1 - problem.space.fractions(problem.policies), torch.as_tensor(problem.labels).float())
+    predictor.fit(1 - problem.space.fractions(problem.policies), torch.as_tensor(problem.values).float())
     return predictor
 
 
@@ -142,13 +142,13 @@ def _crossed(selected: NDArray[np.int64], rng: np.random.Generator) -> NDArray[n
 def _start(problem: Problem, rng: np.random.Generator) -> Reals:
     """Pruned fractions (d,) of a random grid policy under the caps."""
     drawn = rng.choice(GRID, (DRAWS, len(problem.space)))
-    under = drawn[use_of(_legal(drawn, problem), problem.caps) <= 1]
+    under = drawn[utilisation(_legal(drawn, problem), problem.caps) <= 1]
     if len(under):
         start: Reals = under[0]
         return start
     counts: Reals = (1 - drawn[:1]) * problem.space.high.astype(np.float64)
-    landed = at_costs(counts, problem.space, problem.caps, np.full(1, 0.5))
-    fractions: Reals = 1 - repair(landed, problem.space, problem.caps)[0] / problem.space.high
+    projected = at_costs(counts, problem.space, problem.caps, np.full(1, 0.5))
+    fractions: Reals = 1 - repair(projected, problem.space, problem.caps)[0] / problem.space.high
     return fractions
 
 
@@ -165,7 +165,7 @@ def _ascent(predictor: Predictor, start: Reals, problem: Problem) -> NDArray[np.
             break
         point = (point.detach() + STEP_SIZE * gradient / norm).clamp(0, 1)
         policy = _legal(point.double().numpy(), problem)
-        if use_of(policy, problem.caps)[0] > 1:
+        if utilisation(policy, problem.caps)[0] > 1:
             break
         reached = policy
     last: NDArray[np.int64] = reached[0]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from amc_search.baselines.problem import Problem
+from amc_search.baselines.projection import random_stream
 from amc_search.repair import uniform as uniform_policy
-from amc_search.rivals.landing import random_stream
-from amc_search.rivals.problem import Problem
 
 
 def uniform(problem: Problem) -> None:
