@@ -92,7 +92,7 @@ def _compress(recipe: Recipe, folder: Path, progress: Progress, brought: Brought
         study.describe(resolved_toml(shareable(recipe)), reference.accuracy)
         search_with_workers(job, study, folder, progress)
     with clock("select"):
-        fit = _learn(study, folder, progress)
+        fit = _learn(study, recipe.search.predictor, folder, progress)
         chosen = select(study, fit.predictor, job.caps, recipe.search.candidates)
         policy = distributed.from_leader(len(job.space), lambda: chosen.policy)
         uniform_trial = study.measure_one(baseline, job.measure)
@@ -117,9 +117,9 @@ def _compress(recipe: Recipe, folder: Path, progress: Progress, brought: Brought
         checkpoint.unlink()
 
 
-def _learn(study: Study, folder: Path, progress: Progress) -> Fit:
+def _learn(study: Study, predictor: str, folder: Path, progress: Progress) -> Fit:
     """Fit the predictor, keep it, and say how well it orders policies it has not seen."""
-    fit = fit_predictor(study)
+    fit = fit_predictor(study, predictor)
     save_predictor(folder / PREDICTOR, fit.predictor)
     ranks = fit.predictor.ranks
     progress.say(

@@ -41,7 +41,7 @@ from amc.study.trials import Study
 from amc.system.errors import RunError, StorageError
 from amc.system.files import explain_storage, write_json, write_text
 from amc.system.progress import Progress
-from amc_predictor import EnsemblePredictor
+from amc_predictor import CalibratedPredictor
 
 # Keys of a recipe that a run may be gone on with under other values: where and how it is made, not what.
 TRIALS = "search.trials"  # may grow
@@ -155,9 +155,10 @@ class Run(RunFolder):
         return job
 
     @cached_property
-    def predictor(self) -> EnsemblePredictor:
+    def predictor(self) -> CalibratedPredictor:
         """The one that was kept, or, where that is lost or of another version, one that learns from the same trials."""
-        return load_predictor(self.folder / PREDICTOR) or fit_predictor(self.study).predictor
+        name = self.recipe.search.predictor
+        return load_predictor(self.folder / PREDICTOR, name) or fit_predictor(self.study, name).predictor
 
     @cached_property
     def study(self) -> Study:

@@ -20,7 +20,7 @@ from amc.study.trial import Trial
 from amc.study.trials import Study
 from amc.system.errors import BudgetUnreachable, ModelError
 from amc.system.files import write_whole
-from amc_predictor import EnsemblePredictor, SensitivityCurves
+from amc_predictor import PREDICTORS, CalibratedPredictor, SensitivityCurves
 from amc_search import (
     Candidates,
     Cap,
@@ -29,9 +29,9 @@ from amc_search import (
     Learned,
     Policies,
     Space,
+    ascend,
     certify,
-    climb,
-    close,
+    exploit,
     is_feasible,
     uniform,
 )
@@ -65,20 +65,20 @@ def optimize(
     return best_policy(study, predictor, caps, candidates)
 
 
-def best_policy(study: Study, predictor: EnsemblePredictor, caps: tuple[Cap, ...], candidates: int) -> Policy:
+def best_policy(study: Study, predictor: CalibratedPredictor, caps: tuple[Cap, ...], candidates: int) -> Policy:
     """The best policy under the caps by a fitted predictor; see `optimize`."""
     found = best_candidates(predictor, study.space, caps, study.trials, study.measure.seed)
     if not candidates:
         return policy_of(study, predictor, found.policies[0])
-    rivals = [*found.policies[:candidates], uniform(study.space, caps)]  # far from the trials uniform may be best
-    if not study.measure_all(rivals, study.measure):
+    tried = [*found.policies[:candidates], uniform(study.space, caps)]  # far from the trials uniform may be best
+    if not study.measure_all(tried, study.measure):
         raise ModelError(f"a candidate must be measurable, but none was; the last: {study.failures[-1]}")
     chosen = best_of(study.trials, caps)
     return policy_of(study, predictor, np.array(chosen.policy, dtype=np.int64), chosen)
 
 
 def policy_of(
-    study: Study, predictor: EnsemblePredictor, counts: NDArray[np.int64], trial: Trial | None = None
+    study: Study, predictor: CalibratedPredictor, counts: NDArray[np.int64], trial: Trial | None = None
 ) -> Policy:
     """Counts (d,) with their costs and their own prediction."""
     with torch.no_grad():
@@ -115,13 +115,13 @@ class Fit:
         trials: those it saw, in their order; the dense network was the last example.
     """
 
-    predictor: EnsemblePredictor
+    predictor: CalibratedPredictor
     trials: tuple[Trial, ...]
 
 
-def fit_predictor(study: Study) -> Fit:
+def fit_predictor(study: Study, name: str = "ensemble") -> Fit:
     """A predictor of accuracy from all trials of the study, its sensitivity curves and the dense network's accuracy."""
-    return learn(study.space, study.trials, study.dense_accuracy, study.measure.seed, held_sensitivity(study))
+    return learn(study.space, study.trials, study.dense_accuracy, study.measure.seed, held_sensitivity(study), name)
 
 
 def learn(
@@ -130,16 +130,17 @@ def learn(
     dense_accuracy: float,
     seed: int,
     sensitivity: SensitivityCurves | None = None,
+    name: str = "ensemble",
 ) -> Fit:
-    """A predictor of accuracy from trials and the dense network's own accuracy."""
-    return Fit(_fitted(space, *_known(space, trials, dense_accuracy), seed, sensitivity), tuple(trials))
+    """A predictor of accuracy, of `PREDICTORS` by name, from trials and the dense network's own accuracy."""
+    predictor = PREDICTORS[name](seed=seed, sensitivity=sensitivity)
+    return Fit(_fitted(predictor, space, *_known(space, trials, dense_accuracy)), tuple(trials))
 
 
 def _fitted(
-    space: Space, policies: Policies, labels: NDArray[np.float64], seed: int, sensitivity: SensitivityCurves | None
-) -> EnsemblePredictor:
-    predictor = EnsemblePredictor(seed=seed, sensitivity=sensitivity)
-    predictor.fit(space.fractions(policies), torch.as_tensor(labels).float())
+    predictor: CalibratedPredictor, space: Space, policies: Policies, values: NDArray[np.float64]
+) -> CalibratedPredictor:
+    predictor.fit(space.fractions(policies), torch.as_tensor(values).float())
     return predictor
 
 
@@ -150,7 +151,7 @@ def _known(space: Space, trials: Sequence[Trial], dense_accuracy: float) -> tupl
 
 
 def best_candidates(
-    predictor: EnsemblePredictor, space: Space, caps: tuple[Cap, ...], trials: list[Trial], seed: int
+    predictor: CalibratedPredictor, space: Space, caps: tuple[Cap, ...], trials: list[Trial], seed: int
 ) -> Candidates:
     """Ascend the predictor under the caps, from random starts and from the best policies measured.
 
@@ -160,7 +161,7 @@ def best_candidates(
     measured = np.array([trial.policy for trial in trials], dtype=np.int64).reshape(-1, len(space))
     order = np.argsort(-objective_values(trials), kind="stable")[:WARM]
     try:
-        return climb(predictor, space, caps, kappa=KAPPA, seed=seed, warm=measured[order])
+        return ascend(predictor, space, caps, kappa=KAPPA, seed=seed, warm=measured[order])
     except CapUnreachable as error:
         raise unreachable(error) from None
 
@@ -174,7 +175,7 @@ def unreachable(error: CapUnreachable) -> BudgetUnreachable:
     )
 
 
-def select(study: Study, predictor: EnsemblePredictor, caps: tuple[Cap, ...], number: int) -> Selection:
+def select(study: Study, predictor: CalibratedPredictor, caps: tuple[Cap, ...], number: int) -> Selection:
     """Measure the best `number` candidates, in rounds that learn from each other; the best measured policy wins.
 
     Args:
@@ -193,15 +194,16 @@ def select(study: Study, predictor: EnsemblePredictor, caps: tuple[Cap, ...], nu
 
     def learned() -> Learned:
         examples = known()
-        return Learned(
-            *examples, fitted.pop() if fitted else _fitted(study.space, *examples, seed, predictor.sensitivity)
-        )
+        if fitted:
+            return Learned(*examples, fitted.pop())
+        again = type(predictor)(seed=seed, sensitivity=predictor.sensitivity)
+        return Learned(*examples, _fitted(again, study.space, *examples))
 
     def measured(policies: list[NDArray[np.int64]]) -> None:
         study.measure_all(policies, study.measure)
 
     try:
-        found = close(study.space, caps, number, learned, measured, seed=seed, kappa=KAPPA)
+        found = exploit(study.space, caps, number, learned, measured, seed=seed, kappa=KAPPA)
     except CapUnreachable as error:
         raise unreachable(error) from None
     certificate = certify(study.space, caps, *known())
@@ -210,9 +212,9 @@ def select(study: Study, predictor: EnsemblePredictor, caps: tuple[Cap, ...], nu
 
 def best_of(trials: Sequence[Trial], caps: tuple[Cap, ...]) -> Trial:
     """The trial under all caps with the best objective value, of those measured to the end; at least one must be."""
-    labels = objective_values(trials)
+    values = objective_values(trials)
     fitting = [index for index, trial in enumerate(trials) if not trial.stopped and _fits(trial, caps)]
-    return trials[max(fitting, key=lambda index: labels[index])]
+    return trials[max(fitting, key=lambda index: values[index])]
 
 
 def _fits(trial: Trial, caps: tuple[Cap, ...]) -> bool:
@@ -220,21 +222,21 @@ def _fits(trial: Trial, caps: tuple[Cap, ...]) -> bool:
     return bool(is_feasible(policies, caps)[0])
 
 
-def save_predictor(path: Path, predictor: EnsemblePredictor) -> None:
+def save_predictor(path: Path, predictor: CalibratedPredictor) -> None:
     """Write a fitted predictor; `load_predictor` gives it back exactly."""
     payload = save({name: tensor.contiguous() for name, tensor in predictor.state().items()})
     write_whole(path, lambda file: file.write(payload))
 
 
-def load_predictor(path: Path) -> EnsemblePredictor | None:
-    """None when the file is missing, broken, or of another version."""
+def load_predictor(path: Path, name: str = "ensemble") -> CalibratedPredictor | None:
+    """One of `PREDICTORS` by name; None when the file is missing, broken, or of another version."""
     try:
-        return EnsemblePredictor.from_state(load(path.read_bytes()))
+        return PREDICTORS[name].from_state(load(path.read_bytes()))
     except (OSError, SafetensorError, KeyError, ValueError):
         return None
 
 
-def warn_if_poor(predictor: EnsemblePredictor) -> str | None:
+def warn_if_poor(predictor: CalibratedPredictor) -> str | None:
     """One plain sentence when the predictor cannot order policies."""
     ranks = predictor.ranks
     if ranks is None or ranks.kendall >= POOR_KENDALL:

@@ -19,7 +19,7 @@ from amc.study.trial import Trial
 from amc.study.trials import Study
 from amc.system.errors import UsageError
 from amc.system.progress import Progress, Silent
-from amc_predictor import EnsemblePredictor
+from amc_predictor import PREDICTORS
 from amc_search import Cap, CapUnreachable, EvolutionarySampler, Policies, Space, uniform
 
 
@@ -86,10 +86,10 @@ def sampler_of(study: Study, caps: tuple[Cap, ...], settings: SearchSettings) ->
     return EvolutionarySampler(
         study.space,
         caps,
-        lambda: EnsemblePredictor(seed=seed, sensitivity=sensitivity),
+        lambda: PREDICTORS[settings.predictor](seed=seed, sensitivity=sensitivity),
         seed=seed,
         acquisition=settings.acquisition,
         is_informed=sensitivity is not None,
         dense_accuracy=study.dense_accuracy,
-        labels=study.labels,
+        values=study.labels,
     )

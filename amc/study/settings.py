@@ -21,6 +21,10 @@ class SearchSettings(Settings):
         default="informative",
         description="what evolution looks for: ours, ours exploring more, or the paper's (SeerNet, arXiv 2304.06393)",
     )
+    predictor: Literal["ensemble", "mlp"] = Field(
+        default="ensemble",
+        description="what learns accuracy from trials: a Gaussian process with networks on top, or networks alone",
+    )
     stop_early: bool = Field(
         default=True, description="end a trial once it is sure not to be among the best of what costs no more"
     )
