@@ -81,6 +81,7 @@ def test_torch_prunings_policies_are_legal_and_under_all_caps(tiny: Job, shares:
     assert (utilisation(policies, caps) <= 1).all() and utilisation(policies, caps).max() > 0.7
 
 
+@pytest.mark.slow
 def test_the_two_rankings_differ(large: Job) -> None:
     """Ranked among all layers or among layers of one structure, ResNet-20 gets different widths of nearly one cost."""
     caps = caps_of(large, macs=0.3)

@@ -26,6 +26,7 @@ def briefly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(SeerNetPredictor.__init__, "__defaults__", (15, 20, 0.2, 0))
 
 
+@pytest.mark.slow
 def test_every_predictor_is_judged_at_every_count(tmp_path: Path) -> None:
     """Rows for each count of policies and predictor, in their ranges; ours alone has coverage."""
     found = bench_predictor(load_measured(*written(tmp_path)), (20, 160), 2, Silent())

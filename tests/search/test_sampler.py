@@ -268,6 +268,7 @@ def test_sampling_leaves_global_randomness_alone():
     assert torch.equal(torch.get_rng_state(), before[2])
 
 
+@pytest.mark.slow
 def test_48_trials_and_an_ascent_beat_random_search_and_uniform():
     """In a noisy additive concave world with twelve groups, in the mean over seeds and nearly every time."""
     margins = []
