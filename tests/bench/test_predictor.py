@@ -45,6 +45,7 @@ def test_every_predictor_is_judged_at_every_count(tmp_path: Path) -> None:
     assert text[-1] == "--trials 160 left out: a split has 32 to learn from."
 
 
+@pytest.mark.slow
 def test_drifting_accuracies_are_reported(tmp_path: Path) -> None:
     """Accuracies that also hang on the place in the file are said to drift; those of the policy alone are not."""
     policies, accuracy = written(tmp_path, count=120)
@@ -68,6 +69,7 @@ def test_what_one_split_or_a_constant_cannot_tell_is_a_dash(tmp_path: Path) -> N
     assert line.endswith("constant on 1 of 1")
 
 
+@pytest.mark.slow
 def test_the_same_command_gives_the_same_figures(tmp_path: Path) -> None:
     """Figures on stdout as JSON, progress on stderr, and twice the same."""
     policies, accuracy = map(str, written(tmp_path))

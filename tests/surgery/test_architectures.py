@@ -93,7 +93,7 @@ def test_a_cut_is_the_dense_network_with_zeros_at_the_cost_that_was_told(where: 
     assert_exact_cuts(proved(where), CASES[where])
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(sorted(compositions.MIDDLES)), st.booleans()), min_size=2, max_size=3))
 def test_constructs_in_any_order_are_cut_exactly(parts: list[tuple[str, bool]]) -> None:
     """Two or three parts in a row, each with or without an identity path, hold what each holds by itself."""
