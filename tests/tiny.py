@@ -14,19 +14,19 @@ from torch.nn.functional import cross_entropy
 
 from amc.job.recipe import resolved_toml
 from amc.job.run import Run
-from amc.release.evidence import Evidence
+from amc.release.report_inputs import ReportInputs
 from amc.study.optimize import Fit
 from amc.zoo.data.sources import load_splits
 from amc.zoo.data.splits import MemorySplit, Splits
 from amc.zoo.networks.msdnet import MSDNet, Sizes
 
 
-def evidence_of(run: Run, metrics: dict[str, Any] | None = None, recipe: str = "") -> Evidence:
+def report_inputs_of(run: Run, metrics: dict[str, Any] | None = None, recipe: str = "") -> ReportInputs:
     """What the report and the card of a finished run are made from, with other metrics or another recipe."""
     learned = len(run.predictor.ranks.accuracy) - 1  # beside the dense network; candidates were measured later
     job, fit = run.job, Fit(run.predictor, tuple(run.study.trials[:learned]))
     recipe = recipe or resolved_toml(run.recipe)
-    return Evidence(job.measure, job.data, run.study, fit, metrics or run.metrics, run.policy, recipe)
+    return ReportInputs(job.measure, job.data, run.study, fit, metrics or run.metrics, run.policy, recipe)
 
 
 class TinyNet(nn.Module):

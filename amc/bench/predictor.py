@@ -32,8 +32,8 @@ Figures = dict[str, float | None]  # of one fit on one split
 
 
 @dataclass(frozen=True)
-class Measured:
-    """Measured policies.
+class MeasuredPolicies:
+    """Policies with the accuracies measured of them.
 
     Attributes:
         rows: (n, d) pruned fractions and bits.
@@ -46,7 +46,7 @@ class Measured:
     bits: NDArray[np.bool_]
 
 
-def load_measured(policies: Path, accuracy: Path) -> Measured:
+def load_measured(policies: Path, accuracy: Path) -> MeasuredPolicies:
     """Read policies (n, d) and accuracies (n,), in percent where one is above 1, from two .npy files.
 
     A column whose values are all at most 1 holds pruned fractions, any other one bits.
@@ -79,7 +79,7 @@ def load_measured(policies: Path, accuracy: Path) -> Measured:
         )
     if known.min() == known.max():
         raise DataError(f"accuracies must differ to be learned, but {accuracy} has {known[0]:g} for every policy")
-    return Measured(rows, known / 100 if known.max() > 1 else known, bits)
+    return MeasuredPolicies(rows, known / 100 if known.max() > 1 else known, bits)
 
 
 def _array(path: Path) -> Array:
@@ -113,7 +113,9 @@ def counts_of(text: str) -> tuple[int, ...]:
     return tuple(sorted({int(part) for part in parts}))
 
 
-def bench_predictor(measured: Measured, counts: Sequence[int], splits: int, progress: Progress) -> dict[str, Any]:
+def bench_predictor(
+    measured: MeasuredPolicies, counts: Sequence[int], splits: int, progress: Progress
+) -> dict[str, Any]:
     """Fit every predictor on parts of random 80/20 splits and judge it on the held-out fifth.
 
     A split's smaller parts are the beginnings of its larger ones, and all predictors see the same policies. Counts
@@ -153,7 +155,9 @@ def bench_predictor(measured: Measured, counts: Sequence[int], splits: int, prog
     }
 
 
-def _judged(measured: Measured, known: NDArray[np.int64], asked: NDArray[np.int64], seed: int) -> dict[str, Figures]:
+def _judged(
+    measured: MeasuredPolicies, known: NDArray[np.int64], asked: NDArray[np.int64], seed: int
+) -> dict[str, Figures]:
     """Every predictor's figures on the policies asked, learned from those known."""
     rows, accuracy, bits = measured.rows, measured.accuracy, measured.bits
     truth = torch.from_numpy(accuracy[asked])

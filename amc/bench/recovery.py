@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from amc import Job, Measure, Progress, Recipe, open_job
-from amc.bench.objectives.kinds import parse_kinds
+from amc.bench.objectives.trial_kinds import parse_kinds
 from amc.bench.table import Table
 from amc_search import Cap, random_policies
 

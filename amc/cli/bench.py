@@ -64,13 +64,13 @@ def bench_methods(
     The same command goes on where the last one stopped.
     """
     from amc.bench.search_methods.bench_recipe import load_bench_recipe
-    from amc.bench.search_methods.flow import Wanted, bench_methods
+    from amc.bench.search_methods.flow import Scope, bench_methods
     from amc.bench.search_methods.tables import table_text
 
     wanted = load_bench_recipe(recipe)
     folder = out or Path("runs/bench") / wanted.name
     with shown(quiet=quiet) as progress:
-        found = bench_methods(wanted, folder, Wanted(minutes, tuple(only or ()), report), progress)
+        found = bench_methods(wanted, folder, Scope(minutes, tuple(only or ()), report), progress)
     print_result(found if json_ else f"{table_text(found)}\n\n{folder}/plots.html, results.json, table.md")
 
 
@@ -270,13 +270,13 @@ def bench_objectives(
 ) -> None:
     """Judge kinds of trials by long fine-tunes of the same policies."""
     from amc.bench.caps import recipe_and_caps
-    from amc.bench.objectives.flow import Wanted, bench_objectives
-    from amc.bench.objectives.report import objectives_text, write_report
+    from amc.bench.objectives.measurement import ComparisonDesign, bench_objectives
+    from amc.bench.objectives.presentation import objectives_text, write_report
 
     wanted, limits = recipe_and_caps(recipe, caps, settings_of(set_))
-    asked = Wanted.of(limits, kinds, policies, wanted.finetune.epochs if epochs is None else epochs, repeats)
+    design = ComparisonDesign.of(limits, kinds, policies, wanted.finetune.epochs if epochs is None else epochs, repeats)
     folder = Path(out or f"runs/objectives/{wanted.name}")
     with shown(quiet=quiet) as progress:
-        found = bench_objectives(wanted, asked, folder, minutes, progress)
+        found = bench_objectives(wanted, design, folder, minutes, progress)
     write_report(found, folder)
     print_result(found if json_ else objectives_text(found))

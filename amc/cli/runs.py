@@ -61,7 +61,7 @@ def front(
 
 def show(run: RunArgument, json_: JsonOption = False) -> None:
     """Show what happened in a run and what was chosen."""
-    from amc.job.folder import RunFolder
+    from amc.job.run_folder import RunFolder
     from amc.job.show import details
 
     opened = RunFolder.open(run)

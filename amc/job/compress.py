@@ -21,8 +21,8 @@ from amc.job.recipe import Recipe, resolved_toml, shareable
 from amc.job.rounding import settle_rounding
 from amc.job.run import METRICS, POLICY, PREDICTOR, Run, claimed, has_finished, open_folder, policy_table, save_release
 from amc.job.workers import search_with_workers
-from amc.release.evidence import Evidence
 from amc.release.publish import publish
+from amc.release.report_inputs import ReportInputs
 from amc.study.optimize import Fit, fit_predictor, save_predictor, select, warn_if_poor
 from amc.study.search import uniform_policy
 from amc.study.trial import Trial
@@ -111,7 +111,7 @@ def _compress(recipe: Recipe, folder: Path, progress: Progress, brought: Brought
         kept, sizes = (policy_table(job.space.names, counts) for counts in (policy, job.space.high))
         write_json(folder / POLICY, {"policy": kept, "sizes": sizes})
         metrics = run_metrics(job, study, fit, compared, clock.seconds)
-        publish(folder, Evidence(job.measure, job.data, study, fit, metrics, kept, resolved_toml(recipe)))
+        publish(folder, ReportInputs(job.measure, job.data, study, fit, metrics, kept, resolved_toml(recipe)))
     write_json(folder / METRICS, metrics)  # last: its presence says that the run has finished
     for checkpoint in folder.glob("checkpoint-*.pt"):
         checkpoint.unlink()

@@ -22,7 +22,7 @@ from amc.surgery.trace_cache import read_trace_cache, write_trace_cache
 from amc.system.device import Compute
 from amc.system.errors import UsageError
 from amc.system.progress import Progress, Silent
-from amc.train.training import Training, train
+from amc.train.training import TrainingHistory, train
 from amc.zoo.call import Call
 from amc.zoo.data.sources import load_splits
 from amc.zoo.data.splits import Splits
@@ -125,7 +125,7 @@ class Job:
         checkpoint: Path | None = None,
         title: str = "fine-tune",
         progress: Progress | None = None,
-    ) -> Training:
+    ) -> TrainingHistory:
         """Train a cut network in place, as the recipe says, with the dense network as teacher.
 
         Args:

@@ -9,9 +9,9 @@ import torch
 from numpy.typing import NDArray
 
 from amc.cost.layer_speeds import Rounding, measure_rounding
-from amc.job.folder import RECIPE, read_recipe
 from amc.job.job import Brought, bring, example_call, with_step
 from amc.job.recipe import Recipe
+from amc.job.run_folder import RECIPE, read_recipe
 from amc.system.device import Compute
 from amc.system.progress import Progress
 from amc.train import distributed

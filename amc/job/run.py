@@ -28,12 +28,12 @@ from numpy.typing import NDArray
 from torch import nn
 
 from amc.cost.budget import Budget, parse_budgets
-from amc.job.folder import METRICS as METRICS
-from amc.job.folder import POLICY as POLICY
-from amc.job.folder import PREDICTOR as PREDICTOR
-from amc.job.folder import RECIPE, RunFolder, read_json, read_recipe
 from amc.job.job import Brought, Job, open_job
 from amc.job.recipe import Recipe, resolved_toml
+from amc.job.run_folder import METRICS as METRICS
+from amc.job.run_folder import POLICY as POLICY
+from amc.job.run_folder import PREDICTOR as PREDICTOR
+from amc.job.run_folder import RECIPE, RunFolder, read_json, read_recipe
 from amc.release.archive import load_network, save_network
 from amc.study.optimize import CANDIDATES, best_policy, fit_predictor, load_predictor
 from amc.study.policy import Policy

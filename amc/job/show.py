@@ -10,7 +10,7 @@ from textwrap import wrap
 from typing import Any
 
 from amc.cost.budget import format_bytes, format_cost, format_flops_2x, format_macs, format_params
-from amc.job.folder import RunFolder
+from amc.job.run_folder import RunFolder
 from amc.release import REPORT
 from amc.release.comparison import STAGES, comparison_sentences, seconds_text
 from amc.release.sentences import certificate_sentence, removed_groups, removed_of, trials_sentence

@@ -10,10 +10,10 @@ from typing import Any
 import optuna
 from optuna.storages import BaseStorage
 
-from amc.job.folder import RECIPE as RECIPE_FILE
-from amc.job.folder import read_recipe
 from amc.job.job import open_job, study_location
 from amc.job.recipe import Recipe, amended, load_recipe, parse_recipe
+from amc.job.run_folder import RECIPE as RECIPE_FILE
+from amc.job.run_folder import read_recipe
 from amc.study.search import sampler_of, stopping_measure
 from amc.study.sensitivity import measure_sensitivity
 from amc.study.storage import open_storage, patiently, place

@@ -93,7 +93,7 @@ def save_network(
         "weights_sha256": hashlib.sha256(payload).hexdigest(),
     }
     if source.is_object and example is not None:
-        from amc.release.program import save_program  # torch.export takes a second to import
+        from amc.release.exported_program import save_program  # torch.export takes a second to import
 
         record["program"] = save_program(folder, model, example)
     write_whole(folder / WEIGHTS, lambda file: file.write(payload))

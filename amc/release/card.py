@@ -10,18 +10,18 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from amc.release.archive import RECORD, WEIGHTS
 from amc.release.comparison import comparison_sentences
-from amc.release.evidence import Evidence
 from amc.release.report import cap_rows, load_snippet, network_rows, preprocessing
+from amc.release.report_inputs import ReportInputs
 from amc.release.sentences import certificate_sentence, removed_of
 
 
-def model_card(folder: Path, evidence: Evidence) -> str:
+def model_card(folder: Path, inputs: ReportInputs) -> str:
     """The card of the release in `folder`, as Markdown with Hugging Face's front matter.
 
     The front matter holds only what is true of every release: the hub's ids of base model, data and licence are not
     known here.
     """
-    metrics, data, task = evidence.metrics, evidence.data, evidence.measure.task
+    metrics, data, task = inputs.metrics, inputs.data, inputs.measure.task
     is_classifier = task.metric is None
     text: str = _template().render(
         model=metrics["model"],
@@ -31,21 +31,21 @@ def model_card(folder: Path, evidence: Evidence) -> str:
         classifies_images=is_classifier and len(data.input_shape) == 3,
         metric=task.metric_name,
         metric_function=task.names[1],
-        epochs=evidence.measure.settings.schedule.epochs,
+        epochs=inputs.measure.settings.schedule.epochs,
         origin=_origin(metrics["weights"]),
-        digest=evidence.measure.trace.digest,
+        digest=inputs.measure.trace.digest,
         removed=removed_of(metrics),
         rows=network_rows(metrics),
         caps=cap_rows(metrics),
         comparison=comparison_sentences(metrics),
-        snippet=load_snippet(evidence),
-        preprocessing=preprocessing(evidence),
+        snippet=load_snippet(inputs),
+        preprocessing=preprocessing(inputs),
         trials=metrics["trials"],
         stopped=metrics.get("stopped", 0),
         kendall=metrics["predictor"]["kendall"],
         warning=metrics["predictor"]["warning"],
         certificate=certificate_sentence(metrics),
-        protocol=evidence.measure.protocol(),
+        protocol=inputs.measure.protocol(),
         protocol_digest=metrics["protocol"],
         sizes={"train": len(data.train), "validation": len(data.validation), "test": len(data.test)},
         files=[_file(folder / name) for name in (WEIGHTS, RECORD)],

@@ -17,9 +17,9 @@ from amc.cost.counts import macs_by_module
 from amc.cost.trace import Trace
 from amc.release import plots
 from amc.release.comparison import comparison_sentences, seconds_text
-from amc.release.evidence import Evidence
 from amc.release.page import render_page
 from amc.release.plots import Mark
+from amc.release.report_inputs import ReportInputs
 from amc.release.sentences import certificate_sentence, removed_of, trials_sentence
 from amc_search import Cap, is_feasible, uniform
 
@@ -28,11 +28,11 @@ NETWORKS = ("dense", "released", "uniform")
 PASSWORD = re.compile(r"(?<=://)([^:/@\s]*):[^/\s]*@")
 
 
-def report(evidence: Evidence) -> str:
+def report(inputs: ReportInputs) -> str:
     """The whole page."""
-    metrics, data, study, predictor = evidence.metrics, evidence.data, evidence.study, evidence.fit.predictor
+    metrics, data, study, predictor = inputs.metrics, inputs.data, inputs.study, inputs.fit.predictor
     accuracies = [trial.accuracy for trial in study.trials]
-    drawn = _plots(evidence)
+    drawn = _plots(inputs)
     values = {
         **_headline(metrics),
         "cards": _cards(metrics),
@@ -52,15 +52,15 @@ def report(evidence: Evidence) -> str:
             "rmse": f"{100 * predictor.ranks.rmse:.2f} points",
             "coverage": f"{predictor.ranks.coverage_90:.0%}",
         },
-        "frozen": evidence.measure.trace.frozen,
+        "frozen": inputs.measure.trace.frozen,
         "seconds": seconds_text(metrics["seconds"]),
         "trials": trials_sentence(metrics),
         "stopped": metrics.get("stopped", 0),
         "removed": removed_of(metrics),
         "failures": Counter(study.failures).most_common(),
-        "snippet": load_snippet(evidence),
-        "preprocessing": preprocessing(evidence),
-        "recipe": PASSWORD.sub(r"\1:***@", evidence.recipe),
+        "snippet": load_snippet(inputs),
+        "preprocessing": preprocessing(inputs),
+        "recipe": PASSWORD.sub(r"\1:***@", inputs.recipe),
         "protocol": metrics["protocol"],
     }
     return render_page("report.html.j2", drawn, values)
@@ -156,19 +156,19 @@ def cap_rows(metrics: dict[str, Any]) -> list[dict[str, str]]:
     ]
 
 
-def _plots(evidence: Evidence) -> dict[str, go.Figure]:
-    metrics, study, ranks = evidence.metrics, evidence.study, evidence.fit.predictor.ranks
-    trace, trials = evidence.measure.trace, study.trials
+def _plots(inputs: ReportInputs) -> dict[str, go.Figure]:
+    metrics, study, ranks = inputs.metrics, inputs.study, inputs.fit.predictor.ranks
+    trace, trials = inputs.measure.trace, study.trials
     space = trace.space
     caps = tuple(Cap(trace.cost(cap["unit"]), cap["limit"]) for cap in metrics["budgets"])
-    policy = np.array([evidence.policy[name] for name in space.names], dtype=np.int64)
+    policy = np.array([inputs.policy[name] for name in space.names], dtype=np.int64)
     policies = np.array([trial.policy for trial in trials], dtype=np.int64)
     accuracies, stopped = [trial.accuracy for trial in trials], [trial.stopped for trial in trials]
     feasible = is_feasible(policies, caps).tolist()
     tightest = max(metrics["budgets"], key=lambda cap: cap["used"] / cap["limit"])
     unit: Unit = tightest["unit"]
     plain = uniform(space, caps)
-    partial = [*(trial.stopped for trial in evidence.fit.trials), False]  # the dense network was the last example
+    partial = [*(trial.stopped for trial in inputs.fit.trials), False]  # the dense network was the last example
 
     def cost(counts: NDArray[np.int64]) -> list[float]:
         found: list[float] = trace.cost(unit)(torch.from_numpy(np.atleast_2d(counts)).double()).tolist()
@@ -211,13 +211,13 @@ def _macs_by_layer(trace: Trace, policy: NDArray[np.int64]) -> tuple[list[str], 
     return [name or "the network itself" for name in both], before, after
 
 
-def load_snippet(evidence: Evidence) -> str:
+def load_snippet(inputs: ReportInputs) -> str:
     """Python that has the released network back."""
-    shape = ", ".join(str(size) for size in _lone_shape(evidence))
+    shape = ", ".join(str(size) for size in _lone_shape(inputs))
     use = (
         f"outputs = model(torch.zeros({shape}))" if shape else "outputs = model(...)  # called as the dense network is"
     )
-    if evidence.measure.task.metric is None:
+    if inputs.measure.task.metric is None:
         use = use.replace("outputs", "logits", 1)
     return (
         "import amc, torch\n\n"
@@ -226,20 +226,20 @@ def load_snippet(evidence: Evidence) -> str:
     )
 
 
-def _lone_shape(evidence: Evidence) -> tuple[int, ...]:
+def _lone_shape(inputs: ReportInputs) -> tuple[int, ...]:
     """The shape of the network's input for one example; () where it takes more than one tensor."""
-    example = evidence.measure.trace.example
+    example = inputs.measure.trace.example
     args = example.args
     lone = len(args) == 1 and not example.kwargs and isinstance(args[0], torch.Tensor)
     return tuple(args[0].shape) if lone else ()
 
 
-def preprocessing(evidence: Evidence) -> str:
+def preprocessing(inputs: ReportInputs) -> str:
     """What inputs must be before the network sees them, in one or two sentences."""
-    shape = _lone_shape(evidence)[1:]
+    shape = _lone_shape(inputs)[1:]
     if not shape:
         return "Inputs are those of the dense network, prepared as the training data was."
-    mean, std = (getattr(evidence.data.validation, name, None) for name in ("mean", "std"))
+    mean, std = (getattr(inputs.data.validation, name, None) for name in ("mean", "std"))
     size = f"Inputs are float tensors (batch, {', '.join(map(str, shape))})"
     if not (mean and std):
         return f"{size}, normalised as the training data was."

@@ -32,7 +32,7 @@ ADAM_SECOND = 0.99  # decay of AdamW's squared gradients: short schedules have n
 
 
 @dataclass
-class Training:
+class TrainingHistory:
     """How a training went: measured accuracy after each epoch, the best of them, and what it took."""
 
     accuracies: list[float] = field(default_factory=list)
@@ -115,7 +115,7 @@ def train(
     progress: Progress | None = None,
     task: Task = CLASSIFICATION,
     start: float | None = None,
-) -> Training:
+) -> TrainingHistory:
     """Train `model` in place and leave it with the best weights seen, in the training mode it came in.
 
     Args:
@@ -190,7 +190,7 @@ class _Loop:
         whole, rest = divmod(len(splits.train), schedule.batch_size)
         self.per_epoch = max(1, whole + (rest >= 2 * self.world))  # BatchNorm cannot train on one image
         self.steps, self.step = round(schedule.epochs * self.per_epoch), 0
-        self.training = Training(steps=self.steps)
+        self.training = TrainingHistory(steps=self.steps)
         self.optimizer = optimizer_of(model, schedule)
         self.running = model if self.world == 1 else self.accelerator.prepare_model(model)
         self.average: AveragedModel | None = None

@@ -13,10 +13,10 @@ from amc.bench.caps import recipe_and_caps
 from amc.bench.deadline import Deadline, Paused, Unfinished
 from amc.bench.objectives import flow as bench_module
 from amc.bench.objectives.fidelity import drawn, drawn_kendall, kendall, regret, spread_of
-from amc.bench.objectives.flow import Wanted, bench_objectives
-from amc.bench.objectives.kinds import parse_kinds
+from amc.bench.objectives.measurement import ComparisonDesign, bench_objectives
 from amc.bench.objectives.policies import chosen_policies
-from amc.bench.objectives.report import objectives_text, write_report
+from amc.bench.objectives.presentation import objectives_text, write_report
+from amc.bench.objectives.trial_kinds import parse_kinds
 from amc.bench.objectives.verdict import found_for_cap, long_values, trial_values, verdict
 from amc.bench.store import Store
 from amc.cli import app
@@ -50,8 +50,8 @@ def job(tiny: Recipe) -> Job:
     return open_job(tiny)
 
 
-def wanted(policies: int = 8, epochs: float = 0.5, repeats: int = 2, kinds: str = KINDS) -> Wanted:
-    return Wanted.of(CAP, kinds, policies, epochs, repeats)
+def wanted(policies: int = 8, epochs: float = 0.5, repeats: int = 2, kinds: str = KINDS) -> ComparisonDesign:
+    return ComparisonDesign.of(CAP, kinds, policies, epochs, repeats)
 
 
 def test_kinds_are_read_and_change_the_recovery(tiny: Recipe) -> None:
@@ -285,7 +285,7 @@ def test_minutes_that_are_no_number_are_refused() -> None:
 
 def test_a_cap_below_all_policies_is_told_in_the_units_of_costs(tiny: Recipe, tmp_path: Path) -> None:
     """What the cap asks for and the smallest policy, as people read costs."""
-    low = Wanted.of({"1MACs": parse_budgets(["1MACs"])}, "none", 6, 0.1, 1)
+    low = ComparisonDesign.of({"1MACs": parse_budgets(["1MACs"])}, "none", 6, 0.1, 1)
     with pytest.raises(BudgetUnreachable, match=r"1 MACs is below the smallest policy's [\d.]+ k?M?MACs"):
         bench_objectives(tiny, low, tmp_path, 60, Silent())
 

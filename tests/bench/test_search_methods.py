@@ -19,7 +19,7 @@ from amc.bench.deadline import Deadline, Unfinished
 from amc.bench.search_methods import flow
 from amc.bench.search_methods.bench_recipe import BenchRecipe, list_bench_recipes, load_bench_recipe
 from amc.bench.search_methods.context import POLICY
-from amc.bench.search_methods.flow import Wanted, bench_methods
+from amc.bench.search_methods.flow import Scope, bench_methods
 from amc.bench.search_methods.orders import read_order
 from amc.bench.search_methods.searches import Spec, read_search, specs_of
 from amc.bench.search_methods.tables import table_markdown, table_text
@@ -215,7 +215,7 @@ def test_the_test_split_is_touched_once_a_network(
     policies = outcome(home / "tested")["progress"]["finals"]
     assert len(tested) == policies + 1 and set(tested) == {100}
     bench_methods(recipe, home / "tested", methods=methods)
-    bench_methods(recipe, finished, Wanted(report_only=True))
+    bench_methods(recipe, finished, Scope(report_only=True))
     assert len(tested) == policies + 1
 
 
@@ -231,8 +231,8 @@ def test_an_order_belongs_to_one_very_search(finished: Path) -> None:
 def test_a_report_measures_nothing(home: Path, recipe: BenchRecipe, counted: list[tuple[int, ...]]) -> None:
     """Of a bench just begun it says that no goal was measured."""
     with pytest.raises(Unfinished):
-        bench_methods(recipe, home / "begun", Wanted(minutes=0), methods=methods)
-    found = bench_methods(recipe, home / "begun", Wanted(report_only=True))
+        bench_methods(recipe, home / "begun", Scope(minutes=0), methods=methods)
+    found = bench_methods(recipe, home / "begun", Scope(report_only=True))
     assert not counted and found["progress"]["searches"] == 0
     assert {goal["verdict"] for goal in found["goals"]} == {"not measured"}
     text = table_text(found)
@@ -253,32 +253,32 @@ def test_a_report_of_another_folder_is_refused(
         patch.setattr(flow, "open_job", None)
         for name in ("none", "empty", "run"):
             with pytest.raises(RunError, match="holds nothing of it") as caught:
-                bench_methods(recipe, tmp_path / name, Wanted(report_only=True))
+                bench_methods(recipe, tmp_path / name, Scope(report_only=True))
             assert caught.value.exit_code == 2 and "\n" not in str(caught.value)
     with pytest.raises(RunError, match="holds nothing of it"):
-        bench_methods(recipe, tmp_path / "other", Wanted(report_only=True))
+        bench_methods(recipe, tmp_path / "other", Scope(report_only=True))
     assert sorted(path for path in tmp_path.rglob("*") if path.name != ".lock") == before
 
 
 def test_only_some_methods_run(home: Path, recipe: BenchRecipe) -> None:
     """`only` runs what it names, and the figures hold what there is."""
-    found = bench_methods(recipe, home / "some", Wanted(only=("other",)), methods=methods)
+    found = bench_methods(recipe, home / "some", Scope(only=("other",)), methods=methods)
     assert set(found["figures"]["searches"]["40%"]["4"]) == {"other"}
     with pytest.raises(UsageError, match="did you mean other"):
-        bench_methods(recipe, home / "some", Wanted(only=("othr",)), methods=methods)
+        bench_methods(recipe, home / "some", Scope(only=("othr",)), methods=methods)
     with pytest.raises(UsageError, match="'tpe' is none of amc, other, uniform"):
-        bench_methods(recipe, home / "some", Wanted(only=("tpe",)), methods=methods)
+        bench_methods(recipe, home / "some", Scope(only=("tpe",)), methods=methods)
     with pytest.raises(UsageError, match="--only cannot go with it"):
-        bench_methods(recipe, home / "some", Wanted(only=("other",), report_only=True))
+        bench_methods(recipe, home / "some", Scope(only=("other",), report_only=True))
 
 
 def test_only_some_winners_are_fine_tuned(recipe: BenchRecipe, tmp_path: Path) -> None:
     """`only` fine-tunes the winners of what it names: none where they are none of the recipe's."""
     small = recipe.model_copy(update={"long": 0, "rank": 0})
-    bench_methods(small, tmp_path, Wanted(only=("uniform",)), methods=methods)
-    kept = bench_methods(small, tmp_path, Wanted(only=("other",)), methods=methods)["progress"]["finals"]
+    bench_methods(small, tmp_path, Scope(only=("uniform",)), methods=methods)
+    kept = bench_methods(small, tmp_path, Scope(only=("other",)), methods=methods)["progress"]["finals"]
     assert 0 < kept <= 2 * 2 * small.finetune_seeds  # under each cap uniform ratios and one winner
-    found = bench_methods(small, tmp_path, Wanted(report_only=True))
+    found = bench_methods(small, tmp_path, Scope(report_only=True))
     assert set(found["figures"]["finals"]["40%"]["methods"]) == {"uniform", "other"}
     assert found["figures"]["finals"]["40%"]["spread_of_random_policies"] is None
 
@@ -292,11 +292,11 @@ def test_a_method_that_does_not_run_is_left_out(home: Path, recipe: BenchRecipe)
 
         return {**methods(job), "other": fail}
 
-    found = bench_methods(recipe, home / "left", Wanted(only=("other", "uniform")), methods=broken)
+    found = bench_methods(recipe, home / "left", Scope(only=("other", "uniform")), methods=broken)
     assert set(found["left_out"]["other"]) == {"40%", "60%+70%params"}
     assert "other is left out at 40%, 60%+70%params: the method other needs" in table_text(found)
-    assert bench_methods(recipe, home / "left", Wanted(report_only=True))["left_out"] == found["left_out"]
-    assert not bench_methods(recipe, home / "left", Wanted(only=("other",)), methods=methods)["left_out"]
+    assert bench_methods(recipe, home / "left", Scope(report_only=True))["left_out"] == found["left_out"]
+    assert not bench_methods(recipe, home / "left", Scope(only=("other",)), methods=methods)["left_out"]
 
 
 def test_what_cannot_be_compared_is_refused(home: Path, recipe: BenchRecipe, tmp_path: Path) -> None:

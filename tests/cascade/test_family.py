@@ -14,8 +14,8 @@ from amc.cascade.planning.constraints import AbsoluteConstraints, Constraints
 from amc.cascade.planning.family import FAMILY, HALF, Family, share_name, useful_caps
 from amc.cascade.stages.component import cached_records
 from amc.cascade.stages.holdout import split_in_two
-from amc.job.folder import POLICY, read_json
 from amc.job.run import Run
+from amc.job.run_folder import POLICY, read_json
 from amc.system.errors import UsageError
 from amc.system.files import write_json
 from amc.system.progress import Silent

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from amc.job.folder import RunFolder
 from amc.job.run import Run
+from amc.job.run_folder import RunFolder
 from amc.job.show import Terminal, details, summary
 from amc.release.comparison import comparison_sentence, seconds_text
 from amc.release.sentences import certificate_sentence

@@ -5,7 +5,7 @@ import pytest
 
 from amc.job.run import Run
 from amc.release.card import model_card
-from tests.tiny import evidence_of
+from tests.tiny import report_inputs_of
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def test_names_cannot_break_the_markdown(tiny_run: Run) -> None:
     """Names from outside stay in their code span, on their line."""
     metrics = copy.deepcopy(tiny_run.metrics)
     metrics["model"] = "a`|\n# b <img src=x>"
-    text = model_card(tiny_run.folder, evidence_of(tiny_run, metrics))
+    text = model_card(tiny_run.folder, report_inputs_of(tiny_run, metrics))
     assert "\n# b" not in text
     assert "`a'¦ # b <img src=x>`" in text
     assert "# a\\`\\| \\# b &lt;img src=x&gt;" in text
@@ -63,4 +63,4 @@ def test_card_of_a_run_of_an_earlier_version(tiny_run: Run) -> None:
     """Metrics without stopped trials and removed branches still make a card."""
     metrics = copy.deepcopy(tiny_run.metrics)
     del metrics["stopped"], metrics["released"]["removed"]
-    assert "stopped early" not in model_card(tiny_run.folder, evidence_of(tiny_run, metrics))
+    assert "stopped early" not in model_card(tiny_run.folder, report_inputs_of(tiny_run, metrics))

@@ -10,7 +10,7 @@ from amc.job.recipe import amended, resolved_toml
 from amc.job.run import Run
 from amc.release.plots import STOPPED, front_plot, keep_plot, layers_plot, prediction_plot, progress_plot, time_plot
 from amc.release.report import report
-from tests.tiny import evidence_of
+from tests.tiny import report_inputs_of
 
 PLOTS = ("front", "prediction", "keep", "layers", "progress", "time")
 
@@ -112,7 +112,7 @@ def test_report_escapes_all_text(tiny_run: Run) -> None:
     metrics = copy.deepcopy(tiny_run.metrics)
     metrics["model"] = metrics["recipe"] = metrics["predictor"]["warning"] = evil
     metrics["stage_seconds"] = {evil: 1.0}
-    found = Page(report(evidence_of(tiny_run, metrics)))
+    found = Page(report(report_inputs_of(tiny_run, metrics)))
     assert "img" not in found.tags
     assert len(found.scripts) == 3
     assert found.text.count(evil) >= 3
@@ -122,7 +122,7 @@ def test_report_escapes_all_text(tiny_run: Run) -> None:
 def test_passwords_stay_out_of_the_report(tiny_run: Run) -> None:
     """The study's address may hold a password; the report, which is passed on, does not."""
     recipe = amended(tiny_run.recipe, {"search.study": "postgresql://me:secret@host/db"})
-    text = report(evidence_of(tiny_run, recipe=resolved_toml(recipe)))
+    text = report(report_inputs_of(tiny_run, recipe=resolved_toml(recipe)))
     assert "secret" not in text
     assert "postgresql://me:***@host/db" in text
 
@@ -189,5 +189,5 @@ def test_report_of_a_run_of_an_earlier_version(tiny_run: Run) -> None:
     """Metrics without stopped trials and removed branches still make a report."""
     metrics = copy.deepcopy(tiny_run.metrics)
     del metrics["stopped"], metrics["released"]["removed"]
-    text = Page(report(evidence_of(tiny_run, metrics))).text
+    text = Page(report(report_inputs_of(tiny_run, metrics))).text
     assert f"{metrics['trials']} trials measured." in text

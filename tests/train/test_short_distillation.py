@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from amc.job.folder import RunFolder
 from amc.job.retarget import retarget
 from amc.job.run import Run
+from amc.job.run_folder import RunFolder
 from amc.job.show import details
 from amc.system.progress import Silent
 from amc.train.settings import FinetuneSchedule, RecoverySettings

@@ -15,7 +15,7 @@ from amc.system.errors import ModelError
 from amc.system.progress import Silent, Stage
 from amc.train.evaluation import evaluate
 from amc.train.settings import FinetuneSchedule, Schedule
-from amc.train.training import Training, learning_rate_factor, optimizer_of, train
+from amc.train.training import TrainingHistory, learning_rate_factor, optimizer_of, train
 from amc.zoo.data.splits import MemorySplit, Splits
 
 CPU = Compute(torch.device("cpu"), bfloat16=False)
@@ -152,7 +152,7 @@ def test_no_epochs_do_nothing() -> None:
     """`epochs = 0` leaves weights and modes alone, and tells so."""
     model = small()
     before = weights(model)
-    assert train(model, SPLITS, Schedule(epochs=0), CPU) == Training()
+    assert train(model, SPLITS, Schedule(epochs=0), CPU) == TrainingHistory()
     assert equal(weights(model), before) and model.training
 
 

@@ -16,8 +16,8 @@ from amc.bench.cascade.study_goals import Figures, StudyGoal, summary, summary_t
 from amc.bench.cascade.study_recipe import CascadeRecipe
 from amc.bench.deadline import Deadline, Paused, Unfinished
 from amc.bench.machine import machine
-from amc.job.folder import read_json
 from amc.job.run import claimed
+from amc.job.run_folder import read_json
 from amc.system.files import write_json, write_text
 
 FORMAT = "amc-bench-cascade/1"

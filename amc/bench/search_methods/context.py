@@ -31,7 +31,7 @@ def objective_value(objective: Objective, accuracy: float, loss: float) -> float
 
 
 @dataclass(frozen=True)
-class Measured:
+class Measurement:
     """What measuring a policy gave.
 
     Attributes:
@@ -75,7 +75,7 @@ class Context:
         }
 
     @cached_property
-    def reference(self) -> Measured:
+    def reference(self) -> Measurement:
         """The dense network's own measurement.
 
         Raises:
@@ -86,14 +86,14 @@ class Context:
             raise UsageError(
                 'objective = "likelihood" needs a loss, but this task\'s metric gives none; take "accuracy"'
             )
-        return Measured(found.accuracy, found.loss, found.seconds, self.job.trace.dense_costs())
+        return Measurement(found.accuracy, found.loss, found.seconds, self.job.trace.dense_costs())
 
     @property
     def dense_value(self) -> float:
         """The dense network's objective value."""
         return self.value_of(self.reference)
 
-    def value_of(self, found: Measured) -> float:
+    def value_of(self, found: Measurement) -> float:
         """The number that a method sees for a measured policy."""
         return objective_value(self.recipe.objective, found.accuracy, found.loss)
 
@@ -103,7 +103,7 @@ class Context:
         start = perf_counter()
         return Sensitivity(sensitivity_curves(self.job.measure, self.job.recipe.search), perf_counter() - start)
 
-    def measured(self, policy: Policy) -> Measured:
+    def measured(self, policy: Policy) -> Measurement:
         """What measuring a (d,) policy gives, from the store if it was measured before.
 
         Raises:
@@ -114,12 +114,12 @@ class Context:
         if known is None or self.has_advanced:
             self.deadline.check()
         if known is not None:
-            return Measured(**known)
+            return Measurement(**known)
         try:
             trial = self.job.measure(policy)
-            found = Measured(trial.accuracy, trial.loss, sum(trial.seconds.values()), dict(trial.costs))
+            found = Measurement(trial.accuracy, trial.loss, sum(trial.seconds.values()), dict(trial.costs))
         except ModelError as error:  # outputs that are not finite: the policy is at fault, and the worst there is
-            found = Measured(0.0, math.inf, 0.0, self.job.trace.costs_of(policy), str(error))
+            found = Measurement(0.0, math.inf, 0.0, self.job.trace.costs_of(policy), str(error))
         self.store.put(POLICY, *policy.tolist(), value=asdict(found))
         self.has_advanced = True
         return found

@@ -20,9 +20,9 @@ from amc.bench.deadline import Deadline, Paused, Unfinished
 from amc.bench.search_methods import finals
 from amc.bench.search_methods.bench_recipe import BenchRecipe
 from amc.bench.search_methods.context import Context
+from amc.bench.search_methods.curves import plots_page
 from amc.bench.search_methods.findings import Findings, LeftOut
 from amc.bench.search_methods.orders import Order, is_ordered, order, read_order
-from amc.bench.search_methods.plots import plots_page
 from amc.bench.search_methods.results import results
 from amc.bench.search_methods.searches import FRONT, Search, Spec, front_caps, read_search, search, specs_of
 from amc.bench.search_methods.shared_study import front_method
@@ -35,7 +35,7 @@ RESULTS, TABLE, PLOTS, LEFT_OUT = "results.json", "table.md", "plots.html", "lef
 
 
 @dataclass(frozen=True)
-class Wanted:
+class Scope:
     """How much of a comparison a command shall do.
 
     Attributes:
@@ -52,7 +52,7 @@ class Wanted:
 def bench_methods(
     recipe: BenchRecipe,
     out: Path,
-    wanted: Wanted | None = None,
+    wanted: Scope | None = None,
     progress: Progress | None = None,
     *,
     methods: Callable[[Job], Mapping[str, Method]] | None = None,
@@ -72,7 +72,7 @@ def bench_methods(
         Unfinished: the time is over; the results so far are written, and the same call goes on.
         AmcError: any of `amc.system.errors`; what was measured is kept.
     """
-    wanted, progress = wanted or Wanted(), progress or Silent()
+    wanted, progress = wanted or Scope(), progress or Silent()
     deadline = deadline or Deadline(wanted.minutes)
     _check(recipe, wanted)
     if wanted.report_only:
@@ -95,7 +95,7 @@ def bench_methods(
             return work.report(out)
 
 
-def _check(recipe: BenchRecipe, wanted: Wanted) -> None:
+def _check(recipe: BenchRecipe, wanted: Scope) -> None:
     if wanted.only and wanted.report_only:
         raise UsageError("--report shows every method that is there, so --only cannot go with it; leave one out")
     for name in wanted.only:
@@ -126,7 +126,7 @@ class _Work:
     """One command's part of a comparison."""
 
     def __init__(
-        self, context: Context, folder: Path, wanted: Wanted, methods: Mapping[str, Method], progress: Progress
+        self, context: Context, folder: Path, wanted: Scope, methods: Mapping[str, Method], progress: Progress
     ) -> None:
         self.context, self.recipe, self.folder, self.progress = context, context.recipe, folder, progress
         self.wanted, self.methods = wanted, methods
@@ -232,7 +232,7 @@ class _Asked:
         self._tell()
 
 
-def _how_far(progress: dict[str, Any], out: Path, wanted: Wanted) -> str:
+def _how_far(progress: dict[str, Any], out: Path, wanted: Scope) -> str:
     return (
         f"{wanted.minutes:g} minutes are over: {progress['searches']} of {progress['searches_wanted']} searches, "
         f"{progress['trials']:,} trials and {progress['finals']} fine-tunes are done and kept in {out}; "

@@ -25,8 +25,8 @@ from amc.cascade.stages.component import Component, NetworkComponent, cached_rec
 from amc.cascade.stages.holdout import split_in_two
 from amc.cascade.stages.records import Records
 from amc.cost.budget import format_macs, parse_budget
-from amc.job.folder import POLICY, read_json
 from amc.job.run import Run, policy_table, save_release
+from amc.job.run_folder import POLICY, read_json
 from amc.release.archive import WEIGHTS, load_network
 from amc.system.errors import BudgetUnreachable, UsageError
 from amc.system.files import write_json

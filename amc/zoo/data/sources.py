@@ -123,14 +123,14 @@ def cifar10(request: Request) -> Splits:
 
 def image_folder(request: Request) -> Splits:
     """One folder a class, below train/ and val/ or alone; decoded on the fly."""
-    from amc.zoo.data.folder import load_folders  # torchvision takes a second to import
+    from amc.zoo.data.image_folder import load_folders  # torchvision takes a second to import
 
     return load_folders(request.name, request.need_folder(), request.size or 224, request.split_seed)
 
 
 def unlabelled(request: Request) -> Splits:
     """Images anywhere below a folder, without labels; decoded on the fly."""
-    from amc.zoo.data.folder import load_images  # likewise
+    from amc.zoo.data.image_folder import load_images  # likewise
 
     return load_images(request.name, request.need_folder(), request.size or 224, request.split_seed)
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from amc.release.archive import RECORD, load_network, save_network
-from amc.release.program import load_program
+from amc.release.exported_program import load_program
 from amc.surgery.cutting import cut_channels
 from amc.system.errors import ModelError, RunError
 from amc.zoo.call import Call

@@ -30,8 +30,8 @@ from amc import (
 )  # fmt: skip
 from amc.bench.caps import reachable_caps
 from amc.bench.deadline import Deadline, Paused, PausingProgress, Unfinished
-from amc.bench.objectives.kinds import JUDGED, JUDGES, Kind, parse_kinds
 from amc.bench.objectives.policies import chosen_policies, mean_ranks
+from amc.bench.objectives.trial_kinds import JUDGED, JUDGES, Kind, parse_kinds
 from amc.bench.objectives.verdict import found_for_cap, verdict
 from amc.bench.store import Store
 
@@ -45,7 +45,7 @@ Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ComparisonDesign:
     """What is compared.
 
     Attributes:
@@ -62,7 +62,9 @@ class Wanted:
     repeats: int
 
     @classmethod
-    def of(cls, caps: dict[str, tuple[Budget, ...]], kinds: str, policies: int, epochs: float, repeats: int) -> Wanted:
+    def of(
+        cls, caps: dict[str, tuple[Budget, ...]], kinds: str, policies: int, epochs: float, repeats: int
+    ) -> ComparisonDesign:
         """Raises `UsageError` where a number or a kind is against its rule."""
         if policies < FEWEST:
             raise UsageError(f"objectives are compared on at least {FEWEST} policies, but {policies} are asked for")
@@ -87,7 +89,9 @@ class Wanted:
         return policies * len(self.kinds) + sum(map(len, self.seeds(policies)))
 
 
-def bench_objectives(recipe: Recipe, wanted: Wanted, out: Path, minutes: float, progress: Progress) -> dict[str, Any]:
+def bench_objectives(
+    recipe: Recipe, wanted: ComparisonDesign, out: Path, minutes: float, progress: Progress
+) -> dict[str, Any]:
     """Judge kinds of trials by long fine-tunes of the same policies; see `amc.bench.objectives.verdict` for the result.
 
     Every trial is kept in `out` once it is done, a fine-tune after every epoch. The test split is not touched.
@@ -130,7 +134,7 @@ class _Work:
     """
 
     def __init__(
-        self, recipe: Recipe, wanted: Wanted, out: Path, store: Store, deadline: Deadline, progress: Progress
+        self, recipe: Recipe, wanted: ComparisonDesign, out: Path, store: Store, deadline: Deadline, progress: Progress
     ) -> None:
         """Raises `RunError` where the store holds what was measured under other conditions."""
         self.recipe, self.wanted, self.out, self.store = recipe, wanted, out, store

@@ -10,12 +10,12 @@ from plotly import graph_objects as go
 from plotly.subplots import make_subplots
 
 from amc import write_json, write_text
+from amc.bench.html_page import GREY, OURS, UNIFORM, Section, page
 from amc.bench.machine import machine
 from amc.bench.objectives.fidelity import ENOUGH_FOR_TOP, TOP
-from amc.bench.objectives.kinds import JUDGED
 from amc.bench.objectives.policies import GOOD
+from amc.bench.objectives.trial_kinds import JUDGED
 from amc.bench.objectives.verdict import ACCURACY, Finding, long_values, trial_values
-from amc.bench.page import GREY, OURS, UNIFORM, Section, page
 from amc.bench.table import MISSING, Table
 
 HEADS = ["trial", "objective", "Kendall", "95 %", "of the good", "top-5 regret", "95 %", "Kendall, accuracy",

@@ -13,7 +13,7 @@ from amc.zoo.data.splits import Splits
 
 
 @dataclass(frozen=True, eq=False)
-class Evidence:
+class ReportInputs:
     """What a run found, as the pages of its release need it.
 
     Attributes:

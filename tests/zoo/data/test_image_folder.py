@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from amc.system.device import Compute
 from amc.system.errors import DataError
-from amc.zoo.data.folder import FEW, FolderSplit
+from amc.zoo.data.image_folder import FEW, FolderSplit
 from amc.zoo.data.sources import load_splits
 from amc.zoo.data.splits import Split, Splits
 from amc.zoo.task import CLASSIFICATION

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from plotly import graph_objects as go
 
-from amc.bench.page import GREY, PALETTE, Section, page, plot
-from amc.bench.page import OURS as OUR_COLOUR
+from amc.bench.html_page import GREY, PALETTE, Section, page, plot
+from amc.bench.html_page import OURS as OUR_COLOUR
 from amc.bench.search_methods.bench_recipe import OURS
 from amc.bench.search_methods.findings import Findings
 from amc.bench.search_methods.searches import Search, front_caps
