@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from amc.bench.caps import recipe_and_caps
 from amc.bench.deadline import Deadline, Paused, Unfinished
-from amc.bench.objectives import flow as bench_module
+from amc.bench.objectives import measurement as bench_module
 from amc.bench.objectives.fidelity import drawn, drawn_kendall, kendall, regret, spread_of
 from amc.bench.objectives.measurement import ComparisonDesign, bench_objectives
 from amc.bench.objectives.policies import chosen_policies
