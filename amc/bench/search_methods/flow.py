@@ -20,9 +20,9 @@ from amc.bench.deadline import Deadline, Paused, Unfinished
 from amc.bench.search_methods import finals
 from amc.bench.search_methods.bench_recipe import BenchRecipe
 from amc.bench.search_methods.context import Context
-from amc.bench.search_methods.curves import plots_page
 from amc.bench.search_methods.findings import Findings, LeftOut
 from amc.bench.search_methods.orders import Order, is_ordered, order, read_order
+from amc.bench.search_methods.plots_page import plots_page
 from amc.bench.search_methods.results import results
 from amc.bench.search_methods.searches import FRONT, Search, Spec, front_caps, read_search, search, specs_of
 from amc.bench.search_methods.shared_study import front_method
