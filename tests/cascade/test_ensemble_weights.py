@@ -20,7 +20,6 @@ def some_outputs(seed: int, students: int, number: int = 60, noise: float = 1.0)
 
 @settings(deadline=None, max_examples=20)
 @given(st.integers(0, 10**6), st.integers(1, 6))
-@settings(deadline=None)
 def test_prefixes_never_lose_accuracy_on_the_examples_they_are_fitted_on(seed: int, students: int) -> None:
     """Nor do they come below the uniform average."""
     outputs, labels = some_outputs(seed, students)

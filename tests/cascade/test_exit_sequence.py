@@ -98,9 +98,8 @@ def test_stages_give_the_savers_answer_the_exits_and_the_bases_answer() -> None:
         torch.testing.assert_close(ours, at_once)
 
 
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 @given(st.integers(1, 4), st.integers(0, 3), st.integers(0, 1000))
-@settings(deadline=None)
 @torch.no_grad()
 def test_tokens_one_by_one_are_the_tokens_all_at_once(exits: int, layers: int, seed: int) -> None:
     """Extending the sequence by one token at a time changes nothing but rounding."""
@@ -230,9 +229,8 @@ def test_the_loss_counts_an_example_by_what_the_saver_lacks_in_confidence() -> N
     assert float(sequence_loss(exits, sure, targets)) == 0.0
 
 
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 @given(st.integers(0, 10**6))
-@settings(deadline=None)
 def test_mixed_targets_are_shares_of_what_stands_in_the_picture(seed: int) -> None:
     """For mixup and CutMix alike, and they sum to one."""
     draw = torch.Generator().manual_seed(seed)

@@ -68,7 +68,6 @@ def test_a_true_mean_is_rejected_in_at_most_delta_of_draws_and_bounds_lie_near_i
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(1, 400), st.data())
-@settings(deadline=None)
 def test_a_bound_is_where_the_test_begins_to_reject(count: int, data: st.DataObject) -> None:
     """At the bound the test rejects, and 0.001 below it does not."""
     worse = data.draw(st.integers(0, count))
@@ -82,7 +81,6 @@ def test_a_bound_is_where_the_test_begins_to_reject(count: int, data: st.DataObj
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 40), st.integers(0, 40), st.floats(-0.2, 0.5), st.floats(0, 0.3))
-@settings(deadline=None)
 def test_p_values_fall_as_the_mean_grows(worse: int, better: int, mean: float, more: float) -> None:
     """A larger hypothesised mean is rejected no less, up to 0.01."""
     # Cells lie elsewhere at each mean, so each p-value is above the exact one by its own hair.
