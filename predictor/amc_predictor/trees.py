@@ -4,8 +4,8 @@ Where many columns are bits and few of them matter, and only together, trees tha
 than a process that weighs them all. They are steps: their gradient in the policies is zero.
 
 Measured on synthetic tables of 54 to 159 columns, two thirds bits in [2, 8], with interactions (25 or 26 tables each):
-RMSE of new policies in units of the mean's, without trees / with them, stacked as `amc_predictor.stacking` does: 0.967 /
-0.912 from 20 policies, 0.868 / 0.833 from 40, 0.764 / 0.741 from 80, 0.673 / 0.649 from 160.
+RMSE of new policies in units of the mean's, without trees / with them, stacked as `amc_predictor.stacking` does: 0.967
+/ 0.912 from 20 policies, 0.868 / 0.833 from 40, 0.764 / 0.741 from 80, 0.673 / 0.649 from 160.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ def tangled_network(count: int, columns: int, seed: int = 0) -> tuple[torch.Tens
 @pytest.mark.parametrize("columns", [50, 160])
 @pytest.mark.parametrize("count", [20, 40])
 def test_few_values_of_many_columns_of_bits_are_not_extrapolated(columns: int, count: int) -> None:
-    """With fewer policies than columns, two thirds of them bits, predictions are no worse than the mean but for noise."""
+    """With fewer policies than columns, most of them bits, predictions are no worse than the mean but for noise."""
     for seed in range(2):
         policies, accuracy, bits = tangled_network(count + 300, columns, seed)
         predictor = EnsemblePredictor(seed=seed, bits=bits)
