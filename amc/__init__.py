@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from amc.cost.trace import trace as trace
     from amc.job.api import compress as compress
     from amc.job.api import open_run as open_run
+    from amc.job.doctor.examination import examine_network
     from amc.job.job import Job as Job
     from amc.job.job import open_job as open_job
     from amc.job.recipe import Recipe as Recipe
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
     from amc.job.rounding import recipe_rounding as recipe_rounding
     from amc.job.run import Run as Run
     from amc.job.run import claimed as claimed
-    from amc.release.archive import load_network as load  # noqa: F401 - listed in __all__
+    from amc.job.run_folder import read_json as read_json
+    from amc.release.archive import load_network, save_network
     from amc.study.heartbeat import measured_by as measured_by
     from amc.study.measure import Measure as Measure
     from amc.study.measure import MeasureSettings as MeasureSettings
@@ -49,6 +51,8 @@ if TYPE_CHECKING:
     from amc.study.trial import Protocol as Protocol
     from amc.study.trial import Trial as Trial
     from amc.study.trials import Study as Study
+    from amc.surgery.flop_counter import count_cut_macs as count_cut_macs
+    from amc.system.device import Compute as Compute
     from amc.system.errors import AmcError as AmcError
     from amc.system.errors import BudgetUnreachable as BudgetUnreachable
     from amc.system.errors import DataError as DataError
@@ -59,6 +63,10 @@ if TYPE_CHECKING:
     from amc.system.errors import UsageError as UsageError
     from amc.system.files import write_json as write_json
     from amc.system.files import write_text as write_text
+    from amc.system.isolation import LimitExceeded as LimitExceeded
+    from amc.system.isolation import Limits as Limits
+    from amc.system.isolation import is_out_of_memory as is_out_of_memory
+    from amc.system.isolation import isolated_each as isolated_each
     from amc.system.progress import Progress as Progress
     from amc.system.progress import Silent as Silent
     from amc.system.progress import Stage as Stage
@@ -66,12 +74,21 @@ if TYPE_CHECKING:
     from amc.system.settings import Settings as Settings
     from amc.train.evaluation import Evaluation as Evaluation
     from amc.train.evaluation import evaluate as evaluate
+    from amc.train.evaluation import paired_difference as paired_difference
     from amc.train.settings import FinetuneSchedule as FinetuneSchedule
     from amc.train.settings import RecoverySettings as RecoverySettings
+    from amc.train.settings import Schedule as Schedule
+    from amc.train.training import optimizer_of as optimizer_of
+    from amc.train.training import set_learning_rate as set_learning_rate
+    from amc.train.training import train as _train
     from amc.zoo.data.sources import load_splits as load_splits
     from amc.zoo.data.splits import MemorySplit as MemorySplit
+    from amc.zoo.data.splits import Split as Split
     from amc.zoo.data.splits import Splits as Splits
+    from amc.zoo.networks.source import ModelSource as ModelSource
     from amc.zoo.networks.source import build_model as build_model
+
+    load, save, examine, train_network = load_network, save_network, examine_network, _train
 
 # Where each public name lives; it is imported when it is first asked for, so that `amc --help` stays fast.
 _HOMES = {
@@ -79,11 +96,13 @@ _HOMES = {
     "amc.cost.budget": ("Budget", "format_cost", "parse_budgets"),
     "amc.cost.trace": ("Trace", "trace"),
     "amc.job.api": ("compress", "open_run"),
+    "amc.job.doctor.examination": ("examine",),
+    "amc.job.run_folder": ("read_json",),
     "amc.job.job": ("Job", "open_job"),
     "amc.job.recipe": ("Recipe", "load_recipe", "recipes_folder"),
     "amc.job.rounding": ("recipe_rounding",),
     "amc.job.run": ("Run", "claimed"),
-    "amc.release.archive": ("load",),
+    "amc.release.archive": ("load", "save"),
     "amc.study.heartbeat": ("measured_by",),
     "amc.study.measure": ("Measure", "MeasureSettings"),
     "amc.study.objective": ("smoothed_objective",),
@@ -94,6 +113,8 @@ _HOMES = {
     "amc.study.settings": ("SearchSettings",),
     "amc.study.trial": ("Protocol", "Trial"),
     "amc.study.trials": ("Study",),
+    "amc.surgery.flop_counter": ("count_cut_macs",),
+    "amc.system.device": ("Compute",),
     "amc.system.errors": (
         "AmcError",
         "BudgetUnreachable",
@@ -105,16 +126,19 @@ _HOMES = {
         "UsageError",
     ),
     "amc.system.files": ("write_json", "write_text"),
+    "amc.system.isolation": ("LimitExceeded", "Limits", "is_out_of_memory", "isolated_each"),
     "amc.system.progress": ("Progress", "Silent", "Stage", "shown"),
     "amc.system.settings": ("Settings",),
-    "amc.train.evaluation": ("Evaluation", "evaluate"),
-    "amc.train.settings": ("FinetuneSchedule", "RecoverySettings"),
+    "amc.train.evaluation": ("Evaluation", "evaluate", "paired_difference"),
+    "amc.train.settings": ("FinetuneSchedule", "RecoverySettings", "Schedule"),
+    "amc.train.training": ("optimizer_of", "set_learning_rate", "train_network"),
     "amc.zoo.data.sources": ("load_splits",),
-    "amc.zoo.data.splits": ("MemorySplit", "Splits"),
-    "amc.zoo.networks.source": ("build_model",),
+    "amc.zoo.data.splits": ("MemorySplit", "Split", "Splits"),
+    "amc.zoo.networks.source": ("ModelSource", "build_model"),
 }
 _PUBLIC = {name: home for home, names in _HOMES.items() for name in names}
-_RENAMED = {"load": "load_network"}  # the face's name -> its home's
+# The face's name -> its home's; `amc.train` is the room.
+_RENAMED = {"load": "load_network", "save": "save_network", "examine": "examine_network", "train_network": "train"}
 
 __all__ = sorted(_PUBLIC)  # pyright: ignore[reportUnsupportedDunderAll]
 

@@ -119,6 +119,18 @@ def test_groups_costs_and_reasons_are_told(model: nn.Module) -> None:
     assert space.dense_costs()["macs"] == by_hand
 
 
+def test_a_network_at_hand_is_examined(model: nn.Module) -> None:
+    """Groups, reachable costs and checks of cutting, saved and loaded too; the network stays as it is."""
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    record = amc.examine(model, torch.zeros(1, 3, 16, 16), settings={"surgery.round_to": 4})
+    assert record["ok"], record["reason"]
+    assert {group["name"] for group in record["groups"]} == {"0", "4"} and record["checks"]["saved"]
+    assert record["macs"] == amc.count_cut_macs(model, torch.zeros(1, 3, 16, 16)) > record["min_macs"]
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    other = amc.examine(model, torch.zeros(1, 5, 16, 16), settings={"surgery.round_to": 4})
+    assert not other["ok"] and other["reason"] and other["model"] == record["model"]
+
+
 def test_every_name_of_the_face_is_there() -> None:
     """`__all__` holds what can be had, each from its home."""
     for name in amc.__all__:

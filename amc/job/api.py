@@ -37,7 +37,7 @@ def compress(
     validation: Any = None,
     test: Any = None,
     budget: str | Sequence[str] | None = None,
-    recipe: str | Path | None = None,
+    recipe: str | Path | Recipe | None = None,
     weights: str | Path | None = None,
     metric: str | Function | None = None,
     batch: str | Function | None = None,
@@ -57,7 +57,7 @@ def compress(
         validation: likewise, what policies are chosen on; None: a tenth of `train`, where that is a data set.
         test: likewise, looked at once, at the end; None: the validation split stands in for it, and the figures say so.
         budget: `1.2GFLOPs` (1 FLOP is 1 multiply-add), `40%`, `9MB`, ...; several all hold.
-        recipe: a built-in recipe or a TOML file; the other arguments override it.
+        recipe: a built-in recipe, a TOML file or a `Recipe`; the other arguments override it.
         weights: a file, `default` or `none`, for a network by name.
         metric: from outputs and batch to scores in [0, 1], as a function or `package.module:function`; None: accuracy,
             or agreement with the dense network where batches carry no labels. See `amc.zoo.task`.
@@ -89,7 +89,7 @@ def compress(
     }
     if recipe is None and model is not None:
         overrides["name"] = job_name(model) if isinstance(model, str) else type(model).__name__.lower()
-    wanted = load_recipe(recipe, overrides)
+    wanted = amended(recipe, overrides) if isinstance(recipe, Recipe) else load_recipe(recipe, overrides)
     objects = isinstance(model, nn.Module) or train is not None or any(map(callable, (metric, batch, loss)))
     if not objects:
         return flow.compress(wanted, progress)

@@ -15,7 +15,8 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,6 +137,53 @@ def isolated(work: Callable[[Path], None], limits: Limits) -> Iterator[Path]:
         child.close()
 
 
+def isolated_each(
+    works: Mapping[str, Callable[[Path], None]], limits: Limits, jobs: int = 1
+) -> Iterator[tuple[str, Path | AmcError]]:
+    """Do many works by name, each in a child process of its own; yield each as it ends.
+
+    Args:
+        works: each is given a folder for what it finds. One that catches every error must let those pass of which
+            `is_out_of_memory` holds.
+        limits: of each child.
+        jobs: children at a time.
+
+    Yields:
+        The name, and the folder, which is removed when the next one is asked for, or the error that `isolated` raises.
+
+    Raises:
+        UsageError: no fork is safe here.
+    """
+    if not can_isolate():
+        raise errors.UsageError(f"child processes must be forked safely, as on Linux, but this is {sys.platform}")
+    waiting, running = deque(works.items()), dict[str, Child]()
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                name, work = waiting.popleft()
+                running[name] = Child(work, limits)
+            ended = [name for name, child in running.items() if child.poll()]
+            for name in ended:
+                child = running.pop(name)
+                try:
+                    yield name, _outcome(child)
+                finally:
+                    child.close()
+            if not ended:
+                time.sleep(POLL_SECONDS)
+    finally:
+        for child in running.values():
+            child.close()
+
+
+def _outcome(child: Child) -> Path | AmcError:
+    try:
+        child.raise_if_failed()
+    except AmcError as error:
+        return error
+    return child.folder
+
+
 def can_isolate() -> bool:
     """Whether a fork is safe here: elsewhere system libraries do not survive it."""
     return sys.platform.startswith("linux")
@@ -206,9 +254,7 @@ def _tell(folder: Path, error: BaseException) -> bool:
         elif isinstance(error, AmcError):
             failure = {"kind": type(error).__name__, "message": str(error)}
         else:
-            where = where_raised(error)
-            at = f" at {where}" if where else ""
-            failure = {"kind": "ModelError", "message": f"the network must run, but failed{at} with {one_line(error)}"}
+            failure = {"kind": "ModelError", "message": str(failed_run(error))}
         write_json(folder / FAILURE, failure)
     except Exception:
         return False
@@ -230,6 +276,13 @@ def is_out_of_memory(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def failed_run(error: BaseException) -> ModelError:
+    """Whatever a network raised while it ran, as one line that says where."""
+    where = where_raised(error)
+    at = f" at {where}" if where else ""
+    return ModelError(f"the network must run, but failed{at} with {one_line(error)}")
 
 
 def where_raised(error: BaseException) -> str:

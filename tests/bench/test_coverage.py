@@ -87,6 +87,7 @@ def test_a_large_sample_of_the_zoos_holds(zoo: str, name: str) -> None:
 def record(ok: bool = True, macs: float = 50.0) -> dict[str, Any]:
     """What an examination might have found."""
     checks = dict.fromkeys(("shape", "cost", "equal", "saved"), ok) | {"largest_difference": 1e-6, "policies": []}
+    checks |= {"tolerance": 1e-3, "faint": 1e-2}
     found = {"ok": ok, "reason": None if ok else "because | of it", "checks": checks, "macs": 100.0, "min_macs": macs,
              "cut_share": 1 - macs / 100, "trace_seconds": 1.0, "groups": [{"smallest": 0}, {"smallest": 8}],
              "frozen": []}  # fmt: skip

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from amc import BudgetUnreachable
+from amc import BudgetUnreachable, paired_difference
 from amc.bench.cascade.study_context import StudyContext
 from amc.bench.cascade.study_goals import Figures, StudyGoal
 from amc.cascade import (
@@ -35,7 +35,6 @@ from amc.cascade import (
     static_option,
     sweep,
 )
-from amc.train.evaluation import paired_difference
 
 DELTA, DROP = 0.1, 0.005  # of the certified plans: chance that the constraints are broken; accuracy that may be lost
 BATCH = 64

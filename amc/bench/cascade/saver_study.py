@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from amc import load, save, train_network
 from amc.bench.cascade.complementarity import complementarity
 from amc.bench.cascade.study_context import StudyContext
 from amc.bench.cascade.study_goals import Figures, StudyGoal
@@ -41,11 +42,10 @@ from amc.cascade import (
     threshold_ladder,
     whole_grid_match,
 )
-from amc.release.archive import WEIGHTS, load_network, save_network
-from amc.train.training import train
 
 DROP, DELTA = 0.005, 0.1  # of the sound rules: points of accuracy, chance that they fail
 SCRATCH, RELATIVE_COST = "twins", 0.25  # folder of a run; share of the base's cost at which relatives are compared
+RECORD = "architecture.json"  # of a saved network, written last
 GOALS = (
     StudyGoal("the saver chosen on held-out images is within 2 % of the best one on test",
          "regret of the choice", most=0.02),
@@ -151,17 +151,19 @@ def copy_from_scratch(context: StudyContext, member: NetworkComponent) -> Networ
     """A network of a member's shape trained from scratch, without the dense network; kept in the run."""
     run = context.family.run
     dense, folder = run.job, run.folder / SCRATCH / member.name
-    if not (folder / WEIGHTS).is_file():
+    if not (folder / RECORD).is_file():
         model = copy.deepcopy(member.model)
         torch.manual_seed(run.recipe.seed + 1)
         for module in model.modules():
             if callable(reset := getattr(module, "reset_parameters", None)):
                 reset()
         schedule = run.recipe.finetune
-        train(model, context.family.splits, schedule, dense.compute, seed=run.recipe.seed + 1,
-              title=f"train {member.name} from scratch", progress=context.progress, task=dense.task)  # fmt: skip
-        save_network(folder, model.eval(), dense.source, tuple(dense.data.input_shape), member.normalisation)
-    model = dense.compute.place(load_network(folder))
+        train_network(
+            model, context.family.splits, schedule, dense.compute, seed=run.recipe.seed + 1,
+            title=f"train {member.name} from scratch", progress=context.progress, task=dense.task,
+        )  # fmt: skip
+        save(folder, model.eval(), dense.source, tuple(dense.data.input_shape), member.normalisation)
+    model = dense.compute.place(load(folder))
     return NetworkComponent(
         f"{member.name} from scratch", model, member.macs, dense.source, member.input_shape, "external"
     )

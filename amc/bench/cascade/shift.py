@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from amc.zoo.data.splits import Batch, Split
+from amc import Split
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +42,7 @@ class Shifted:
         limit: int | None = None,
         rank: int = 0,
         world: int = 1,
-    ) -> Iterator[Batch]:
+    ) -> Iterator[Any]:
         draw = torch.Generator().manual_seed(rank)
         for inputs, labels in self.split.batches(size, seed=seed, augment=augment, limit=limit, rank=rank, world=world):
             noise = torch.randn(inputs.shape, generator=draw).to(inputs.device)

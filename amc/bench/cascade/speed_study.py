@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from amc import Compute, build_model
 from amc.bench.cascade.study_context import StudyContext
 from amc.bench.cascade.study_goals import Figures, StudyGoal
 from amc.bench.cascade.timing import BATCHES, bench_speed, speed_text
@@ -31,8 +32,6 @@ from amc.cascade import (
     in_a_row,
     sweep,
 )
-from amc.system.device import Compute
-from amc.zoo.networks.source import build_model
 
 INPUTS = 1024
 LARGE, SIDE, TIMED = "torchvision:resnet18", 64, 128  # images of SIDE x SIDE, so many of them

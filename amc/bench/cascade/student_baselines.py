@@ -17,7 +17,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from amc import Progress, Silent, Splits
+from amc import (
+    Compute,
+    Progress,
+    Schedule,
+    Silent,
+    Split,
+    Splits,
+    count_cut_macs,
+    optimizer_of,
+    set_learning_rate,
+)
 from amc.cascade import (
     BATCH,
     ConvStudent,
@@ -34,11 +44,6 @@ from amc.cascade import (
     teacher_outputs_of,
     width_for,
 )
-from amc.surgery.flop_counter import count_cut_macs
-from amc.system.device import Compute
-from amc.train.settings import Schedule
-from amc.train.training import optimizer_of, set_learning_rate
-from amc.zoo.data.splits import Split
 
 LEARNING_RATE = 0.015  # as `ConvStudents` are trained with
 

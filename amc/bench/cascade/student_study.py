@@ -17,7 +17,6 @@ from amc.bench.cascade.student_baselines import AccuracyCurve, compare
 from amc.bench.cascade.study_context import StudyContext
 from amc.bench.cascade.study_goals import Figures, StudyGoal
 from amc.cascade import Distilled, GameSettings, distil, split_in_two, teacher_outputs_of
-from amc.zoo.data.splits import groups_of
 
 ROUNDS = 4
 SEEN = 50_000  # examples that a student is trained on
@@ -39,7 +38,7 @@ def measure(context: StudyContext) -> tuple[Figures, dict[str, Any]]:
     family = context.family
     dense, teacher = family.run.job, family.dense
     measured = dense.data.validation
-    held_out = split_in_two(len(measured), context.seed, groups=groups_of(measured))[0]
+    held_out = split_in_two(len(measured), context.seed, groups=getattr(measured, "groups", None))[0]
     rules = GameSettings(rounds=ROUNDS)
     pool = teacher_outputs_of(teacher.model, dense.data, dense.compute, rules, context.seed)
     rules = replace(rules, passes=SEEN / len(pool))

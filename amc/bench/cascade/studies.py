@@ -9,16 +9,13 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from amc import Progress, UsageError
+from amc import Progress, UsageError, claimed, read_json, write_json, write_text
 from amc.bench.cascade import certificate_study, exit_study, plan_study, saver_study, speed_study, student_study
 from amc.bench.cascade.study_context import StudyContext, open_context
 from amc.bench.cascade.study_goals import Figures, StudyGoal, summary, summary_text
 from amc.bench.cascade.study_recipe import CascadeRecipe
 from amc.bench.deadline import Deadline, Paused, Unfinished
 from amc.bench.machine import machine
-from amc.job.run import claimed
-from amc.job.run_folder import read_json
-from amc.system.files import write_json, write_text
 
 FORMAT = "amc-bench-cascade/1"
 RESULTS, TABLE = "results.json", "table.txt"

@@ -8,10 +8,8 @@ from pathlib import Path
 
 import torch
 
-from amc import Budget, BudgetUnreachable, Progress, Recipe, parse_budgets
+from amc import Budget, BudgetUnreachable, Progress, Recipe, Split, compress, parse_budgets
 from amc.cascade import STATIC, Candidate, Component, Family, NetworkComponent, Records, join_stages
-from amc.job.compress import compress
-from amc.zoo.data.splits import Split
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,10 +70,10 @@ def open_context(
     """The context of a recipe: its run in `runs`, which is made, or gone on with, where it is not there.
 
     Raises:
-        AmcError: as `amc.job.compress.compress`.
+        AmcError: as `amc.compress`.
     """
     name = name or recipe.name
-    run = compress(recipe.model_copy(update={"out": str(runs / name)}), progress)
+    run = compress(recipe=recipe, out=runs / name, progress=progress)
     torch.manual_seed(seed)
     return StudyContext(
         name, Family(run, progress, seed), seed, tuple(parse_budgets(each)[0] for each in budgets), progress

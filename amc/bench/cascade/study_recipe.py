@@ -8,10 +8,8 @@ from typing import Literal
 
 from pydantic import Field, JsonValue
 
-from amc import Recipe, load_recipe, parse_budgets
+from amc import Recipe, Settings, load_recipe, parse_budgets, recipes_folder
 from amc.bench.recipe_file import dotted, read_recipe
-from amc.job.recipe import recipes_folder
-from amc.system.settings import Settings
 
 StudyName = Literal["exits", "exits-joint", "savers", "students", "risk", "speed", "plans"]
 

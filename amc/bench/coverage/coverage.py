@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
+
+from amc import GateFailed, Limits, Progress, UsageError, examine, write_json, write_text
 from amc.bench.coverage.coverage_table import compact, markdown
 from amc.bench.coverage.half_pruned import RATIO, prune_by_half
 from amc.bench.coverage.network_list import Entry, entries
 from amc.bench.coverage.sweep import Record, sweep
-from amc.job.doctor.checks import FAINT, TOLERANCE
-from amc.job.doctor.examination import Subject, examine_or_say_why
-from amc.job.recipe import load_recipe
-from amc.system.errors import GateFailed, UsageError
-from amc.system.files import write_json, write_text
-from amc.system.isolation import Limits, can_isolate
-from amc.system.progress import Progress
 
 LIMITS = Limits(400, 12)
 PEER_LIMITS = Limits(90, 6)
@@ -78,7 +76,7 @@ def cover(
     """
     if resume and folder is None:
         raise UsageError("--resume needs the folder of the run that was ended; give --out")
-    if not can_isolate():
+    if not sys.platform.startswith("linux"):
         raise UsageError("--zoo must run where processes can be forked safely (Linux); examine networks by --model")
     known = entries(zoo)
     chosen = [entry for entry in known if only is None or matches(entry.name, only)]
@@ -118,10 +116,7 @@ def _swept(
 
 def examine_entry(entry: Entry) -> Record:
     """The record of one network of a zoo; a failure is a record too."""
-    recipe = load_recipe(
-        None, {"name": entry.name, "model.name": entry.name, "model.weights": "none", "model.options": entry.options}
-    )
-    return examine_or_say_why(recipe, Subject((3, entry.size, entry.size)))
+    return examine(entry.name, torch.zeros(1, 3, entry.size, entry.size), options=entry.options)
 
 
 def matches(name: str, pattern: str) -> bool:
@@ -133,23 +128,22 @@ def matches(name: str, pattern: str) -> bool:
 
 def import_zoo(zoo: str) -> None:
     """Import a zoo's library once, before it is needed in many processes."""
-    if zoo == "timm":
-        from amc.zoo.networks.source import import_timm
-
-        import_timm()
-    import torchvision  # noqa: F401
+    if zoo == "timm" and find_spec("timm") is None:
+        raise UsageError("--zoo timm needs the package timm, but it is not installed; pip install 'amc-compress[timm]'")
+    import_module(zoo)
 
 
 def table_record(zoo: str, rows: Sequence[Record], limits: Limits) -> Record:
     """Everything that the table says."""
     peers = [row["torch_pruning"] for row in rows if row["torch_pruning"]]
+    checked: Record = next((row["checks"] for row in rows if "faint" in (row.get("checks") or ())), {})
     return {
         "format": "amc-coverage/1",
         "zoo": zoo,
         "versions": {name: found for name in ("torch", zoo, "torch-pruning") if (found := _version(name))},
         "limits": asdict(limits),
-        "tolerance": TOLERANCE,
-        "faint": FAINT,
+        "tolerance": checked.get("tolerance"),
+        "faint": checked.get("faint"),
         "torch_pruning_ratio": RATIO,
         "torch_pruning_limits": asdict(PEER_LIMITS),
         "summary": {

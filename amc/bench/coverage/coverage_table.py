@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from amc.cost.budget import format_cost
-from amc.job.doctor.checks import PARTS
+from amc import format_cost
 
 Record = dict[str, Any]
+PARTS = ("shape", "cost", "equal", "saved")  # of the checks that `amc.examine` makes
 COLUMNS = ("network", "pixels", "groups", "may go whole", "not cut", "MACs", "smallest", "can be cut", "trace", *PARTS,
            "largest difference", "torch-pruning at half")  # fmt: skip
 
@@ -46,9 +46,7 @@ def markdown(record: Mapping[str, Any]) -> str:
         "- shape: the output's is the dense network's. cost: MACs by torch's own counter, parameters and bytes are "
         "exactly those predicted. equal: the output is that of the dense network with the removed channels zero. "
         "saved: written and read again, the output is the same bit for bit",
-        f"- largest difference between those two outputs, as a share of the largest one between two images' outputs "
-        f"(of {record['faint']:.0%} of the largest output, where that is more), in float32, or in float64 where "
-        f"float32 rounds too much; up to {record['tolerance']:g} is equal",
+        *_difference_note(record),
         f"- torch-pruning: MACs that its pruner leaves at ratio {record['torch_pruning_ratio']:g}, within "
         f"{record['torch_pruning_limits']['seconds']:g} s and {record['torch_pruning_limits']['gigabytes']:g} GB, and "
         "whether the network then runs; whether what it computes is right is not looked at. Worse: its pruner runs "
@@ -62,6 +60,17 @@ def markdown(record: Mapping[str, Any]) -> str:
     if failed:
         lines += ["", "## What does not hold", "", *failed]
     return "\n".join(lines) + "\n"
+
+
+def _difference_note(record: Mapping[str, Any]) -> list[str]:
+    """What the column of differences means; nothing where no network was checked."""
+    if record["faint"] is None:
+        return []
+    return [
+        "- largest difference between those two outputs, as a share of the largest one between two images' outputs "
+        f"(of {record['faint']:.0%} of the largest output, where that is more), in float32, or in float64 where "
+        f"float32 rounds too much; up to {record['tolerance']:g} is equal"
+    ]
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import warnings
+from textwrap import shorten
 from time import perf_counter
 from typing import Any
 
 import torch
 from torch import nn
 
+from amc import build_model, count_cut_macs, is_out_of_memory
 from amc.bench.coverage.network_list import Entry
-from amc.surgery.flop_counter import count_cut_macs
-from amc.system.factory import one_line
-from amc.system.isolation import is_out_of_memory
-from amc.zoo.networks.source import model_source
 
 RATIO = 0.5
+REASON = 200  # characters
 
 
 def prune_by_half(entry: Entry) -> dict[str, Any]:
@@ -26,8 +25,7 @@ def prune_by_half(entry: Entry) -> dict[str, Any]:
         is right is not looked at. reason: its error in one line, None where ok. macs, pruned_macs, params,
         pruned_params; seconds: of building the pruner and its step.
     """
-    source = model_source(entry.name, options=entry.options)
-    model = source.build(0).eval()
+    model = build_model(entry.name, options=entry.options).eval()
     inputs = torch.randn(1, 3, entry.size, entry.size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         shape = model(inputs).shape
@@ -42,7 +40,7 @@ def prune_by_half(entry: Entry) -> dict[str, Any]:
     except Exception as error:  # in many ways
         if is_out_of_memory(error):
             raise
-        return record | {"reason": one_line(error)}
+        return record | {"reason": shorten(f"{type(error).__name__}: {error}", REASON, placeholder="...")}
     if after != shape:
         return record | {"reason": f"the output's shape became {tuple(after)} from {tuple(shape)}"}
     record["ok"] = True

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from amc.system.errors import UsageError
+from amc import UsageError
 
 ZOOS = ("torchvision", "timm")
 

@@ -20,9 +20,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from amc import build_model, write_text
 from amc.bench.coverage.network_list import networks_file
-from amc.system.files import write_text
-from amc.zoo.networks.source import import_timm, model_source, torchvision_names
 
 SIZES = (64, 96, 112, 128, 160, 192, 224, 256)
 LINES, SMALLEST, LARGEST = 3, 2, 100e6
@@ -31,7 +30,8 @@ SIZE_ARGUMENTS = ("img_size", "image_size", "input_size")
 
 def choose_timm(modules: Sequence[str]) -> list[tuple[str, str]]:
     """(module, name) of the networks chosen by the rule above."""
-    timm = import_timm()
+    import timm
+
     chosen = []
     for module in modules:
         known = [name for name in timm.list_models(module=module) if not name.startswith("test_")]
@@ -61,7 +61,7 @@ def _params(name: str) -> float:
     """Parameters of a network, built without memory; infinite where it cannot be."""
     try:
         with torch.device("meta"):
-            return float(sum(parameter.numel() for parameter in model_source(name).build().parameters()))
+            return float(sum(parameter.numel() for parameter in build_model(name).parameters()))
     except Exception:  # a factory that computes with its weights
         return float("inf")
 
@@ -80,7 +80,7 @@ def _reads(name: str, size: int, options: dict[str, Any]) -> bool:
     for device in ("meta", "cpu"):
         try:
             with torch.device(device), torch.no_grad():
-                model: nn.Module = model_source(name, options=options).build()
+                model: nn.Module = build_model(name, options=options)
                 model.eval()(torch.zeros(1, 3, size, size))
             return True
         except Exception:  # whatever a network raises for an image that it cannot read
@@ -89,7 +89,8 @@ def _reads(name: str, size: int, options: dict[str, Any]) -> bool:
 
 
 def _timm_entry(module: str, name: str) -> dict[str, Any]:
-    timm = import_timm()
+    import timm
+
     config = timm.models.get_pretrained_cfg(name)
     own = config.input_size[-1] if config is not None and config.input_size else 224
     return {"family": module, **describe(f"timm:{name}", own, _timm_size_argument(name))}
@@ -97,7 +98,8 @@ def _timm_entry(module: str, name: str) -> dict[str, Any]:
 
 def _timm_size_argument(name: str) -> str | None:
     """Factories of timm pass what they do not know on to the class, so the class is asked."""
-    timm = import_timm()
+    import timm
+
     try:
         with torch.device("meta"):
             taken = inspect.signature(type(timm.create_model(name)).__init__).parameters
@@ -118,9 +120,13 @@ def _torchvision_entry(name: str) -> dict[str, Any]:
 def main(zoo: str) -> None:
     """Write the list of a zoo anew."""
     if zoo == "timm":
-        entries = [_timm_entry(module, name) for module, name in choose_timm(import_timm().list_modules())]
+        import timm
+
+        entries = [_timm_entry(module, name) for module, name in choose_timm(timm.list_modules())]
     else:
-        entries = [_torchvision_entry(name) for name in torchvision_names()]
+        from torchvision import models
+
+        entries = [_torchvision_entry(name) for name in models.list_models(module=models)]
     lines = ",\n".join(f"  {json.dumps(entry)}" for entry in entries)
     write_text(networks_file(zoo), f"[\n{lines}\n]\n")
 

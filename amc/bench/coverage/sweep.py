@@ -7,17 +7,12 @@ from __future__ import annotations
 
 import json
 import os
-import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from amc import AmcError, LimitExceeded, Limits, Progress, isolated_each, write_json
 from amc.bench.coverage.network_list import Entry
-from amc.system.errors import AmcError
-from amc.system.files import write_json
-from amc.system.isolation import POLL_SECONDS, Child, LimitExceeded, Limits
-from amc.system.progress import Progress
 
 Record = dict[str, Any]
 RECORD = "record.json"
@@ -41,27 +36,12 @@ def sweep(
         jobs: children at a time.
     """
     found = read_journal(journal)
-    waiting = deque(entry for entry in entries if entry.name not in found)
+    waiting = {entry.name: _writing(examine, entry) for entry in entries if entry.name not in found}
     stage = progress.stage(title, len(waiting))
-    running: list[tuple[Entry, Child]] = []
-    try:
-        while waiting or running:
-            while waiting and len(running) < jobs:
-                entry = waiting.popleft()
-                running.append((entry, Child(_writing(examine, entry), limits)))
-            ended = [pair for pair in running if pair[1].poll()]
-            for entry, child in ended:
-                running.remove((entry, child))
-                record = _record_of(child)
-                child.close()
-                append_line(journal, entry.name, record)
-                found[entry.name] = record
-                stage.advance(1, entry.name if record["ok"] else f"{entry.name}: {record['reason']}")
-            if not ended:
-                time.sleep(POLL_SECONDS)
-    finally:
-        for _, child in running:
-            child.close()
+    for name, outcome in isolated_each(waiting, limits, jobs):
+        record = found[name] = _record_of(outcome)
+        append_line(journal, name, record)
+        stage.advance(1, name if record["ok"] else f"{name}: {record['reason']}")
     return {entry.name: found[entry.name] for entry in entries}
 
 
@@ -69,13 +49,11 @@ def _writing(examine: Callable[[Entry], Record], entry: Entry) -> Callable[[Path
     return lambda folder: write_json(folder / RECORD, examine(entry))
 
 
-def _record_of(child: Child) -> Record:
-    try:
-        child.raise_if_failed()
-    except AmcError as error:
-        record: Record = {"ok": False, "reason": str(error)}
-        return record | ({"limit": error.limit} if isinstance(error, LimitExceeded) else {})
-    done: Record = json.loads((child.folder / RECORD).read_text(encoding="utf-8"))
+def _record_of(outcome: Path | AmcError) -> Record:
+    if isinstance(outcome, AmcError):
+        record: Record = {"ok": False, "reason": str(outcome)}
+        return record | ({"limit": outcome.limit} if isinstance(outcome, LimitExceeded) else {})
+    done: Record = json.loads((outcome / RECORD).read_text(encoding="utf-8"))
     return done
 
 

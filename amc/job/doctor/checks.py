@@ -166,7 +166,7 @@ def _survives_saving(model: nn.Module, source: ModelSource, call: Call, output: 
     shape = tuple(next(iter(float_tensors(call.args)), torch.zeros(1)).shape[1:])
     with tempfile.TemporaryDirectory(prefix="amc-") as folder:
         save_network(Path(folder), model, source, shape)
-        again = _outputs(load_network(folder), call)
+        again = _outputs(load_network(folder, source.structure), call)
     return len(again) == len(output) and all(map(torch.equal, again, output))
 
 
@@ -177,5 +177,6 @@ def check_summary(checks: list[dict[str, Any]]) -> dict[str, Any]:
         **{part: all(check[part] for check in checks) for part in PARTS},
         "largest_difference": max(differences, default=None),
         "tolerance": TOLERANCE,
+        "faint": FAINT,
         "policies": checks,
     }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from time import perf_counter
 from typing import Any
@@ -14,7 +16,7 @@ from torch import nn
 from amc.cost.counts import count_bytes, count_macs, count_params
 from amc.job.doctor.checks import EXAMPLES, check_policies, check_summary
 from amc.job.job import load_model, settled
-from amc.job.recipe import Recipe
+from amc.job.recipe import Recipe, load_recipe
 from amc.surgery.channel_table import ChannelTable
 from amc.surgery.coupled_channels import KEPT
 from amc.surgery.grouping import trace_groups
@@ -22,8 +24,9 @@ from amc.surgery.layers import LAYERS, out_dim
 from amc.surgery.random_parameters import randomise
 from amc.system.device import Compute
 from amc.system.errors import AmcError, ModelError, UsageError
-from amc.system.isolation import is_out_of_memory
-from amc.zoo.call import Call
+from amc.system.isolation import failed_run, is_out_of_memory
+from amc.zoo.call import Call, as_call, float_tensors
+from amc.zoo.networks.source import ModelSource
 
 Record = dict[str, Any]
 DIGITS = 6
@@ -68,7 +71,55 @@ def examine(recipe: Recipe, subject: Subject) -> Record:
     Raises:
         ModelError: the network cannot be built, traced or cut.
     """
-    source, model = load_model(recipe, subject.classes, subject.shape)
+    return _examined(*load_model(recipe, subject.classes, subject.shape), recipe, subject)
+
+
+def examine_network(
+    model: str | nn.Module,
+    example: Any,
+    *,
+    options: Mapping[str, Any] | None = None,
+    ignore: Sequence[str] = (),
+    settings: Mapping[str, object] | None = None,
+) -> Record:
+    """What of a network can be cut, what cannot and why, and whether cutting is exact, as `amc doctor --json` says it.
+
+    It runs in this process, however long it takes: see `amc.isolated_each` for networks that may not be trusted.
+
+    Args:
+        model: an `nn.Module`, which stays as it is, or a name as `amc.compress` takes it; its weights do not matter.
+        example: what the network is called with: a tensor, a tuple of arguments or a dict of keyword arguments, the
+            batch first; several examples, or one tensor of real numbers, in whose place noise of its shape is taken.
+        options: arguments of the factory that `model` names.
+        ignore: names of modules to leave alone.
+        settings: any other recipe key, dotted: `{"surgery.round_to": 8}`.
+
+    Returns:
+        See `examine`; where the network cannot be built, traced or cut, `ok` is False and `reason` says why.
+    """
+    if isinstance(model, str):
+        name, at_hand = model, None
+    else:
+        at_hand = ModelSource.of_object(model), copy.deepcopy(model).cpu().eval()
+        name = at_hand[0].name
+    recipe = load_recipe(None, {
+        "name": name, "model.name": name, "model.weights": "none", "model.options": dict(options or {}),
+        "model.ignore": list(ignore) or None, **(settings or {}),
+    })  # fmt: skip
+    call = as_call(example)
+    first = next(iter(float_tensors(call.args)), torch.zeros(1))
+    subject = Subject(tuple(first.shape[1:]), None, None if _is_noise_enough(call) else call)
+    try:
+        return _examined(*at_hand, recipe, subject) if at_hand else examine(recipe, subject)
+    except Exception as error:  # a network may fail in any way
+        cause = error if isinstance(error, AmcError) else failed_run(error)
+        if is_out_of_memory(error) or not isinstance(cause, ModelError):
+            raise
+        return failure(recipe, subject, cause)
+
+
+def _examined(source: ModelSource, model: nn.Module, recipe: Recipe, subject: Subject) -> Record:
+    """`examine`, of a network at hand, whose weights are changed."""
     randomise(model)
     if recipe.surgery.round_to == "auto":
         example, compute = subject.examples(1, recipe.seed), Compute.detect()
