@@ -60,7 +60,6 @@ def test_every_network_has_images_of_its_own_kind() -> None:
     assert inputs.shape == (10, 3, 32, 32) and (inputs[:, 0] == inputs[:, 2]).all() and len(labels) == 10
 
 
-@pytest.mark.slow
 def test_searches_with_and_without_stopping_are_compared(tiny: Recipe) -> None:
     """Both kinds of search of each seed choose a policy; without stopping, every image is seen."""
     found = bench_stop(tiny, 12, 1, Silent())
@@ -76,7 +75,6 @@ def test_the_step_is_told_in_a_table(tiny: Recipe) -> None:
     assert row["step"] == 8 and "8" in rounding_text([row]).splitlines()[1]
 
 
-@pytest.mark.slow
 def test_no_ascent_that_lacks_a_part_is_better(shallow_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole ascent's bound is the highest under every budget, but for what its last moves leave to chance."""
     monkeypatch.setattr(ascent, "ENUMERABLE", 0)  # so small a space is not searched otherwise

@@ -95,7 +95,6 @@ def study(name: str, runs: Path, seeds: int = 1) -> CascadeRecipe:
     return CascadeRecipe.model_validate({**table, "on": [{"recipe": str(runs.parent / "tiny.toml")}]})
 
 
-@pytest.mark.slow
 def test_seeds_that_are_done_are_not_done_again_and_another_study_is_refused(runs: Path, tmp_path: Path) -> None:
     """A second run with more seeds adds only those that are missing; a folder belongs to one study."""
     first = bench_cascade(study("exits", runs), tmp_path, runs, Silent())
@@ -117,7 +116,6 @@ def test_a_study_out_of_time_ends_as_an_interrupted_command_does(runs: Path, tmp
     assert stop.value.exit_code == 130
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["exits-joint", "savers", "risk", "plans", "speed"])
 def test_every_study_gives_finite_figures_for_each_of_its_goals(name: str, runs: Path, tmp_path: Path) -> None:
     """On a tiny run every goal has its figure, and none is NaN or infinite."""

@@ -67,7 +67,6 @@ def test_every_family_of_timm_is_on_the_list() -> None:
         assert entry.name.removeprefix("timm:") in timm.list_models(module=entry.family)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("zoo", "name"), [(zoo, name) for zoo, names in SAMPLE.items() for name in names])
 def test_a_sample_of_the_zoos_holds(zoo: str, name: str) -> None:
     """Traced, cut by four policies, cost exact, equal to zeroing, saved and loaded."""
@@ -76,7 +75,6 @@ def test_a_sample_of_the_zoos_holds(zoo: str, name: str) -> None:
     assert record["cut_share"] > 0.5 and record["min_macs"] < record["macs"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("zoo", "name"), LARGE)
 def test_a_large_sample_of_the_zoos_holds(zoo: str, name: str) -> None:
     """As the small sample, without a share that must be cut."""
@@ -211,7 +209,6 @@ def test_mistakes_in_the_flags_are_one_line(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.slow
 def test_a_killed_sweep_goes_on(tmp_path: Path) -> None:
     """After kill -9 the journal holds what was done, and `--resume` does only the rest."""
     command = [sys.executable, "-m", "amc.cli", "doctor", "--zoo", "torchvision", "--only", "squeezenet*", "--quiet",

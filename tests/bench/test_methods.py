@@ -19,7 +19,7 @@ def searched(name: str) -> Problem:
     return run(METHODS[name], problem)
 
 
-@pytest.mark.parametrize("name", ["amc", *(pytest.param(name, marks=pytest.mark.slow) for name in ABLATIONS)])
+@pytest.mark.parametrize("name", ["amc", *ABLATIONS])
 def test_ours_spends_its_trials_on_legal_policies_and_beats_uniform_ratios(name: str) -> None:
     """Whatever is taken out, every trial is spent, the closing ones under the caps, and the best is above uniform's."""
     problem = searched(name)
@@ -29,7 +29,6 @@ def test_ours_spends_its_trials_on_legal_policies_and_beats_uniform_ratios(name:
     assert problem.best()[1] > searched("uniform").best()[1]
 
 
-@pytest.mark.slow
 def test_sensitivity_is_paid_for_once_in_trials():
     """Who cuts groups alone has so many trials less; the method that does not has them all."""
     space, cost = chain(6, 0, step=8)
@@ -56,7 +55,6 @@ def test_sensitivity_that_would_cost_every_trial_is_done_without():
     assert problem.sensitivity_curves() is None and problem.left == 5
 
 
-@pytest.mark.slow
 def test_a_search_is_determined_by_seed_and_objective() -> None:
     """The same problem is searched the same way twice, so that a stored comparison can be replayed."""
     one, other = searched("amc"), searched("amc")

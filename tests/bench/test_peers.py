@@ -81,7 +81,6 @@ def test_torch_prunings_policies_are_legal_and_under_all_caps(tiny: Job, shares:
     assert (utilisation(policies, caps) <= 1).all() and utilisation(policies, caps).max() > 0.7
 
 
-@pytest.mark.slow
 def test_the_two_rankings_differ(large: Job) -> None:
     """Ranked among all layers or among layers of one structure, ResNet-20 gets different widths of nearly one cost."""
     caps = caps_of(large, macs=0.3)
@@ -177,7 +176,6 @@ def test_a_cap_below_fastnas_smallest_network_is_told(tiny: Job, monkeypatch: py
         FastNAS(tiny).policy(caps_of(tiny, macs=0.5), trials=64)
 
 
-@pytest.mark.slow  # its import alone takes ten seconds
 def test_fastnas_keeps_to_caps_and_trials(tiny: Job) -> None:
     """Its policy is under both caps; evaluations and trial are no more than the trials; later caps need no more."""
     pytest.importorskip("modelopt.torch.prune")

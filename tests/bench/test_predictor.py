@@ -26,7 +26,6 @@ def briefly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(SeerNetPredictor.__init__, "__defaults__", (15, 20, 0.2, 0))
 
 
-@pytest.mark.slow
 def test_every_predictor_is_judged_at_every_count(tmp_path: Path) -> None:
     """Rows for each count of policies and predictor, in their ranges; ours alone has coverage."""
     found = bench_predictor(load_measured(*written(tmp_path)), (20, 160), 2, Silent())
@@ -45,7 +44,6 @@ def test_every_predictor_is_judged_at_every_count(tmp_path: Path) -> None:
     assert text[-1] == "--trials 160 left out: a split has 32 to learn from."
 
 
-@pytest.mark.slow
 def test_drifting_accuracies_are_reported(tmp_path: Path) -> None:
     """Accuracies that also hang on the place in the file are said to drift; those of the policy alone are not."""
     policies, accuracy = written(tmp_path, count=120)
@@ -69,7 +67,6 @@ def test_what_one_split_or_a_constant_cannot_tell_is_a_dash(tmp_path: Path) -> N
     assert line.endswith("constant on 1 of 1")
 
 
-@pytest.mark.slow
 def test_the_same_command_gives_the_same_figures(tmp_path: Path) -> None:
     """Figures on stdout as JSON, progress on stderr, and twice the same."""
     policies, accuracy = map(str, written(tmp_path))
@@ -136,7 +133,6 @@ def test_impossible_counts_are_refused(tmp_path: Path, counts: str) -> None:
     assert isinstance(done.exception, UsageError) and counts in str(done.exception)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("network", "least"), [("resnet20", 0.79), ("resnet18", 0.64)])
 def test_measured_networks_are_ordered(network: str, least: float) -> None:
     """On SeerNet's measurements, five splits' Kendall stays above its bound and above every baseline's."""

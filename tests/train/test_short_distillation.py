@@ -40,6 +40,7 @@ def test_workers_measure_what_this_process_would(run: Run) -> None:
         assert trial.seconds["train"] > 0
 
 
+@pytest.mark.slow
 def test_a_run_with_steps_is_retargeted_and_shown(run: Run, tmp_path: Path) -> None:
     """The measured accuracy of another budget is with the steps, and its network is the one that was measured."""
     found = retarget(run.folder, ["40%"], tmp_path / "other", 2, False, Silent()).record
