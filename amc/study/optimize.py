@@ -47,6 +47,7 @@ def optimize(
     budgets: str | Budget | Iterable[str | Budget],
     *,
     candidates: int = CANDIDATES,
+    predictor: str = "ensemble",
 ) -> Policy:
     """The best policy under `budgets`, by what the study has measured: no new search, seconds.
 
@@ -55,14 +56,15 @@ def optimize(
         budgets: caps that must all hold.
         candidates: how many of the best by prediction are measured, beside uniform ratios, before one is taken; 0
             takes the best by prediction as it is.
+        predictor: what learns accuracy from the trials: `ensemble`, or `mlp`, networks alone.
 
     Raises:
         BudgetUnreachable: no policy fits.
         UsageError: a budget is malformed.
     """
-    predictor = fit_predictor(study).predictor
+    fit = fit_predictor(study, predictor)
     caps = study.measure.trace.caps(parse_budgets(budgets))
-    return best_policy(study, predictor, caps, candidates)
+    return best_policy(study, fit.predictor, caps, candidates)
 
 
 def best_policy(study: Study, predictor: CalibratedPredictor, caps: tuple[Cap, ...], candidates: int) -> Policy:
