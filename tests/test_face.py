@@ -235,3 +235,49 @@ def test_a_run_is_opened_again_with_its_objects(model: nn.Module, object_run: am
     assert run.job.digests == object_run.metrics["digests"]
     with pytest.raises(amc.RunError, match="data"):
         amc.open_run(object_run.folder, model=model, **{**given, "train": DataLoader(quarters(512, 9), 64)}).job  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"model": nn.ReLU}, "give ReLU()"),
+        ({"model": 42}, "but is 42"),
+        ({"model": "tests.tiny:network"}, "given none"),
+        ({"train": [], "validation": []}, "hold"),
+    ],
+)
+def test_what_is_no_network_or_has_no_data_is_refused(
+    model: nn.Module, tmp_path: Path, given: dict[str, object], words: str
+) -> None:
+    """A default network or data set never takes the place of what the user meant to give."""
+    with pytest.raises(amc.AmcError, match=words.replace("(", r"\(").replace(")", r"\)")):
+        amc.compress(**{"model": model, "budget": "50%", "out": tmp_path / "run", **given})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [(torch.full((64,), 9), "labels must be 0 to 3"), (torch.zeros(64), "labels must be whole numbers")],
+)
+def test_labels_that_do_not_fit_are_named(model: nn.Module, labels: Tensor, words: str) -> None:
+    """Labels beyond the classes, or with fractions, are the data's fault and said to be."""
+    space = amc.trace(model, torch.zeros(1, 3, 16, 16))
+    batches = [(torch.rand(64, 3, 16, 16), labels)]
+    measure = amc.Measure(space, train=batches, validation=batches, device="cpu")
+    with pytest.raises(amc.DataError, match=words):
+        measure.evaluate_whole(model)
+
+
+def test_a_search_too_short_for_a_predictor_says_so(model: nn.Module) -> None:
+    """No trial at all is refused at once; too few are when a policy is asked for."""
+    space = amc.trace(model, torch.zeros(1, 3, 16, 16))
+    measure = amc.Measure(space, **loaders(), device="cpu")
+    with pytest.raises(amc.UsageError, match="at least 1"):
+        amc.search(space, measure, "50%", trials=0)
+    with pytest.raises(amc.UsageError, match="more trials"):
+        amc.optimize(amc.search(space, measure, "50%", trials=1), "50%")
+
+
+def test_a_network_is_evaluated_on_a_loader(model: nn.Module) -> None:
+    """`evaluate` takes what `Measure` takes, and runs where the network is."""
+    found = amc.evaluate(model, loaders()["validation"])
+    assert found.accuracy > 0.5 and len(found.scores) == 256

@@ -61,7 +61,8 @@ def doctor(
 
     flags: dict[str, Any] = {"model.ignore": ignore or None, "surgery.round_to": round_to}
     flags |= {"surgery.trace_seconds": seconds, "surgery.trace_gigabytes": gigabytes}
-    wanted = recipe_of(recipe, model, weights or "none", data, None, set_, flags)  # the shapes alone matter here
+    # the shapes alone matter here
+    wanted = recipe_of(recipe, model, weights or "none", data, None, set_, flags, needs_data=False)
     found = diagnose(wanted, input_, explicit_data=data is not None)
     print_result(found if json_ else record_text(found))
     raise_if_failed(found)

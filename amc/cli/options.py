@@ -92,9 +92,10 @@ def recipe_of(
     budget: list[str] | None = None,
     settings: list[str] | None = None,
     flags: Mapping[str, Any] = MappingProxyType({}),
+    needs_data: bool = True,
 ) -> Any:
     """The recipe asked for: the quickstart without `--recipe` and `--model`; `--model` alone starts from defaults."""
-    from amc.job.recipe import job_name, load_recipe
+    from amc.job.recipe import check_data_named, job_name, load_recipe
 
     overrides: dict[str, object] = dict(flags)
     overrides |= {"model.name": model, "model.weights": weights, "data.name": data, "budget": budget or None}
@@ -103,6 +104,8 @@ def recipe_of(
         recipe = "quickstart"
     if recipe is None and model is not None:
         overrides["name"] = job_name(model)
+        if needs_data and data is None:
+            check_data_named(model)
     return load_recipe(recipe, overrides)
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from amc.cost.activations import ActivationCost, profile_activations
-from amc.cost.budget import Budget, Unit
+from amc.cost.budget import Budget, Unit, format_cost
 from amc.cost.counts import ProductCost, count_bytes, count_macs, count_params
 from amc.surgery.channel_table import ChannelTable, Frozen, Group
 from amc.surgery.grouping import trace_isolated
@@ -29,7 +29,7 @@ CountCost = ProductCost | ActivationCost
 TRACE_LIMITS = Limits(600.0, 16.0)  # seconds and gigabytes, as the recipe's defaults
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Trace:
     """A trained network whose channels have been followed through every operation.
 
@@ -46,6 +46,10 @@ class Trace:
     table: ChannelTable
     digest: str
     origin: str
+
+    def __repr__(self) -> str:
+        macs, params = (format_cost(unit, self.dense_costs()[unit]) for unit in ("macs", "params"))
+        return f"Trace({type(self.model).__name__}: {len(self.groups)} groups, {macs}, {params})"
 
     @property
     def groups(self) -> tuple[Group, ...]:

@@ -13,7 +13,7 @@ from torch import nn
 from amc.cost.trace import digest_tensors
 from amc.job import compress as flow
 from amc.job.job import Brought, load_model
-from amc.job.recipe import Recipe, amended, job_name, load_recipe
+from amc.job.recipe import Recipe, amended, check_data_named, job_name, load_recipe
 from amc.job.run import Run
 from amc.system.errors import UsageError
 from amc.system.progress import Progress
@@ -72,8 +72,13 @@ def compress(
     Raises:
         AmcError: see `amc.system.errors`; the message is one line with the fix.
     """
+    if model is not None and not isinstance(model, (str, nn.Module)):
+        made = f"; give {model.__name__}()" if isinstance(model, type) else ""
+        raise UsageError(f"model must be an nn.Module or a name, but is {model!r}{made}")
     if recipe is None and model is None and train is None:
         recipe = "quickstart"
+    if recipe is None and data is None and train is None:
+        check_data_named(model)
     overrides: dict[str, object] = dict(settings or {})
     overrides |= {
         "model.name": model if isinstance(model, str) else None,

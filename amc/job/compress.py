@@ -86,6 +86,11 @@ def _compress(recipe: Recipe, folder: Path, progress: Progress, brought: Brought
         reference = job.measure.evaluate_whole(job.model)
     said = f"{job.task.metric_name} {reference.accuracy:.2%} on {len(job.data.validation):,} examples"
     progress.say(f"dense network: {said}")
+    classes = job.data.num_classes
+    if job.task.metric is None and classes and reference.interval_95[0] <= 1 / classes:
+        progress.say(
+            f"warning: the dense network is no better than a guess among {classes} classes; check weights and data"
+        )
     with clock("search"):
         study = job.study(folder, alone=True)
         baseline = uniform_policy(job.space, job.caps)

@@ -20,7 +20,7 @@ from amc.study.storage import shared_study_url, study_url
 from amc.study.trials import Study
 from amc.surgery.trace_cache import read_trace_cache, write_trace_cache
 from amc.system.device import Compute
-from amc.system.errors import UsageError
+from amc.system.errors import RunError, UsageError
 from amc.system.progress import Progress, Silent
 from amc.train.training import TrainingHistory, train
 from amc.zoo.call import Call
@@ -153,6 +153,11 @@ def bring(recipe: Recipe) -> Brought:
     Raises:
         ModelError, DataError, UsageError: what is wrong with the network, its weights, the data or a function.
     """
+    if any(name.startswith("object:") for name in (recipe.model.name, recipe.data.name)):
+        raise RunError(
+            "this run was made from objects, which no name brings back; open it in Python, with the same objects: "
+            "amc.open_run(folder, model=..., train=..., validation=..., test=...)"
+        )
     check_trust(recipe)
     task = load_task(recipe.task.batch, recipe.task.metric, recipe.task.loss)
     data = load_splits(

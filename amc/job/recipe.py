@@ -23,7 +23,7 @@ from amc.system.errors import UsageError
 from amc.system.settings import Settings
 from amc.train.settings import FinetuneSchedule, RecoverySettings, Schedule
 from amc.zoo.settings import DataSettings, ModelSettings, TaskSettings
-from amc.zoo.trust import allow, check_trusted, names_in
+from amc.zoo.trust import allow, check_trusted, is_own_code, names_in
 
 NAMES = ("model.name", "data.name", "task.batch", "task.metric", "task.loss")  # of code, perhaps the user's own
 
@@ -106,6 +106,13 @@ def amended(recipe: Recipe, overrides: Mapping[str, object]) -> Recipe:
         return Recipe.model_validate(table)
     except ValidationError as error:
         raise UsageError(_explain(f"recipe {recipe.name}", error)) from None
+
+
+def check_data_named(model: object) -> None:
+    """Raises `UsageError` for a network of the user's own without data: a default set would not be theirs."""
+    if model is not None and not (isinstance(model, str) and not is_own_code(model)):
+        name = model if isinstance(model, str) else type(model).__name__
+        raise UsageError(f"a network of your own needs your data, but {name} was given none; give --data, or train=")
 
 
 def check_trust(recipe: Recipe) -> None:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -125,7 +125,7 @@ class Run(RunFolder):
         brought: network, data and task, where the run was made from objects.
     """
 
-    brought: Brought | None = None
+    brought: Brought | None = field(default=None, repr=False)
 
     @classmethod
     def open(cls, folder: str | Path, brought: Brought | None = None) -> Self:

@@ -14,6 +14,7 @@ from amc.job.run_folder import RunFolder
 from amc.release import REPORT
 from amc.release.comparison import STAGES, comparison_sentences, seconds_text
 from amc.release.sentences import certificate_sentence, removed_groups, removed_of, trials_sentence
+from amc.zoo.trust import names_in, trusted
 
 BLOCKS = " ▏▎▍▌▋▊▉█"  # eighths of a cell
 COLUMN = 18  # cells of one network's column
@@ -62,9 +63,20 @@ def summary(run: RunFolder, terminal: Terminal | None = None) -> str:
         *_paragraph(comparison_sentences(metrics)[-1], terminal, indent=2),
         *([metrics["predictor"]["warning"]] if metrics["predictor"]["warning"] else []),
         f"  report    {run.folder / REPORT}",
-        f"  next      amc show {run.folder}   |   amc retarget {run.folder} --budget 40%   |   amc front {run.folder}",
+        f"  next      {_next(run)}",
     ]
     return _finished(lines, terminal, bold=1)
+
+
+def _next(run: RunFolder) -> str:
+    """What may be done with a run, as it must be typed."""
+    recipe, folder = run.recipe, run.folder
+    names = names_in(recipe.model, recipe.data, recipe.task)
+    if any(name.startswith("object:") for name in names):
+        return f"amc show {folder}   |   in Python: amc.open_run({str(folder)!r}, model=..., train=..., validation=...)"
+    own = ",".join(dict.fromkeys(name.partition(":")[0] for name in names if not trusted(name, own_environment=False)))
+    trust = f" --trust {own}" if own else ""
+    return f"amc show {folder}   |   amc retarget {folder} --budget 40%{trust}   |   amc front {folder}{trust}"
 
 
 def details(run: RunFolder, terminal: Terminal | None = None) -> str:

@@ -21,6 +21,7 @@ from amc.release.page import render_page
 from amc.release.plots import Mark
 from amc.release.report_inputs import ReportInputs
 from amc.release.sentences import certificate_sentence, removed_of, trials_sentence
+from amc.zoo.trust import trusted
 from amc_search import Cap, is_feasible, uniform
 
 NO_BREAK = "\u00a0"
@@ -221,9 +222,17 @@ def load_snippet(inputs: ReportInputs) -> str:
         use = use.replace("outputs", "logits", 1)
     return (
         "import amc, torch\n\n"
-        'model = amc.load(".")  # the folder that holds model.safetensors and architecture.json\n'
+        f'model = amc.load("."{_loading(inputs)})  # the folder that holds model.safetensors and architecture.json\n'
         f"{use}"
     )
+
+
+def _loading(inputs: ReportInputs) -> str:
+    """What `amc.load` needs beside the folder: whoever loads names the code that is not ours."""
+    name = inputs.metrics["model"]
+    if name.startswith("object:"):
+        return ", model=make"
+    return "" if trusted(name, own_environment=False) else f', trust="{name}"'
 
 
 def _lone_shape(inputs: ReportInputs) -> tuple[int, ...]:

@@ -25,6 +25,7 @@ from amc.surgery.folding import Cutter, Moments, reestimate_batchnorm, take_mome
 from amc.surgery.importance import EXAMPLES, Statistics, rank_channels
 from amc.surgery.trace_cache import TraceCache
 from amc.system.device import Compute
+from amc.system.errors import DataError
 from amc.system.eval_mode import evaluating
 from amc.train.evaluation import Evaluation, evaluate
 from amc.train.settings import FinetuneSchedule, RecoverySettings
@@ -101,6 +102,9 @@ class Measure:
         self.trace, self.settings, self.seed = space, settings, seed
         self.compute = Compute.of(next(space.model.parameters()).device if device is None else device)
         self.train, self.validation = KeptSplit(as_split(train, "train")), KeptSplit(as_split(validation, "validation"))
+        for name, split in (("train", self.train), ("validation", self.validation)):
+            if len(split) == 0:
+                raise DataError(f"the {name} split must hold examples, but is empty; check the data")
         task = metric if isinstance(metric, Task) else load_task(batch, metric, loss)
         self.task = task.bound(space.model, self.compute, next(self.validation.batches(1, limit=1), None))
 

@@ -18,7 +18,7 @@ from amc.study.policy import Policy
 from amc.study.sensitivity import held_sensitivity
 from amc.study.trial import Trial
 from amc.study.trials import Study
-from amc.system.errors import BudgetUnreachable, ModelError
+from amc.system.errors import BudgetUnreachable, ModelError, UsageError
 from amc.system.files import write_whole
 from amc_predictor import PREDICTORS, CalibratedPredictor, SensitivityCurves
 from amc_search import (
@@ -39,6 +39,7 @@ from amc_search import (
 POOR_KENDALL = 0.4  # below it, the order of two policies is little better than a guess
 KAPPA = 1.0  # the bound that the ascent maximises is mean - KAPPA x standard deviation
 WARM = 32  # best measured policies that an ascent also starts from
+FEWEST = 3  # trials that a predictor can be fitted to, beside the dense network
 CANDIDATES = 3  # best by prediction that are measured for another budget
 
 
@@ -122,7 +123,15 @@ class Fit:
 
 
 def fit_predictor(study: Study, name: str = "ensemble") -> Fit:
-    """A predictor of accuracy from all trials of the study, its sensitivity curves and the dense network's accuracy."""
+    """A predictor of accuracy from all trials of the study, its sensitivity curves and the dense network's accuracy.
+
+    Raises:
+        UsageError: the study holds too few trials.
+    """
+    if len(study.trials) < FEWEST:
+        raise UsageError(
+            f"a predictor needs at least {FEWEST} measured policies, got {len(study.trials)}; give more trials"
+        )
     return learn(study.space, study.trials, study.dense_accuracy, study.measure.seed, held_sensitivity(study), name)
 
 

@@ -49,6 +49,8 @@ def search(
     """
     if measure.trace is not space:
         raise UsageError("a search needs a measure of the same traced network, but this one was made with another")
+    if trials is not None and trials < 1:
+        raise UsageError(f"a search must measure at least 1 policy, but trials = {trials}")
     wanted = (settings or SearchSettings()).model_copy(update={} if trials is None else {"trials": trials})
     study = Study.of(measure, storage)
     run_search(study, space.caps(parse_budgets(budgets)), wanted, progress or Silent())

@@ -26,6 +26,7 @@ from amc.surgery.blueprint import Blueprint
 from amc.surgery.channel_table import ChannelTable
 from amc.surgery.cutting import Kept, assembled, cut_tensors, named_tensors, stays, with_tensors
 from amc.surgery.layers import BATCH_NORMS, CONVOLUTIONS, TRANSPOSED
+from amc.system.errors import DataError
 from amc.system.eval_mode import evaluating
 from amc.zoo.call import Call, float_tensors
 from amc.zoo.data.splits import Batch
@@ -129,6 +130,8 @@ def take_moments(
     mean, covariance, ridge = {}, {}, {}
     for name, (left, right) in halves.items():
         count = left.count + right.count
+        _check_finite(name, left)
+        _check_finite(name, right)
         mean[name] = (left.total + right.total) / count
         covariance[name] = (left.square + right.square) / count - torch.outer(mean[name], mean[name])
         ridge[name] = _choose_ridge(left, right, rng) if right.count else RIDGES[1]
@@ -142,6 +145,11 @@ def _channel_rows(module: nn.Module, inputs: Tensor, run: int) -> Tensor:
             inputs = inputs.reshape(*inputs.shape[:-1], -1, run).transpose(-1, -2)
         return inputs.reshape(-1, inputs.shape[-1]).float()
     return inputs.movedim(1, -1).reshape(-1, inputs.shape[1]).float()
+
+
+def _check_finite(name: str, sums: _MomentSums) -> None:
+    if not bool(sums.square.isfinite().all()):
+        raise DataError(f"training examples must be finite, but what reaches {name} is NaN or infinite; check the data")
 
 
 def _choose_ridge(left: _MomentSums, right: _MomentSums, rng: np.random.Generator) -> float:

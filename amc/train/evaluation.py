@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from amc.system.device import Compute
 from amc.system.errors import ModelError
 from amc.system.eval_mode import evaluating
-from amc.zoo.data.splits import Split
+from amc.zoo.data.loaders import as_split
 from amc.zoo.task import CLASSIFICATION, Task
 
 Z_95 = 1.959964
@@ -58,8 +59,8 @@ class Evaluation:
 @torch.inference_mode()
 def evaluate(
     model: nn.Module,
-    split: Split,
-    compute: Compute,
+    split: Any,
+    compute: Compute | None = None,
     *,
     batch_size: int = 250,
     limit: int | None = None,
@@ -69,12 +70,17 @@ def evaluate(
 ) -> Evaluation:
     """Run `model` over `split`, in its own order or shuffled by `seed`; training modes are left as they were found.
 
-    `stop`, asked after every batch but the last with the scores so far, (t,) float64, ends it early.
+    Args:
+        split: a `Split`, or a DataLoader, a data set or a list of batches.
+        compute: device and number format; None: where the network is.
+        stop: asked after every batch but the last with the scores so far, (t,) float64, it ends it early.
 
     Raises:
         ModelError: an output is NaN or infinite, or no logits where the task is classification.
         UsageError: a function of the user's fails, or its result breaks the rules of `amc.zoo.task`.
     """
+    split = as_split(split, "data")
+    compute = compute or Compute.of(next(model.parameters()).device)
     start = perf_counter()
     scores, totals = torch.zeros(0, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
     total, stopped = min(len(split), limit or len(split)), False

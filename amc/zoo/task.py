@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from amc.system.device import Compute
-from amc.system.errors import AmcError, ModelError, UsageError
+from amc.system.errors import AmcError, DataError, ModelError, UsageError
 from amc.system.factory import FACTORY, import_factory, one_line
 from amc.zoo.agreement import AGREEMENT, Agreement, are_classes, divergence, relative_error
 from amc.zoo.call import Call, as_call, float_tensors, moved, on_cpu
@@ -248,6 +248,7 @@ def _asked(flag: str, name: str, function: Function, *arguments: Any) -> Any:
 
 
 def _classified(logits: Any, batch: Any) -> Judgement:
+    _check_labels(logits, batch)
     if not (isinstance(logits, Tensor) and logits.ndim == 2 and _are_logits(logits, batch)):
         raise ModelError(
             f"accuracy needs logits (n, classes) and a batch of (inputs, labels), but the network gave {_kind(logits)}"
@@ -256,6 +257,23 @@ def _classified(logits: Any, batch: Any) -> Judgement:
     labels = batch[1]
     losses = [cross_entropy(logits * factor, labels, reduction="sum").double() for factor in SHARPNESS]
     return Judgement(logits.argmax(1) == labels, torch.stack(losses))
+
+
+def _check_labels(logits: Any, batch: Any) -> None:
+    """Raises `DataError` for labels that are no whole numbers, or that the network has no class for."""
+    if not (isinstance(logits, Tensor) and logits.ndim == 2 and isinstance(batch, (tuple, list)) and len(batch) > 1):
+        return
+    labels = batch[1]
+    if not (isinstance(labels, Tensor) and labels.shape == logits.shape[:1] and len(labels)):
+        return
+    if labels.is_floating_point():
+        raise DataError(f"labels must be whole numbers, but are {labels.dtype}; give labels.long(), or a metric")
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= logits.shape[1]:
+        raise DataError(
+            f"labels must be 0 to {logits.shape[1] - 1}, as the network has {logits.shape[1]} classes, but reach from "
+            f"{low} to {high}; check the labels, or the network's number of classes"
+        )
 
 
 def _are_classes(outputs: Any, batch: Any) -> bool:

@@ -30,12 +30,16 @@ def is_own_code(name: str) -> bool:
     return FACTORY.fullmatch(name) is not None and name.partition(":")[0] not in LIBRARIES
 
 
-def trusted(name: str, trust: Trust = ()) -> bool:
-    """Whether `name`, read from a file, may be imported. Names that import nothing of the user's always may."""
+def trusted(name: str, trust: Trust = (), *, own_environment: bool = True) -> bool:
+    """Whether `name`, read from a file, may be imported. Names that import nothing of the user's always may.
+
+    Args:
+        own_environment: whether what was trusted in this process counts.
+    """
     if not is_own_code(name):
         return True
     module, _, path = name.partition(":")
-    known = {*_listed(trust), *_listed(os.environ.get(VARIABLE, ""))}
+    known = {*_listed(trust), *(_listed(os.environ.get(VARIABLE, "")) if own_environment else ())}
     # An attribute of an attribute may lead out of a module (`package.module:os.system`): it must be named whole.
     return name in known or (module in {*known, *OURS} and "." not in path)
 
@@ -47,13 +51,14 @@ def allow(trust: Trust) -> None:
 
 
 def check_trusted(names: Iterable[str | None], trust: Trust, origin: str, error: type[AmcError]) -> None:
-    """Raises `error` for the first of `names` that may not be imported; `origin` says where they stand."""
-    for name in names:
-        if name is not None and not trusted(name, trust):
-            raise error(
-                f"{origin} names code of its own, {name}, which runs only if you trust it; "
-                f'give --trust {name} (trust="{name}")'
-            )
+    """Raises `error` where any of `names` may not be imported; `origin` says where they stand."""
+    unknown = list(dict.fromkeys(name for name in names if name is not None and not trusted(name, trust)))
+    if unknown:
+        listed = ",".join(unknown)
+        raise error(
+            f"{origin} names code of its own, {', '.join(unknown)}, which runs only if you trust it; "
+            f'give --trust {listed} (trust="{listed}")'
+        )
 
 
 def names_in(model: ModelSettings, data: DataSettings, task: TaskSettings) -> tuple[str, ...]:

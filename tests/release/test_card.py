@@ -30,7 +30,7 @@ def test_card_tells_split_sizes_and_preprocessing(card: str) -> None:
     assert "400 images to train, 100 to choose the policy, 100 to test" in card
     assert "(batch, 1, 28, 28)" in card
     assert "mean (0.286)" in card
-    assert 'amc.load(".")' in card
+    assert 'amc.load("."' in card
     assert "95% interval" in card
 
 

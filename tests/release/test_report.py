@@ -102,7 +102,7 @@ def test_report_tells_both_counts_under_their_names(page: Page, tiny_run: Run) -
     """Multiply-adds and the figure counted 2 each stand side by side."""
     assert "Multiply-adds (MACs)" in page.text
     assert "2 per multiply-add" in page.text
-    assert 'amc.load(".")' in page.text
+    assert 'amc.load("."' in page.text
     assert tiny_run.recipe.data.name in page.text
 
 

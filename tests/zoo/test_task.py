@@ -23,7 +23,7 @@ from amc.job.verify import verify
 from amc.surgery.flop_counter import count_cut_macs
 from amc.surgery.folding import reestimate_batchnorm
 from amc.system.device import Compute
-from amc.system.errors import AmcError, ModelError, UsageError
+from amc.system.errors import AmcError, DataError, ModelError, UsageError
 from amc.train.evaluation import evaluate, paired_difference
 from amc.train.settings import FinetuneSchedule
 from amc.train.training import train
@@ -240,7 +240,7 @@ def test_outputs_that_are_no_logits_ask_for_a_metric() -> None:
     """Dict outputs and numbers to be regressed cannot be right or wrong."""
     with pytest.raises(ModelError, match="accuracy needs logits"):
         evaluate(TwoViews(), signals().validation, CPU, task=load_task(batch=f"{HERE}:views"))
-    with pytest.raises(ModelError, match="a tensor"):
+    with pytest.raises(DataError, match="whole numbers"):
         CLASSIFICATION.judge(torch.zeros(3, 2), (torch.zeros(3), torch.zeros(3)), 3)
 
 
