@@ -55,11 +55,11 @@ def test_quick_reads_are_optunas_own_reads(url: str, request: pytest.FixtureRequ
         trial.set_user_attr("note", {"seconds": [0.5, number]})
         if number == 3:
             trial.report(0.25, 7)
-            study.set_attribute(trial, state=TrialState.PRUNED)
+            study.tell(trial, state=TrialState.PRUNED)
         elif number == 4:
-            study.set_attribute(trial, state=TrialState.FAIL)
+            study.tell(trial, state=TrialState.FAIL)
         elif number != 5:
-            study.set_attribute(trial, 0.1 * number)
+            study.tell(trial, 0.1 * number)
     assert study.get_trials() == optuna.load_study(storage=url, study_name=name).get_trials()
     assert [list(trial.distributions) for trial in study.get_trials()][1] == ["b", "a"]
     study.ask({"x": FloatDistribution(0, 1)})
