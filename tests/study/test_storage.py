@@ -63,7 +63,7 @@ def test_quick_reads_are_optunas_own_reads(url: str, request: pytest.FixtureRequ
     assert study.get_trials() == optuna.load_study(storage=url, study_name=name).get_trials()
     assert [list(trial.distributions) for trial in study.get_trials()][1] == ["b", "a"]
     study.ask({"x": FloatDistribution(0, 1)})
-    study.set_attribute(study.ask({"x": FloatDistribution(0, 2)}), float("inf"))
+    study.tell(study.ask({"x": FloatDistribution(0, 2)}), float("inf"))
     assert study.get_trials() == optuna.load_study(storage=url, study_name=name).get_trials()
 
 
