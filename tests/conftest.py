@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from torch import nn
 
 from amc.job.compress import compress
@@ -42,16 +43,32 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A real, finished run of a tiny network at 50 % of its MACs. Shared: read it, do not write into it."""
-    return finished_run(tmp_path_factory.mktemp("tiny"), network, "50%")
+def shared(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """A folder that all workers of this test run have in common."""
+    own = tmp_path_factory.getbasetemp()
+    return own if worker_id == "master" else own.parent
 
 
 @pytest.fixture(scope="session")
-def shallow_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def tiny_run(shared: Path) -> Run:
+    """A real, finished run of a tiny network at 50 % of its MACs. Shared: read it, do not write into it."""
+    return run_of_all_workers(shared / "tiny", network, "50%")
+
+
+@pytest.fixture(scope="session")
+def shallow_run(shared: Path) -> Run:
     """A real run whose cap is met only without a branch, of whose trials some stop early. Shared like `tiny_run`."""
-    home: Path = tmp_path_factory.mktemp("shallow")
-    return finished_run(home, residual, "1.2%", **{"search.trials": 24, "search.batch_size": 10})
+    return run_of_all_workers(shared / "shallow", residual, "1.2%", **{"search.trials": 24, "search.batch_size": 10})
+
+
+def run_of_all_workers(home: Path, factory: Callable[[], nn.Module], budget: str, **more: object) -> Run:
+    """The first worker that asks makes it, the others wait."""
+    with FileLock(home.with_suffix(".lock")):
+        if not (home / "done").exists():
+            home.mkdir(exist_ok=True)
+            finished_run(home, factory, budget, **more)
+            (home / "done").touch()
+    return Run.open(home / "run")
 
 
 def finished_run(home: Path, factory: Callable[[], nn.Module], budget: str, **more: object) -> Run:

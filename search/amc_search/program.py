@@ -130,7 +130,7 @@ def maximise(space: Space, caps: tuple[Cap, ...], scores: tuple[Reals, ...], eff
     for cap in caps:
         program.hold(cap)
     values = np.concatenate([score for _, score in bins])
-    unit = max(float(np.ptp(values)), 1e-12)
+    unit = max(float(np.ptp(values)), 1e-9 * float(np.abs(values).max()), 1e-12)  # above the rounding of a sum
     fraction, bound = program.solved(values / unit, effort)
     if fraction is None:
         return Optimum(None, bound * unit, False)

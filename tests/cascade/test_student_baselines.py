@@ -11,6 +11,7 @@ from amc.cascade.methods.bdistil.students import ConvStudents
 from tests.cascade.test_game import CLASSES, CPU, SHAPES, Matched, toy_splits
 
 
+@pytest.mark.slow
 def test_every_method_answers_at_the_costs_of_the_prefixes_and_learns() -> None:
     """All curves have nearly the same costs, and each ends with more than half of the answers right."""
     splits = toy_splits(SHAPES["series"])

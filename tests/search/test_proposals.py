@@ -67,7 +67,7 @@ def test_every_acquisition_gets_its_share_near_the_cap():
     assert (utilisation(np.concatenate(list(chosen.values())), caps) > 0.8).mean() > 0.9
 
 
-@pytest.mark.parametrize("groups", [6, 30])
+@pytest.mark.parametrize("groups", [6, pytest.param(30, marks=pytest.mark.slow)])
 def test_many_groups_are_evolved_for_as_long_as_they_need(groups, monkeypatch):
     """With few groups or many, an evolution gains at least nine tenths of what a very long one does."""
     space = every_other_removable(chain(groups)[0])
