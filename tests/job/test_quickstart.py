@@ -22,7 +22,7 @@ from tests.interrupts import heed_interrupts
 
 ROOT = Path(__file__).parents[2]
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
-COMMAND = [sys.executable, "-m", "amc.cli", "compress", "--quiet"]
+COMMAND = [sys.executable, "-m", "amc.cli", "compress", "--quiet", "--study", "run"]
 
 pytestmark = pytest.mark.slow
 
@@ -62,7 +62,7 @@ def test_a_retarget_is_legal_and_uses_its_cap(quickstart: Run, budget: str) -> N
     found = quickstart.retarget(budget)
     use = found.costs["macs"] / (float(budget[:-1]) / 100 * quickstart.metrics["dense"]["macs"])
     assert 0.97 <= use <= 1
-    assert quickstart.job.space.is_legal(found.policy).all()
+    assert quickstart.job.space.is_legal(found.policy.array).all()
 
 
 def test_a_search_killed_in_the_middle_goes_on_where_it_was(tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_many_processes_make_one_release(tmp_path: Path) -> None:
     """`torchrun` on two processes: the first searches, both fine-tune, one speaks."""
     arguments = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "amc.cli",
-        "compress", "--quiet", "--json", "--out", str(tmp_path / "run"), "--trials", "12",
+        "compress", "--quiet", "--json", "--out", str(tmp_path / "run"), "--budget", "50%", "--trials", "12",
         "--set", "finetune.epochs=1", "--set", "finetune.uniform=false",
     ]  # fmt: skip
     done = subprocess.run(arguments, cwd=ROOT, env=ONE_THREAD, capture_output=True, text=True, timeout=600)

@@ -87,7 +87,7 @@ def command(folder: Path, url: str | None, seed: int) -> list[str]:
     return [
         sys.executable, "-m", "amc.cli", "compress", "--model", "tests.study.test_soak:network", "--weights", "none",
         "--data", "tests.tiny:pictures", "--budget", "50%", "--out", str(folder), "--trials", str(TRIALS),
-        "--seed", str(seed), "--workers", str(WORKERS), "--quiet", *(["--study", url] if url else []),
+        "--seed", str(seed), "--workers", str(WORKERS), "--quiet", "--study", url or "run",
         *(part for key, value in settings.items() for part in ("--set", f"{key}={value}")),
     ]  # fmt: skip
 
