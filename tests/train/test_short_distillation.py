@@ -33,8 +33,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 @pytest.mark.slow
 def test_workers_measure_what_this_process_would(run: Run) -> None:
     """Every trial of the run, whoever measured it, is what measuring its policy again gives."""
-    assert len(run.trials) >= 10
-    for trial in [trial for trial in run.trials if not trial.stopped][:3]:
+    assert len(run.study.trials) >= 10
+    for trial in [trial for trial in run.study.trials if not trial.stopped][:3]:
         again = run.job.measure(np.array(trial.policy))
         assert (again.accuracy, again.loss) == pytest.approx((trial.accuracy, trial.loss))
         assert trial.seconds["train"] > 0
