@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,10 +20,11 @@ WORKERS = 8  # at most: every one of them imports torch
 TRUSTED = "tests.tiny,tests.zoo.test_task,tests.cascade.test_exit_sequence,amc.bench.images"  # of runs made here
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """In every process that is started from here: one thread, and trust in the networks of the tests."""
     os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"))
-    os.environ["XDG_DATA_HOME"] = tempfile.mkdtemp(prefix="amc-tests-")  # where studies are kept by default
+    studies = os.environ["XDG_DATA_HOME"] = tempfile.mkdtemp(prefix="amc-tests-")  # where they are kept by default
+    config.add_cleanup(lambda: shutil.rmtree(studies, ignore_errors=True))
     os.environ["AMC_TRUST"] = TRUSTED
 
 

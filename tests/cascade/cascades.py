@@ -131,7 +131,7 @@ def decided(records: Records, rule: StopRule) -> Tensor:
     """
     added = [1.0] * len(records.stages)
     plain, sure = simulate(records, rule, added), torch.ones(len(records), dtype=torch.bool)
-    for seed in range(4):
+    for seed in range(16):  # at an edge, all on one side: 1 in 32,768
         draw = torch.rand(records.logits.shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
         moved = replace(records, logits=records.logits * (1 + ROUNDING * draw) + ROUNDING * draw.flip(1))
         other = simulate(moved, rule, added)

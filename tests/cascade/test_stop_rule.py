@@ -60,6 +60,14 @@ def test_thresholds_above_every_score_give_the_last_stage_and_below_every_score_
     assert torch.equal(at_once.predictions, records.predictions[0]) and at_once.mean_cost == 1.0
 
 
+def test_only_a_visited_stage_answers_even_where_none_has_a_score() -> None:
+    """Of stages without a score, as of an empty bin's, the last one that was visited answers."""
+    records = some_records(0)
+    scores = torch.full((3, len(records)), -NEVER, dtype=torch.float64)
+    found = simulate(records, StopRule(Confident(), (NEVER, -NEVER), best=True), [1.0, 1.0, 1.0], scores)
+    assert set(found.stop.tolist()) == set(found.answered.tolist()) == {1}
+
+
 @given(st.integers(0, 10**6))
 @settings(deadline=None)
 def test_features_lie_between_zero_and_one_and_see_only_visited_stages(seed: int) -> None:

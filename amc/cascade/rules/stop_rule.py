@@ -104,4 +104,4 @@ def simulate(records: Records, rule: StopRule, added: Sequence[float], scores: T
 def _best_visited(scores: Tensor, stop: Tensor) -> Tensor:
     stages = torch.arange(len(scores))[:, None]
     seen = scores.masked_fill(stages > stop, -NEVER)
-    return len(scores) - 1 - seen.flip(0).argmax(0)
+    return (len(scores) - 1 - seen.flip(0).argmax(0)).minimum(stop)  # where no visited stage has a score, the last one
