@@ -54,13 +54,19 @@ def work(
     """
     folder = next((Path(text) for text in (where, recipe) if text and (Path(text) / RECIPE_FILE).is_file()), None)
     url = _url_of(Path(where)) if (Path(where) / RECIPE_FILE).is_file() else where
-    joined = _Joined.find(url, study or (_study_of(folder, overrides or {}) if url != where else None), progress)
-    wanted = joined.recipe if recipe is None else read_recipe(Path(recipe)) if folder else load_recipe(recipe)
-    if wanted is None:
+    joined = None if url != where and study is None else _Joined.find(url, study, progress)
+    if recipe is not None:
+        wanted = read_recipe(Path(recipe)) if folder else load_recipe(recipe)
+    elif joined is None:  # a run folder: its own recipe names its study, of the many that the storage may hold
+        wanted = read_recipe(Path(where))
+    elif joined.recipe is None:
         raise UsageError(f"{joined.name} was begun by an earlier AMC and holds no recipe; give its --recipe")
+    else:
+        wanted = joined.recipe
     wanted = amended(wanted, {"threads": wanted.threads or 1, **(overrides or {})})
     wanted.budgets  # noqa: B018 - a recipe without a budget is refused before the network is prepared
     job = open_job(wanted, folder, progress, store=False)
+    joined = joined or _Joined.find(url, f"amc-{job.measure.protocol().digest}", progress)
     _check_same(job.measure.protocol(), joined)
     trials = Study.of(job.measure, url, folder if supervised else None)
     before = trials.done_here
@@ -68,14 +74,6 @@ def work(
     measure, sampler = stopping_measure(trials, job.caps, wanted.search), sampler_of(trials, job.caps, wanted.search)
     trials.run(measure, sampler, wanted.search.trials, progress)
     return {"study": joined.name, "trials": len(trials.trials), "measured_here": trials.done_here - before}
-
-
-def _study_of(folder: Path | None, overrides: Mapping[str, object]) -> str | None:
-    """The study of a run folder, whose storage may hold those of other runs as well."""
-    if folder is None:
-        return None
-    recipe = amended(read_recipe(folder), overrides)
-    return f"amc-{open_job(recipe, folder, store=False).measure.protocol().digest}"
 
 
 class _Joined:

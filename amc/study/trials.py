@@ -84,7 +84,8 @@ class Study:
         self._study = self._patiently(self._open, 0.0)
         if alone:
             home = name_of(folder)
-            self.mark_failed(lambda name: name.startswith(home) if name else url is None)
+            own = folder is not None and self.url == study_url(folder)  # nobody else measures into it
+            self.mark_failed(lambda name: name.startswith(home) if name else own)
 
     @classmethod
     def of(cls, measure: Measure, url: str | None = None, folder: Path | None = None, *, alone: bool = False) -> Study:
