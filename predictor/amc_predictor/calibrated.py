@@ -19,7 +19,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -27,12 +27,15 @@ from torch import Tensor
 from amc_predictor import conformal
 from amc_predictor.curves import SensitivityCurves
 from amc_predictor.examples import checked_examples, checked_policies, fold_of_each
+from amc_predictor.link import Link
 from amc_predictor.model import Model
+from amc_predictor.networks import Networks, Training, train
 from amc_predictor.ranks import Ranks
 from amc_predictor.stacking import stacked
 
 SCALE_FLOOR = 0.1  # a spread is never cut to less than a tenth: few held-out errors may all be small by luck
 MEDIAN_OF_NORMAL = 0.6745  # of |z|; a median, since one degenerate policy far off would widen every interval
+NOISE_FLOOR = 1e-4  # of accuracy: values that happen to agree are no proof of certainty
 RANK_TENSORS = ("accuracy", "mean", "std", "low", "high", "fold")
 
 
@@ -44,6 +47,9 @@ class CalibratedPredictor(ABC):
     predictions; the global random state is not touched.
 
     Args:
+        members: networks in the ensemble.
+        hidden: units of each.
+        training: settings of the networks; None: the predictor's own.
         seed: draws folds, initial weights and bootstraps.
         folds: at most this many for calibration; fewer where n is smaller.
         bits: numbers of the columns that are bits, each from 1 to 32; all others are kept fractions.
@@ -56,24 +62,52 @@ class CalibratedPredictor(ABC):
 
     ranks: Ranks
 
+    default_training: ClassVar[Training] = Training()
+
     def __init__(
         self,
+        members: int = 8,
+        hidden: int = 32,
+        training: Training | None = None,
         *,
         seed: int = 0,
         folds: int = 5,
         bits: Sequence[int] = (),
         sensitivity: SensitivityCurves | None = None,
     ) -> None:
+        if members < 1 or hidden < 1:
+            raise ValueError(f"members and hidden must be at least 1, got {members=}, {hidden=}")
         if folds < 2:
             raise ValueError(f"folds must be at least 2, got {folds}")
         if bits and sensitivity:
             raise ValueError(f"a sensitivity is of kept fractions, so no column may be bits, got bits={tuple(bits)}")
+        self.members, self.hidden, self.training = members, hidden, training or self.default_training
         self.seed, self.folds, self.bits, self.sensitivity = seed, folds, tuple(bits), sensitivity
         self._model: Model | None = None
 
     @abstractmethod
     def _models(self, inputs: Tensor, values: Tensor, fold: Tensor) -> list[Model]:
         """One model a fold, which has not seen it, then the model of everything."""
+
+    def _trained(
+        self, inputs: Tensor, values: Tensor, offset: Tensor, seen: Tensor, link: Link, unit: float = 1.0
+    ) -> list[Networks]:
+        """The networks of all folds, and of everything, trained at once: (K + 1) times `members` of them."""
+        generator = torch.Generator().manual_seed(self.seed)
+        weight, held = bootstraps(seen, self.members, generator)
+        trained = train(
+            Networks.untrained(len(weight), inputs.shape[1], self.hidden, generator),
+            inputs=inputs.float(),
+            offset=offset.float().repeat_interleave(self.members, dim=0),
+            accuracy=values.float(),
+            weight=weight,
+            held=held,
+            link=link,
+            training=self.training,
+            generator=generator,
+            unit=unit,
+        )
+        return [trained.some(slice(index * self.members, (index + 1) * self.members)) for index in range(len(seen))]
 
     def fit(self, policies: Tensor, accuracy: Tensor) -> None:
         """Learn from policies (n, d) and accuracies (n,) in [0, 1]; forgets earlier fits.
@@ -152,3 +186,14 @@ class CalibratedPredictor(ABC):
         if self._model is None:
             raise RuntimeError("fit the predictor before predicting")
         return self._model
+
+
+def bootstraps(seen: Tensor, members: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Of each row of `seen` (k, n) a bootstrap a member: how often each policy is drawn, (k members, n).
+
+    With it, (k members, n), what each network's output counts in the held-out prediction of a policy.
+    """
+    chance = seen.float().repeat_interleave(members, dim=0)
+    draws = torch.multinomial(chance, chance.shape[1], replacement=True, generator=generator)
+    weight = torch.zeros_like(chance).scatter_add_(1, draws, torch.ones_like(chance))
+    return weight, (1 - chance) / members

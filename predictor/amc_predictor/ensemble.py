@@ -7,19 +7,16 @@ bits, boosted trees are a member. Held-out errors say how much each member count
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from amc_predictor.calibrated import CalibratedPredictor
-from amc_predictor.curves import SensitivityCurves
+from amc_predictor.calibrated import NOISE_FLOOR, CalibratedPredictor
 from amc_predictor.evidence import Evidence
 from amc_predictor.examples import bits_mask
 from amc_predictor.features import Scaling
 from amc_predictor.link import Link, candidate_links
-from amc_predictor.mlp import NOISE_FLOOR, bootstraps
 from amc_predictor.model import Model
 from amc_predictor.networks import Networks, Training, train
 from amc_predictor.process import Process, projections
@@ -35,29 +32,7 @@ class EnsemblePredictor(CalibratedPredictor):
     """A Gaussian process with an ensemble of small networks, boosted trees where there are bits, and the mean.
 
     One fit trains the final networks and those of all folds in one batch.
-
-    Args:
-        members: networks in the ensemble.
-        hidden: units of each.
-        training: settings of the networks.
-        seed, folds, bits, sensitivity: see `CalibratedPredictor`.
     """
-
-    def __init__(
-        self,
-        members: int = 8,
-        hidden: int = 32,
-        training: Training = Training(),
-        *,
-        seed: int = 0,
-        folds: int = 5,
-        bits: Sequence[int] = (),
-        sensitivity: SensitivityCurves | None = None,
-    ) -> None:
-        if members < 1 or hidden < 1:
-            raise ValueError(f"members and hidden must be at least 1, got {members=}, {hidden=}")
-        super().__init__(seed=seed, folds=folds, bits=bits, sensitivity=sensitivity)
-        self.members, self.hidden, self.training = members, hidden, training
 
     def _models(self, inputs: Tensor, values: Tensor, fold: Tensor) -> list[Model]:
         order = torch.randperm(len(values), generator=torch.Generator().manual_seed(self.seed))
@@ -105,23 +80,6 @@ class EnsemblePredictor(CalibratedPredictor):
         evidence = Evidence(features[judged], bits)
         choice = evidence.settled(values[judged], evidence.best(values[judged], candidate_links(values)))
         return choice.link, *projections(features, choice.link.score(values), seen, anchors, bits, choice)
-
-    def _trained(self, inputs: Tensor, values: Tensor, offset: Tensor, seen: Tensor, link: Link) -> list[Networks]:
-        """The networks of all folds, and of everything, trained at once: (K + 1) times `members` of them."""
-        generator = torch.Generator().manual_seed(self.seed)
-        weight, held = bootstraps(seen, self.members, generator)
-        trained = train(
-            Networks.untrained(len(weight), inputs.shape[1], self.hidden, generator),
-            inputs=inputs.float(),
-            offset=offset.float().repeat_interleave(self.members, dim=0),
-            accuracy=values.float(),
-            weight=weight,
-            held=held,
-            link=link,
-            training=self.training,
-            generator=generator,
-        )
-        return [trained.some(slice(index * self.members, (index + 1) * self.members)) for index in range(len(seen))]
 
     def _trained_on_many(
         self, features: Tensor, values: Tensor, offset: Tensor, seen: Tensor, link: Link
