@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import amc
+from amc.job.show import details, summary
 
 
 def small_network() -> nn.Module:
@@ -181,7 +182,7 @@ def object_run(model: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> am
 def test_objects_are_compressed_as_names_are(model: nn.Module, object_run: amc.Run) -> None:
     """The same flow, folder and figures; the network given stays as it is."""
     assert object_run.metrics["budgets"][0]["used"] <= object_run.metrics["budgets"][0]["limit"]
-    assert object_run.metrics["dense"]["test_accuracy"] > 0.5
+    assert object_run.metrics["dense"]["test_accuracy"] > 0.5 and object_run.metrics["tested_on"] == "test"
     inputs = torch.rand(4, 3, 16, 16)
     again = amc.load(object_run.folder, model=small_network)
     assert torch.equal(again(inputs), object_run.model(inputs))
@@ -226,6 +227,17 @@ def test_without_labels_the_metric_is_agreement(model: nn.Module, tmp_path: Path
     run = compressed(model, tmp_path / "run", **parts)
     assert run.metrics["metric"] == "agreement" and run.metrics["dense"]["test_accuracy"] == 1.0
     assert 0.3 < run.metrics["released"]["test_accuracy"] <= 1.0
+
+
+def test_without_a_test_split_the_figures_say_so(model: nn.Module, tmp_path: Path) -> None:
+    """The validation split stands in for it; summary, report and card tell what that makes of the figures."""
+    run = compressed(model, tmp_path / "run", test=None)
+    said = "No test split was given"
+    assert run.metrics["tested_on"] == "validation"
+    assert run.metrics["dense"]["test_accuracy"] == run.metrics["dense"]["measure_accuracy"]
+    assert said in " ".join(summary(run).split()) and said in " ".join(details(run).split())
+    for page in ("report.html", "README.md"):
+        assert said in (run.folder / page).read_text(encoding="utf-8")
 
 
 def test_a_run_is_opened_again_with_its_objects(model: nn.Module, object_run: amc.Run) -> None:

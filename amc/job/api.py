@@ -12,13 +12,12 @@ from torch import nn
 
 from amc.cost.trace import digest_tensors
 from amc.job import compress as flow
-from amc.job.job import Brought, load_model
+from amc.job.job import Brought, load_data, load_model
 from amc.job.recipe import Recipe, amended, check_data_named, job_name, load_recipe
 from amc.job.run import Run
 from amc.system.errors import UsageError
 from amc.system.progress import Progress
 from amc.zoo.data.loaders import as_split, as_splits, hold_out_split
-from amc.zoo.data.sources import load_splits
 from amc.zoo.data.splits import Splits
 from amc.zoo.networks.source import ModelSource
 from amc.zoo.task import Task, load_task
@@ -125,12 +124,13 @@ def _data(recipe: Recipe, train: Any, validation: Any, test: Any) -> Splits:
     if train is None:
         if validation is not None or test is not None:
             raise UsageError("`validation` and `test` go with `train`, but there is none; give train=")
-        wanted = recipe.data
-        return load_splits(wanted.name, size=wanted.size, split_seed=wanted.split_seed, cache=wanted.cache)
-    rest = as_split(train, "train")
+        return load_data(recipe)
+    whole = as_split(train, "train")
     if validation is None:
-        rest, validation = hold_out_split(rest, HELD_OUT, recipe.seed)
-    return as_splits(rest, validation, validation if test is None else test)
+        rest, held = hold_out_split(whole, HELD_OUT, recipe.seed)
+        return as_splits(rest, held, held if test is None else test)
+    held_out = as_split(validation, "validation")
+    return as_splits(whole, held_out, held_out if test is None else test)
 
 
 def open_run(folder: str | Path, trust: Trust = (), **objects: Any) -> Run:

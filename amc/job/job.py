@@ -160,10 +160,14 @@ def bring(recipe: Recipe) -> Brought:
         )
     check_trust(recipe)
     task = load_task(recipe.task.batch, recipe.task.metric, recipe.task.loss)
-    data = load_splits(
-        recipe.data.name, size=recipe.data.size, split_seed=recipe.data.split_seed, cache=recipe.data.cache
-    )
+    data = load_data(recipe)
     return Brought(*load_model(recipe, data.num_classes, data.input_shape), data, task)
+
+
+def load_data(recipe: Recipe) -> Splits:
+    """The splits of the data that a recipe names. Raises `DataError`."""
+    wanted = recipe.data
+    return load_splits(wanted.name, size=wanted.size, split_seed=wanted.split_seed, cache=wanted.cache)
 
 
 def open_job(

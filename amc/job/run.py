@@ -106,8 +106,8 @@ def has_finished(folder: Path) -> bool:
     """Whether the run in `folder` has released what its recipe asks for."""
     if not (folder / METRICS).is_file():
         return False
-    asked = read_json(folder / METRICS).get("asked_trials")
-    return asked is None or asked >= read_recipe(folder).search.trials
+    metrics = read_json(folder / METRICS)  # runs of before there was `asked_trials` are known by what they measured
+    return bool(metrics.get("asked_trials", metrics["trials"]) >= read_recipe(folder).search.trials)
 
 
 def _leaves(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -13,7 +13,7 @@ from amc.cost.budget import format_bytes, format_cost, format_flops_2x, format_m
 from amc.job.run_folder import RunFolder
 from amc.release import REPORT
 from amc.release.comparison import STAGES, comparison_sentences, seconds_text
-from amc.release.sentences import certificate_sentence, removed_groups, removed_of, trials_sentence
+from amc.release.sentences import certificate_sentence, removed_groups, removed_of, trials_sentence, untested_sentence
 from amc.zoo.trust import names_in, trusted
 
 BLOCKS = " ▏▎▍▌▋▊▉█"  # eighths of a cell
@@ -61,6 +61,7 @@ def summary(run: RunFolder, terminal: Terminal | None = None) -> str:
         f"  test      {dense['test_accuracy']:.2%} {arrow} {released['test_accuracy']:.2%} "
         f"(95% interval {low:.2%} to {high:.2%})",
         *_paragraph(comparison_sentences(metrics)[-1], terminal, indent=2),
+        *(_paragraph(f"{untested}.", terminal, indent=2) if (untested := untested_sentence(metrics)) else []),
         *([metrics["predictor"]["warning"]] if metrics["predictor"]["warning"] else []),
         f"  report    {run.folder / REPORT}",
         f"  next      {_next(run)}",
@@ -90,7 +91,8 @@ def details(run: RunFolder, terminal: Terminal | None = None) -> str:
     if removed := removed_groups(run.policy):
         lines += _paragraph(f"Branches removed: {', '.join(removed)}", terminal, indent=2)
     lines += ["", _head("Against uniform ratios", terminal)]
-    for sentence in comparison_sentences(metrics):
+    untested = untested_sentence(metrics)
+    for sentence in [*comparison_sentences(metrics), *([f"{untested}."] if untested else [])]:
         lines += _paragraph(sentence, terminal, indent=2)
     quality = metrics["predictor"]
     lines += [

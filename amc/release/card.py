@@ -12,7 +12,7 @@ from amc.release.archive import RECORD, WEIGHTS
 from amc.release.comparison import comparison_sentences
 from amc.release.report import cap_rows, load_snippet, network_rows, preprocessing
 from amc.release.report_inputs import ReportInputs
-from amc.release.sentences import certificate_sentence, removed_of
+from amc.release.sentences import certificate_sentence, removed_of, untested_sentence
 
 
 def model_card(folder: Path, inputs: ReportInputs) -> str:
@@ -46,6 +46,7 @@ def model_card(folder: Path, inputs: ReportInputs) -> str:
         stopped=metrics.get("stopped", 0),
         kendall=metrics["predictor"]["kendall"],
         warning=metrics["predictor"]["warning"],
+        untested=untested_sentence(metrics),
         certificate=certificate_sentence(metrics),
         protocol=inputs.measure.protocol(),
         protocol_digest=metrics["protocol"],

@@ -20,7 +20,7 @@ from amc.release.comparison import comparison_sentences, seconds_text
 from amc.release.page import render_page
 from amc.release.plots import Mark
 from amc.release.report_inputs import ReportInputs
-from amc.release.sentences import certificate_sentence, removed_of, trials_sentence
+from amc.release.sentences import certificate_sentence, removed_of, trials_sentence, untested_sentence
 from amc.zoo.trust import trusted
 from amc_search import Cap, is_feasible, uniform
 
@@ -45,6 +45,7 @@ def report(inputs: ReportInputs) -> str:
         "caps": cap_rows(metrics),
         "validation_images": len(data.validation),
         "test_images": len(data.test),
+        "untested": untested_sentence(metrics),
         "below": plots.hidden_below(drawn["front"], accuracies),
         "below_predicted": plots.hidden_below(drawn["prediction"], predictor.ranks.accuracy.tolist()),
         "ranks": {

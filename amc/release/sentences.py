@@ -17,6 +17,16 @@ def removed_of(metrics: Mapping[str, Any]) -> list[str]:
     return names
 
 
+def untested_sentence(metrics: Mapping[str, Any]) -> str:
+    """Where there was no test split, what that makes of the test figures; else ""."""
+    if metrics.get("tested_on", "test") == "test":
+        return ""
+    return (
+        "No test split was given: every test figure is of the validation split, on which the policy was chosen, and so "
+        "too good"
+    )
+
+
 def trials_sentence(metrics: Mapping[str, Any]) -> str:
     """How many trials were measured, and how many of them not to the end: `163 trials measured, 22 of them ...`."""
     stopped = metrics.get("stopped", 0)

@@ -15,7 +15,7 @@ from torch import nn
 
 from amc.cost.counts import count_bytes, count_macs, count_params
 from amc.job.doctor.checks import EXAMPLES, check_policies, check_summary
-from amc.job.job import load_model, settled
+from amc.job.job import load_data, load_model, settled
 from amc.job.recipe import Recipe, load_recipe
 from amc.surgery.channel_table import ChannelTable
 from amc.surgery.coupled_channels import KEPT
@@ -220,11 +220,9 @@ def subject_of(recipe: Recipe, text: str | None, *, explicit_data: bool) -> Subj
             )
         return _without_data(recipe, tuple(map(int, parts)))
     if explicit_data or (name in FACTORIES and name not in NO_IMAGES):
-        from amc.zoo.data.sources import load_splits
         from amc.zoo.task import load_task
 
-        data = recipe.data
-        splits = load_splits(data.name, size=data.size, split_seed=data.split_seed, cache=data.cache)
+        splits = load_data(recipe)
         task = load_task(recipe.task.batch, recipe.task.metric, recipe.task.loss)
         call = task.call(next(iter(splits.train.batches(EXAMPLES, limit=EXAMPLES))))
         return Subject(splits.input_shape, splits.num_classes, None if _is_noise_enough(call) else call)

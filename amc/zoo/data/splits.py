@@ -72,6 +72,11 @@ class Splits:
     input_shape: tuple[int, ...] = ()
     num_classes: int | None = None
 
+    @property
+    def has_test(self) -> bool:
+        """Whether there is a test split of its own; else the validation split stands in for it."""
+        return self.test is not self.validation
+
     @cached_property
     def digest(self) -> str:
         """Hash of the two splits that a trial depends on; `test` never decides anything, so it is left out."""
